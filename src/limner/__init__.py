@@ -1,0 +1,106 @@
+"""Limner: Stable Diffusion, whole, in one Python package.
+
+    import limner
+
+    model = limner.load("picturebook")
+    result = model.generate("a yellow boat on the sea at sunset", seed=42, num_images=4)
+    result.images[0].save("boat.png")
+
+Importing this does not import torch: a name is looked up when it is first used.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.errors import (
+    InvalidCheckpoint,
+    InvalidDataset,
+    InvalidPicture,
+    InvalidRequest,
+    InvalidTrainingState,
+    LimnerError,
+    ModelNotFound,
+    NumericalError,
+    OutputError,
+    PickleRefused,
+    PromptError,
+    UnsupportedModel,
+)
+
+if TYPE_CHECKING:
+    from limner.pipeline.metadata import Picture
+    from limner.pipeline.model import Model, Precision, Progress, load
+    from limner.pipeline.result import GenerationResult
+    from limner.request import GenerationRequest
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GenerationRequest",
+    "GenerationResult",
+    "InvalidCheckpoint",
+    "InvalidDataset",
+    "InvalidPicture",
+    "InvalidRequest",
+    "InvalidTrainingState",
+    "LimnerError",
+    "Model",
+    "ModelNotFound",
+    "NumericalError",
+    "OutputError",
+    "PickleRefused",
+    "Picture",
+    "Progress",
+    "PromptError",
+    "UnsupportedModel",
+    "generate",
+    "load",
+]
+
+_HOMES = {
+    "GenerationRequest": "limner.request",
+    "GenerationResult": "limner.pipeline.result",
+    "Model": "limner.pipeline.model",
+    "Picture": "limner.pipeline.metadata",
+    "Progress": "limner.pipeline.model",
+    "load": "limner.pipeline.model",
+}
+
+
+def generate(
+    prompt: str,
+    *,
+    model: str | Path = "picturebook",
+    revision: str | None = None,
+    variant: str | None = None,
+    device: str = "auto",
+    precision: "Precision" = "auto",
+    **fields: Any,
+) -> "GenerationResult":
+    """Load a model, draw with it and let it go. To draw more than once, keep what `load` returns.
+
+    Args:
+        prompt: what to draw.
+        model, revision, variant, device, precision: as of `load`.
+        **fields: of `GenerationRequest`, such as steps, guidance_scale, seed, num_images.
+
+    Raises:
+        LimnerError: as `load` and `Model.generate` do.
+    """
+    from limner.pipeline.model import load
+
+    loaded = load(model, revision=revision, variant=variant, device=device, precision=precision)
+    return loaded.generate(prompt, **fields)
+
+
+if not TYPE_CHECKING:  # else a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'limner' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,55 @@
+"""`limner show`: what a picture says of how it was drawn."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from limner.cli import terminal
+
+if TYPE_CHECKING:
+    from limner.pipeline.metadata import Record
+
+
+def show(
+    picture: Annotated[Path, typer.Argument(help="A picture drawn by Limner, or by AUTOMATIC1111's webui.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole record as JSON.")] = False,
+) -> None:
+    """Show the request stored in a picture. `limner generate --from` draws it again."""
+    from limner.errors import InvalidPicture
+    from limner.pipeline.metadata import read_record, read_texts
+
+    texts = read_texts(picture)
+    if not texts or (as_json and "limner" not in texts):
+        what = "holds no record of Limner's" if texts else "does not say what drew it"
+        raise InvalidPicture(
+            f"{picture} {what}",
+            hint="`limner show` without --json prints what it says"
+            if texts
+            else "editors and websites often strip a picture's metadata; use the original file",
+        )
+    if "limner" not in texts:
+        typer.echo(terminal.printable(texts["parameters"]))
+        return
+    try:
+        record = read_record(picture)
+    except InvalidPicture as error:
+        terminal.warning(error.message)
+        typer.echo(terminal.printable(texts["limner"]))
+        return
+    assert record is not None
+    if as_json:
+        typer.echo(json.dumps(record.model_dump(mode="json"), indent=2))
+    else:
+        terminal.columns(_rows(record))
+
+
+def _rows(record: "Record") -> list[tuple[str, str]]:
+    request = record.request.model_dump(exclude_none=True, exclude={"num_images"})
+    rows = [(name.replace("_", " "), str(value)) for name, value in request.items()]
+    rows.append(("family", record.model.get("family", "")))
+    rows.append(("model hash", record.model.get("sha256", "")[:10]))
+    rows.append(("drawn with", ", ".join(f"{name} {value}" for name, value in record.environment.items())))
+    rows += [("warning", warning) for warning in record.warnings]
+    return [(name, value) for name, value in rows if value]

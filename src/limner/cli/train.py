@@ -1,0 +1,475 @@
+"""`limner train`: the networks from scratch, or further, on the picture world or on a folder of pictures."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limner.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from limner.nn.clip import CLIPTextModel
+    from limner.picturebook.world import World
+    from limner.prompts.tokenizer import Tokenizer
+    from limner.training.data import Pictures
+    from limner.training.loop import Task
+
+app = typer.Typer(
+    help="Train networks from scratch or further. A run lives in a folder and resumes where it stopped.",
+    no_args_is_help=True,
+)
+
+
+class Precision(StrEnum):
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Dtype(StrEnum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class LrSchedule(StrEnum):
+    cosine = "cosine"
+    constant = "constant"
+
+
+class Prediction(StrEnum):
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+    sample = "sample"
+
+
+class Timesteps(StrEnum):
+    uniform = "uniform"
+    logit_normal = "logit_normal"
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run: checkpoints, metrics, samples, export.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the whole run; the lr schedule spans them.")]
+Minutes = Annotated[
+    float | None, typer.Option(help="Stop after so many minutes, with a checkpoint to resume from.")
+]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Pictures per step.")]
+Lr = Annotated[float, typer.Option(min=0, help="Peak learning rate.")]
+Pics = Annotated[
+    int,
+    typer.Option(
+        "--cache", min=1, help="Pictures of the world to train on, drawn once into the run's folder."
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Train on this folder of captioned pictures instead of the world: metadata.jsonl, or .txt files."
+    ),
+]
+WorldFile = Annotated[
+    Path | None,
+    typer.Option("--world", help="JSON file with fields of picturebook.World that make it smaller."),
+]
+Size = Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels.")]
+Init = Annotated[
+    Path | None, typer.Option(help="Start from the weights in this folder, not from random ones.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="A config.json that gives the geometry instead of the small preset."),
+]
+Seed = Annotated[int, typer.Option(help="Of weights, batches and noise.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--fresh",
+        help="Resume with changed options (steps, lr …), or start afresh. By default a run whose options are "
+        "unchanged resumes.",
+    ),
+]
+Accumulate = Annotated[int, typer.Option(min=1, help="Batches per step.")]
+Ema = Annotated[float, typer.Option("--ema", min=0, max=1, help="Decay of the weights' moving average.")]
+Warmup = Annotated[int, typer.Option(min=0, help="Steps of lr warm-up.")]
+Schedule = Annotated[LrSchedule, typer.Option(help="After the warm-up.")]
+Prec = Annotated[
+    Precision, typer.Option(help="bf16 computes in bfloat16 where that is safe and keeps fp32 weights.")
+]
+CheckpointMinutes = Annotated[float, typer.Option(min=0, help="A checkpoint every so many minutes.")]
+SampleMinutes = Annotated[float, typer.Option(min=0, help="Samples and validation every so many minutes.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+ChannelsLast = Annotated[
+    bool, typer.Option("--channels-last", help="Faster on GPUs, slower for narrow networks on CPUs.")
+]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
+]
+
+
+@app.command()
+def vae(
+    out: Out,
+    steps: Steps = 10_000,
+    batch: BatchSize = 32,
+    lr: Lr = 1e-3,
+    crop: Annotated[int, typer.Option(min=8, help="Side of the random crops, in pixels.")] = 64,
+    kl_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of the KL divergence, per latent value.")
+    ] = 1e-5,
+    decoder_only: Annotated[
+        bool,
+        typer.Option("--decoder-only", help="Leave the encoder of --init, and so its latents, as it is."),
+    ] = False,
+    cache: Pics = 20_000,
+    data: Data = None,
+    world: WorldFile = None,
+    size: Size = 128,
+    config: ConfigFile = None,
+    init: Init = None,
+    seed: Seed = 0,
+    minutes: Minutes = None,
+    resume: Resume = None,
+    accumulate: Accumulate = 1,
+    ema: Ema = 0.999,
+    warmup: Warmup = 200,
+    lr_schedule: Schedule = LrSchedule.cosine,
+    precision: Prec = Precision.bf16,
+    channels_last: ChannelsLast = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    sample_minutes: SampleMinutes = 5.0,
+    device: Device = "auto",
+) -> None:
+    """Train the autoencoder: pictures to latents and back. Exports to OUT/export/vae."""
+    _run("vae", dict(locals()))
+
+
+def _vae(o: SimpleNamespace) -> "Task":
+    from limner.nn.vae import VAEConfig
+    from limner.training.vae import PICTUREBOOK, VAESettings, VAETask
+    from limner.weights.checkpoint import read_config
+
+    if o.decoder_only and o.init is None:
+        raise InvalidRequest("--decoder-only needs an encoder to leave alone", hint="name it with --init")
+    config = o.config or (o.init / "config.json" if o.init else None)
+    geometry = PICTUREBOOK if config is None else read_config(config, VAEConfig)
+    pictures, fresh = _pictures(o, o.cache, cached=True)
+    settings = VAESettings(geometry, o.batch, o.crop, o.kl_weight, o.decoder_only, o.seed)
+    return VAETask(settings, pictures, fresh, o.init)
+
+
+@app.command()
+def unet(
+    out: Out,
+    vae: Annotated[
+        Path, typer.Option(help="Folder of the autoencoder, such as RUN/export/vae of `train vae`.")
+    ],
+    steps: Steps = 20_000,
+    batch: BatchSize = 64,
+    lr: Lr = 5e-4,
+    latents: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Pictures of the world to train on, drawn and encoded once into the run's folder."
+        ),
+    ] = 40_000,
+    data: Data = None,
+    world: WorldFile = None,
+    size: Size = 128,
+    config: ConfigFile = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from the U-Net, text encoder and tokenizer of this checkpoint.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Take text_encoder/ and tokenizer/ from this folder, such as a CLIP run's export."),
+    ] = None,
+    text_config: Annotated[Path | None, typer.Option(help="A config.json for a new text encoder.")] = None,
+    train_text_encoder: Annotated[
+        bool, typer.Option(help="The text encoder learns along with the U-Net, or stays as it is.")
+    ] = True,
+    prediction: Annotated[
+        Prediction, typer.Option(help="What the U-Net learns to predict.")
+    ] = Prediction.v_prediction,
+    zero_terminal_snr: Annotated[
+        bool, typer.Option("--zero-terminal-snr", help="The last timestep is all noise.")
+    ] = False,
+    min_snr: Annotated[
+        float, typer.Option(min=0, help="Gamma of min-SNR loss weights (5 is usual); 0: none.")
+    ] = 0.0,
+    drop_caption: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of captions left empty, for guidance.")
+    ] = 0.1,
+    timesteps: Annotated[Timesteps, typer.Option(help="How training draws timesteps.")] = Timesteps.uniform,
+    guidance_scale: Annotated[float, typer.Option(help="Of the samples.")] = 4.0,
+    seed: Seed = 0,
+    minutes: Minutes = None,
+    resume: Resume = None,
+    accumulate: Accumulate = 1,
+    ema: Ema = 0.999,
+    warmup: Warmup = 200,
+    lr_schedule: Schedule = LrSchedule.cosine,
+    precision: Prec = Precision.bf16,
+    channels_last: ChannelsLast = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    sample_minutes: SampleMinutes = 5.0,
+    device: Device = "auto",
+) -> None:
+    """Train the U-Net, and by default its text encoder with it. Exports a whole checkpoint to OUT/export."""
+    _run("unet", dict(locals()))
+
+
+def _unet(o: SimpleNamespace) -> "Task":
+    import torch
+
+    from limner.nn.unet import UNet2DConditionModel, UNetConfig
+    from limner.training.components import read_unet, read_vae
+    from limner.training.data import seed_of
+    from limner.training.unet import UNetSettings, UNetTask, picturebook_unet
+    from limner.weights.checkpoint import read_config
+
+    o.text = o.text or o.init
+    pictures, fresh = _pictures(o, o.latents, cached=False)
+    autoencoder = read_vae(o.vae)
+    torch.manual_seed(seed_of(o.seed))
+    tokenizer, encoder = _text_encoder(o, pictures)
+    if o.init is not None:
+        network = read_unet(o.init / "unet")
+    elif o.config is not None:
+        network = UNet2DConditionModel(read_config(o.config, UNetConfig))
+    else:
+        network = UNet2DConditionModel(
+            picturebook_unet(autoencoder.config.latent_channels, encoder.config.hidden_size)
+        )
+    settings = UNetSettings(
+        batch_size=o.batch,
+        train_text_encoder=o.train_text_encoder,
+        prediction_type=o.prediction.value,
+        zero_terminal_snr=o.zero_terminal_snr,
+        min_snr_gamma=o.min_snr or None,
+        drop_caption=o.drop_caption,
+        timesteps=o.timesteps.value,
+        guidance_scale=o.guidance_scale,
+        seed=o.seed,
+    )
+    return UNetTask(settings, network, encoder, tokenizer, autoencoder, pictures, fresh, o.out / "cache")
+
+
+@app.command()
+def clip(
+    out: Out,
+    steps: Steps = 5_000,
+    batch: BatchSize = 128,
+    lr: Lr = 5e-4,
+    cache: Pics = 20_000,
+    hard_negatives: Annotated[int, typer.Option(min=0, help="False captions that each picture meets.")] = 2,
+    data: Data = None,
+    world: WorldFile = None,
+    size: Size = 128,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A config.json for the image encoder instead of the preset."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take text_encoder/ and tokenizer/ from this folder, such as a U-Net run's export."
+        ),
+    ] = None,
+    text_config: Annotated[Path | None, typer.Option(help="A config.json for a new text encoder.")] = None,
+    train_text_encoder: Annotated[
+        bool, typer.Option(help="Train the text encoder too, or only its projection.")
+    ] = True,
+    seed: Seed = 0,
+    minutes: Minutes = None,
+    resume: Resume = None,
+    accumulate: Accumulate = 1,
+    ema: Ema = 0.999,
+    warmup: Warmup = 200,
+    lr_schedule: Schedule = LrSchedule.cosine,
+    precision: Prec = Precision.bf16,
+    channels_last: ChannelsLast = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    sample_minutes: SampleMinutes = 5.0,
+    device: Device = "auto",
+) -> None:
+    """Train CLIP: a text and an image encoder that agree. Exports both to OUT/export."""
+    _run("clip", dict(locals()))
+
+
+def _clip(o: SimpleNamespace) -> "Task":
+    import torch
+
+    from limner.nn.clip import CLIPVisionConfig, CLIPVisionModel
+    from limner.training.clip import CLIPSettings, CLIPTask, picturebook_vision, with_projection
+    from limner.training.data import seed_of
+    from limner.weights.checkpoint import read_config
+
+    pictures, fresh = _pictures(o, o.cache, cached=True)
+    torch.manual_seed(seed_of(o.seed))
+    tokenizer, text_encoder = _text_encoder(o, pictures)
+    vision = picturebook_vision(o.size) if o.config is None else read_config(o.config, CLIPVisionConfig)
+    return CLIPTask(
+        CLIPSettings(o.batch, o.train_text_encoder, o.hard_negatives, o.seed),
+        with_projection(text_encoder, vision.projection_dim),
+        CLIPVisionModel(vision),
+        tokenizer,
+        pictures,
+        fresh,
+    )
+
+
+def _text_encoder(o: SimpleNamespace, pictures: "Pictures") -> tuple["Tokenizer", "CLIPTextModel"]:
+    """Those of the folder `--text`, or new ones for the captions of the pictures."""
+    from limner.nn.clip import CLIPTextConfig, CLIPTextModel
+    from limner.prompts.tokenizer import Tokenizer
+    from limner.training.components import read_text_encoder
+    from limner.training.unet import PICTUREBOOK_TEXT, train_tokenizer
+    from limner.weights.checkpoint import read_config
+
+    if o.text is not None:
+        return Tokenizer.from_folder(o.text / "tokenizer"), read_text_encoder(o.text / "text_encoder")
+    shape = PICTUREBOOK_TEXT if o.text_config is None else read_config(o.text_config, CLIPTextConfig)
+    tokenizer = train_tokenizer(
+        pictures, o.out / "tokenizer", shape.vocab_size, shape.max_position_embeddings
+    )
+    return tokenizer, CLIPTextModel(replace(shape, vocab_size=tokenizer.vocab_size))
+
+
+@app.command()
+def probe(
+    out: Out,
+    steps: Steps = 3_000,
+    batch: BatchSize = 64,
+    lr: Lr = 2e-3,
+    world: WorldFile = None,
+    seed: Seed = 0,
+    minutes: Minutes = None,
+    resume: Resume = None,
+    accumulate: Accumulate = 1,
+    ema: Ema = 0.995,
+    warmup: Warmup = 100,
+    lr_schedule: Schedule = LrSchedule.cosine,
+    precision: Prec = Precision.bf16,
+    channels_last: ChannelsLast = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    sample_minutes: SampleMinutes = 5.0,
+    device: Device = "auto",
+) -> None:
+    """Train the probe, which says what stands in a picture of the world. Exports to OUT/export."""
+    _run("probe", {**locals(), "gradient_checkpointing": False})
+
+
+def _probe(o: SimpleNamespace) -> "Task":
+    from limner.picturebook.probe import ProbeConfig
+    from limner.training.probe import ProbeSettings, ProbeTask
+
+    return ProbeTask(ProbeSettings(ProbeConfig(), _world(o.world), o.batch, seed=o.seed))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    to: Annotated[Path | None, typer.Option(help="Where to write; RUN/export by default.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.fp32,
+) -> None:
+    """Write the averaged weights of a run's newest checkpoint in the hub's layout, finished or not."""
+    import torch
+
+    from limner.training.loop import export as write
+
+    kind, o = _read_options(run / "options.json")
+    o.out = run
+    types = {Dtype.fp32: torch.float32, Dtype.fp16: torch.float16, Dtype.bf16: torch.bfloat16}
+    step = write(_TASKS[kind](o), run, to or run / "export", types[dtype])
+    typer.echo(f"step {step}: {to or run / 'export'}")
+
+
+def _pictures(o: SimpleNamespace, count: int, *, cached: bool) -> tuple["Pictures", "Pictures"]:
+    """To train on, and to validate on."""
+    from limner.training.data import CachedPictures, FolderPictures, WorldPictures
+
+    if o.data is not None:
+        folder = FolderPictures(o.data, size=o.size)
+        return folder, folder
+    world = _world(o.world)
+    pictures = WorldPictures(count, size=o.size, seed=o.seed, world=world)
+    fresh = WorldPictures(256, size=o.size, seed=o.seed, split="fresh", world=world)
+    return (CachedPictures(pictures, o.size, o.out / "cache") if cached else pictures), fresh
+
+
+def _world(file: Path | None) -> "World":
+    from limner.picturebook.world import World
+
+    if file is None:
+        return World()
+    try:
+        given = json.loads(file.read_text())
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        return World(**fields)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidRequest(f"{file} does not give the fields of a picturebook world: {error}") from error
+
+
+_TASKS: dict[str, Callable[[SimpleNamespace], "Task"]] = {
+    "vae": _vae,
+    "clip": _clip,
+    "unet": _unet,
+    "probe": _probe,
+}
+
+
+def _run(kind: str, options: dict[str, Any]) -> None:
+    from limner.training.loop import TrainConfig, train
+
+    o = SimpleNamespace(**options)
+    task = _TASKS[kind](o)
+    config = TrainConfig(
+        steps=o.steps,
+        lr=o.lr,
+        seed=o.seed,
+        lr_schedule=o.lr_schedule.value,
+        warmup=o.warmup,
+        ema_decay=o.ema,
+        accumulate=o.accumulate,
+        precision=o.precision.value,
+        channels_last=o.channels_last,
+        gradient_checkpointing=o.gradient_checkpointing,
+        checkpoint_minutes=o.checkpoint_minutes,
+        sample_minutes=o.sample_minutes,
+        device=o.device,
+        stop_minutes=o.minutes,
+    )
+    saved = {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in options.items()}
+    if train(task, config, o.out, resume=o.resume, options={"train": kind, **saved}):
+        typer.echo(str(o.out / "export"))
+    else:
+        typer.echo(f"stopped; the same command resumes {o.out}", err=True)
+        raise typer.Exit(130)
+
+
+def _read_options(file: Path) -> tuple[str, SimpleNamespace]:
+    from limner.errors import InvalidTrainingState
+
+    try:
+        values = json.loads(file.read_text())
+        kind = values.pop("train")
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidTrainingState(
+            f"{file.parent} is no run: {file.name} is missing or broken",
+            hint="train first: `limner train --help`",
+        ) from error
+    types: dict[str, Callable[[str], Any]] = {
+        **dict.fromkeys(("data", "world", "config", "init", "vae", "text", "text_config"), Path),
+        "prediction": Prediction,
+        "timesteps": Timesteps,
+    }
+    return kind, SimpleNamespace(
+        **{k: types[k](v) if k in types and v is not None else v for k, v in values.items()}
+    )

@@ -1,0 +1,23 @@
+"""Where the networks run."""
+
+import torch
+
+from limner.errors import InvalidRequest
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        InvalidRequest: no such device, or none on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidRequest(f"device is {name!r}; expected auto, cpu, cuda or cuda:1 …") from None
+    there = torch.cuda.device_count() if device.type == "cuda" else int(device.type == "cpu")
+    if (device.index or 0) >= there:
+        raise InvalidRequest(f"device is {name!r}, which this machine does not have", hint="use auto")
+    return device

@@ -1,0 +1,82 @@
+"""Guidance: which conditionings to evaluate at a sigma, and how to combine what the network says of each.
+
+A guidance is a value with two methods. It works on denoised latents, whatever the network predicts: for the
+same x, combinations whose weights sum to 1 are the same of noise, v or x0. It is told x, sigma and the
+scalings there, so it can go back to the network's own output where a method is defined on that, and it may
+hold more (the sigmas of the run, say) if its weights depend on more.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from limner.diffusion.prediction import Scalings
+
+
+class Guidance(Protocol):
+    """What a generation needs of a guidance."""
+
+    def branches(self, sigma: float) -> tuple[str, ...]:
+        """The names of the conditionings to evaluate at `sigma`, in the order of their rows."""
+
+    def combine(
+        self, denoised: Mapping[str, Tensor], x: Tensor, sigma: float, scalings: Scalings[float]
+    ) -> Tensor:
+        """One denoised latent from those of `branches(sigma)`, each like x [B, C, h, w]."""
+
+
+@dataclass(frozen=True)
+class ClassifierFreeGuidance:
+    """Away from the negative conditioning, through the positive one (Ho & Salimans 2022, arXiv:2207.12598).
+
+    denoised = negative + scale * (positive - negative)
+
+    Args:
+        scale: 1 is no guidance, and the negative conditioning is then not evaluated.
+        rescale: phi of Lin et al. 2023 (arXiv:2305.08891, equations 15 and 16), 0 to 1. Large scales make the
+            network's output too large, and the picture overexposed; this brings its standard deviation, for
+            each image over all channels and pixels, back to that of the positive output by the share phi.
+        interval: (low, high]: sigmas outside it are not guided (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+
+    Raises:
+        ValueError: for a number that is not finite or outside its range.
+    """
+
+    scale: float
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0.0):
+            raise ValueError(f"scale is {self.scale}; expected a number of at least 0")
+        if not 0.0 <= self.rescale <= 1.0:
+            raise ValueError(f"rescale is {self.rescale}; expected 0 to 1")
+        if not 0.0 <= self.interval[0] < self.interval[1]:
+            raise ValueError(f"interval is {self.interval}; expected 0 <= low < high")
+
+    def branches(self, sigma: float) -> tuple[str, ...]:
+        """`positive` alone where nothing is guided, else `positive` and `negative`."""
+        low, high = self.interval
+        guided = self.scale != 1.0 and low < sigma <= high
+        return ("positive", "negative") if guided else ("positive",)
+
+    def combine(
+        self, denoised: Mapping[str, Tensor], x: Tensor, sigma: float, scalings: Scalings[float]
+    ) -> Tensor:
+        """The guided denoised latent, from those of `branches(sigma)`, each like x [B, C, h, w]."""
+        positive = denoised["positive"]
+        if "negative" not in denoised:
+            return positive
+        negative = denoised["negative"]
+        guided = negative + self.scale * (positive - negative)
+        if self.rescale == 0.0:
+            return guided
+        # On the network's own output, as equation 15 and diffusers' rescale_noise_cfg have it: its standard
+        # deviation is known from training, while that of the denoised latent is the picture's contrast.
+        output, reference = scalings.output(x, guided), scalings.output(x, positive)
+        every = tuple(range(1, x.ndim))
+        ratio = reference.std(every, keepdim=True) / output.std(every, keepdim=True)  # [B, 1, 1, 1]
+        return scalings.denoised(x, output * (1.0 + self.rescale * (ratio - 1.0)))

@@ -1,0 +1,261 @@
+"""What one run needs: the sigmas it visits, the timestep of each, and how its latents begin and end.
+
+The mathematics leaves open which timesteps a run visits, where it stops, and how large the first noise is.
+Checkpoints are published with settings for the classes of diffusers, which answer differently from class to
+class; `CONVENTIONS` has their answers, so that the same settings give the same picture.
+
+    plan = make_plan(config, steps=30)
+    steps = SAMPLERS[plan.sampler](unit_noise * plan.start_scale, plan.sigmas, noise, **plan.options)
+    # for each yielded (x, sigma): the network is asked about c_in * x at plan.timestep(sigma)
+    latents = result / plan.end_scale
+"""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from limner.diffusion.config import SchedulerConfig
+from limner.diffusion.samplers import SAMPLERS
+from limner.diffusion.schedule import (
+    SIGMA_SCHEDULES,
+    NoiseSchedule,
+    SigmaSchedule,
+    Spacing,
+    spaced_timesteps,
+)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a scheduler class of diffusers answers what the mathematics leaves open.
+
+    Args:
+        spacing: its timestep spacing where the config names none.
+        unit_variance: it scales the latents by 1 / sqrt(sigma**2 + 1), from the first noise to the result.
+            Otherwise the first noise is as large as sigma, or with leading spacing (whose first sigma is not
+            the schedule's last) sqrt(sigma**2 + 1), and the result is taken as it is.
+        fractional: it asks the network about timesteps between the trained ones. Otherwise they are rounded,
+            but for an exponential sigma schedule, where they are cut off.
+        spare_step: it spaces one step more than asked and leaves out the last, and lets a sigma schedule
+            span all that the network was trained on. Otherwise that spans what the spacing visits.
+        stride: each step goes T // n timesteps down, even where the next timestep lies elsewhere, and the
+            last past 0 to where `set_alpha_to_one`, whose default this is, says. None for classes that go
+            to the next timestep, and then to 0.
+        final_sigmas_type: it heeds the config's key of this name. Otherwise it ends at 0.
+        sigma_schedules: it heeds the config's `use_karras_sigmas` and the like.
+        infinity: what an infinite sigma (zero terminal SNR) stands for.
+    """
+
+    spacing: Spacing
+    unit_variance: bool
+    fractional: bool
+    spare_step: bool = False
+    stride: bool | None = None
+    final_sigmas_type: bool = False
+    sigma_schedules: bool = False
+    infinity: float = 4096.0
+
+
+_DDPM = Convention("leading", unit_variance=True, fractional=False, infinity=1e6)
+_EULER_A = Convention("linspace", unit_variance=False, fractional=True)
+_HEUN = replace(_EULER_A, sigma_schedules=True)
+_DPM = Convention(
+    "linspace",
+    unit_variance=True,
+    fractional=False,
+    spare_step=True,
+    final_sigmas_type=True,
+    sigma_schedules=True,
+)
+
+CONVENTIONS: dict[str, Convention] = {
+    "ddim": replace(_DDPM, stride=True),
+    "ddpm": _DDPM,
+    "euler": replace(_HEUN, final_sigmas_type=True),
+    "euler_a": _EULER_A,
+    "heun": _HEUN,
+    "lms": _HEUN,
+    "pndm": replace(_DDPM, stride=False),
+    "dpmpp_2m": _DPM,
+    "dpmpp_2m_sde": _DPM,
+    "unipc": _DPM,
+}
+"""One for each of `SAMPLERS`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, decided.
+
+    Args:
+        sampler: a key of `SAMPLERS`.
+        spacing: the timestep spacing it came from.
+        sigma_schedule: the sigma schedule it came from.
+        sigmas: the sigmas to visit, decreasing, and the one to end at: one more than steps.
+        timesteps: what the network is told at each but the last.
+        start_scale: the factor on unit noise that gives the first latent.
+        end_scale: the divisor that gives the latents to decode.
+        options: the sampler's keyword arguments.
+        schedule: the noise schedule, with no infinite sigma.
+    """
+
+    sampler: str
+    spacing: Spacing
+    sigma_schedule: SigmaSchedule
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+    start_scale: float
+    end_scale: float
+    options: Mapping[str, Any]
+    schedule: NoiseSchedule = field(repr=False)
+
+    def timestep(self, sigma: float) -> float:
+        """What the network is told at a sigma that the sampler yields."""
+        return self._timesteps.get(sigma, self.schedule.timestep_at(sigma))
+
+    @cached_property
+    def _timesteps(self) -> dict[float, float]:
+        return dict(zip(self.sigmas, self.timesteps, strict=False))
+
+
+def make_plan(
+    config: SchedulerConfig,
+    steps: int,
+    *,
+    sampler: str | None = None,
+    spacing: Spacing | None = None,
+    sigma_schedule: SigmaSchedule | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Decide a run.
+
+    Args:
+        config: the checkpoint's.
+        steps: how many, from 1 to the number of training timesteps.
+        sampler: a key of `SAMPLERS`; None is the checkpoint's own.
+        spacing: None is the checkpoint's own, or else the default of the sampler's class in diffusers.
+        sigma_schedule: None is the checkpoint's own where the sampler's class has that setting, or uniform.
+        options: keyword arguments for the sampler, such as `eta`, over those that the checkpoint implies.
+
+    Raises:
+        ValueError: for a name, number or option that cannot be used; the message says which.
+    """
+    name = sampler or config.sampler
+    if name is None:
+        raise ValueError(
+            f"the checkpoint asks for {config.class_name} ({config.algorithm_type}, order "
+            f"{config.solver_order}), which is not among the samplers; name one of {', '.join(SAMPLERS)}"
+        )
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler is {name!r}; expected one of {', '.join(SAMPLERS)}")
+    if not 1 <= steps <= config.num_train_timesteps:
+        raise ValueError(f"steps is {steps}; expected 1 to {config.num_train_timesteps}")
+    peer = CONVENTIONS[name]
+    spacing = spacing or config.timestep_spacing or peer.spacing
+    sigma_schedule = sigma_schedule or (config.sigma_schedule if peer.sigma_schedules else "uniform")
+    # In float32, as diffusers computes it: where a sigma's timestep is rounded, 1e-6 can make it another.
+    schedule = config.noise_schedule_in(torch.float32).capped(peer.infinity)
+
+    timesteps = _spaced(peer, spacing, steps, len(schedule), config.steps_offset)
+    sigmas = [schedule.sigma_at(t) for t in timesteps]
+    if sigma_schedule != "uniform":
+        sigmas, timesteps = _respaced(peer, sigma_schedule, schedule, sigmas)
+    chosen = _implied_options(name, config, timesteps)
+    final = _final_sigma(peer, config, schedule)
+    if peer.stride is not None and sigma_schedule == "uniform":
+        stride = len(schedule) // steps
+        ends = [schedule.sigma_at(t - stride) if t >= stride else final for t in timesteps]
+        final = ends[-1]
+        if ends[:-1] != sigmas[1:]:
+            legs = list(zip(sigmas, ends, strict=True))
+            if name == "pndm":
+                legs.insert(1, (schedule.sigma_at(min(timesteps[1] + stride, len(schedule) - 1)), sigmas[1]))
+            chosen["legs"] = legs
+
+    parameters = inspect.signature(SAMPLERS[name]).parameters.values()
+    accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for option, value in (options or {}).items():
+        if option not in accepted:
+            names = ", ".join(accepted) or "none"
+            raise ValueError(f"{name} has no option {option!r} (given {value!r}); it has {names}")
+        chosen[option] = value
+    return Plan(
+        sampler=name,
+        spacing=spacing,
+        sigma_schedule=sigma_schedule,
+        sigmas=(*sigmas, final),
+        timesteps=tuple(timesteps),
+        start_scale=_norm(sigmas[0]) if peer.unit_variance or spacing == "leading" else sigmas[0],
+        end_scale=_norm(final) if peer.unit_variance else 1.0,
+        options=chosen,
+        schedule=schedule,
+    )
+
+
+def _spaced(peer: Convention, spacing: Spacing, steps: int, total: int, offset: int) -> list[float]:
+    """The timesteps of a run with the uniform sigma schedule."""
+    spare = peer.spare_step and spacing != "trailing"
+    timesteps = spaced_timesteps(spacing, steps + spare, total, offset=offset)[:steps]
+    if not peer.fractional:
+        timesteps = [float(round(t)) for t in timesteps]
+    if timesteps[0] > total - 1 or any(t <= t_next for t, t_next in pairwise(timesteps)):
+        raise ValueError(f"steps is {steps}, more than {spacing} spacing can place on {total} timesteps")
+    return timesteps
+
+
+def _respaced(
+    peer: Convention, sigma_schedule: SigmaSchedule, schedule: NoiseSchedule, sigmas: list[float]
+) -> tuple[list[float], list[float]]:
+    """The sigmas of a sigma schedule in the place of `sigmas`, and their timesteps."""
+    if sigma_schedule not in SIGMA_SCHEDULES:
+        allowed = ", ".join(["uniform", *SIGMA_SCHEDULES])
+        raise ValueError(f"sigma_schedule is {sigma_schedule!r}; expected one of {allowed}")
+    span = schedule.sigmas if peer.spare_step else sigmas[::-1]
+    sigmas = SIGMA_SCHEDULES[sigma_schedule](len(sigmas), span[0], span[-1])
+    timesteps = [schedule.timestep_at(sigma) for sigma in sigmas]
+    if peer.spare_step and sigma_schedule == "karras":
+        timesteps = [float(round(t)) for t in timesteps]
+    elif peer.spare_step:
+        # Cut off after rounding errors that leave the first just short of the last timestep.
+        timesteps = [float(min(int(t), len(schedule) - 2)) for t in timesteps]
+    return sigmas, timesteps
+
+
+def _final_sigma(peer: Convention, config: SchedulerConfig, schedule: NoiseSchedule) -> float:
+    """Where a run ends whose last step goes past timestep 0."""
+    if peer.stride is not None:
+        to_zero = peer.stride if config.set_alpha_to_one is None else config.set_alpha_to_one
+    else:
+        to_zero = not (peer.final_sigmas_type and config.final_sigmas_type == "sigma_min")
+    return 0.0 if to_zero else schedule.sigmas[0]
+
+
+def _implied_options(name: str, config: SchedulerConfig, timesteps: list[float]) -> dict[str, Any]:
+    """The sampler's keyword arguments that a checkpoint implies. What another solver means is left out."""
+    if name == "ddpm":
+        return {"final_draw": timesteps[-1] > 0.0}
+    if name == "pndm":
+        return {"prediction_type": config.prediction_type}
+    if name in ("dpmpp_2m", "dpmpp_2m_sde"):
+        few = config.lower_order_final and len(timesteps) < 15
+        solver_type = config.solver_type if config.solver_type in ("midpoint", "heun") else "midpoint"
+        return {"solver_type": solver_type, "first_order_last": config.euler_at_final or few}
+    if name == "unipc":
+        solver_type = config.solver_type if config.solver_type in ("bh1", "bh2") else "bh2"
+        return {
+            "order": config.solver_order,
+            "solver_type": solver_type,
+            "lower_order_final": config.lower_order_final,
+        }
+    return {}
+
+
+def _norm(sigma: float) -> float:
+    """The standard deviation of a latent of unit variance with noise of `sigma` added."""
+    return math.sqrt(sigma**2 + 1.0)

@@ -1,0 +1,369 @@
+"""Samplers: generators that walk a noisy latent down a list of sigmas.
+
+    def sampler(x, sigmas, noise, **options):
+        denoised = yield x, sigma      # what is x without its noise?
+        ...
+        return x
+
+`x` is `x0 + sigmas[0] * unit_noise`, of any shape; `sigmas` are Python floats, decreasing, and the last is
+where to stop (0 for a clean latent); `noise()` gives a unit normal tensor like x, and is called once for each
+draw, in order. A sampler keeps the dtype of x and holds its history in local variables, so it can be stopped
+at any yield.
+
+Each agrees with the class of diffusers that its docstring names and with k-diffusion's `sample_<name>`. Those
+two differ in one thing only: diffusers draws noise on the last step too, where it is multiplied by 0.
+`final_draw` is True by default, to leave the generator where diffusers does; False is k-diffusion's way.
+"""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limner.diffusion.prediction import PredictionType, scalings
+
+Steps = Generator[tuple[Tensor, float], Tensor, Tensor]
+Noise = Callable[[], Tensor]
+Legs = Sequence[tuple[float, float]]
+
+
+def euler(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:
+    """Euler's method on dx/dsigma = (x - denoised) / sigma (Karras et al. 2022, algorithm 1).
+
+    Order 1. `EulerDiscreteScheduler`.
+    """
+    for sigma, sigma_next in pairwise(sigmas):
+        denoised = yield x, sigma
+        x = denoised + (x - denoised) * (sigma_next / sigma)
+    return x
+
+
+def ancestral_step(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[float, float]:
+    """How far down to step, and how much fresh noise to add, to arrive at `sigma_next`.
+
+    At eta = 1 the noise is as large as that of the posterior of the diffusion process (Ho et al. 2020,
+    equation 7); at eta = 0 there is none.
+    """
+    up = min(sigma_next, eta * sigma_next * math.sqrt(max(sigma**2 - sigma_next**2, 0.0)) / sigma)
+    return math.sqrt(sigma_next**2 - up**2), up
+
+
+def euler_a(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    final_draw: bool = True,
+) -> Steps:
+    """Ancestral sampling with Euler steps: each goes too far down and makes up for it with fresh noise.
+
+    `EulerAncestralDiscreteScheduler`; k-diffusion's `sample_euler_ancestral`.
+
+    Args:
+        eta: the share of fresh noise, 0 (none: `euler`) to 1.
+        s_noise: a factor on the fresh noise.
+    """
+    for sigma, sigma_next in pairwise(sigmas):
+        denoised = yield x, sigma
+        down, up = ancestral_step(sigma, sigma_next, eta)
+        x = denoised + (x - denoised) * (down / sigma)
+        if sigma_next > 0.0 or final_draw:
+            x = x + noise() * (up * s_noise)
+    return x
+
+
+def ddpm(x: Tensor, sigmas: Sequence[float], noise: Noise, *, final_draw: bool = True) -> Steps:
+    """Ancestral sampling of the diffusion process itself (Ho et al. 2020, arXiv:2006.11239, algorithm 2).
+
+    In sigma coordinates the posterior that it samples is an ancestral Euler step. `DDPMScheduler`.
+    """
+    return (yield from euler_a(x, sigmas, noise, final_draw=final_draw))
+
+
+def ddim(
+    x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 0.0, legs: Legs | None = None
+) -> Steps:
+    """Song et al. 2021 (arXiv:2010.02502), equation 12. At eta = 0 it is Euler's method, at 1 DDPM.
+
+    Order 1. `DDIMScheduler`.
+
+    Args:
+        eta: the share of fresh noise; at 0 none is drawn.
+        legs: for each step where it begins and ends, if not at consecutive sigmas (`Plan` says when). The
+            latent, scaled to unit variance, is then taken as it is for one of the noise level where the next
+            leg begins.
+    """
+    level = sigmas[0]
+    for sigma, sigma_next in legs or pairwise(sigmas):
+        x = _relabelled(x, level, sigma)
+        denoised = yield x, sigma
+        down, up = ancestral_step(sigma, sigma_next, eta)
+        x = denoised + (x - denoised) * (down / sigma)
+        if eta > 0.0:
+            x = x + noise() * up
+        level = sigma_next
+    return x
+
+
+def heun(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:
+    """Heun's method: an Euler step, then again with the mean of the slopes at its two ends.
+
+    Order 2, two calls a step except for one that ends at 0 (Karras et al. 2022, algorithm 1).
+    `HeunDiscreteScheduler`.
+    """
+    for sigma, sigma_next in pairwise(sigmas):
+        denoised = yield x, sigma
+        slope = (x - denoised) / sigma
+        x_next = x + slope * (sigma_next - sigma)
+        if sigma_next > 0.0:
+            denoised = yield x_next, sigma_next
+            slope = (slope + (x_next - denoised) / sigma_next) / 2
+            x_next = x + slope * (sigma_next - sigma)
+        x = x_next
+    return x
+
+
+def lms(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 4) -> Steps:
+    """Linear multistep: the integral of the polynomial through the last slopes (Adams-Bashforth).
+
+    The first steps have fewer slopes to go by. `LMSDiscreteScheduler`.
+
+    Args:
+        order: how many slopes, 1 to 4.
+    """
+    if not 1 <= order <= 4:
+        raise ValueError(f"order is {order}; lms has orders 1 to 4")
+    slopes: list[Tensor] = []
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = yield x, sigma
+        slopes = [(x - denoised) / sigma, *slopes[: order - 1]]  # newest first
+        nodes = [sigmas[i - j] for j in range(len(slopes))]
+        for slope, weight in zip(slopes, _lagrange_integrals(nodes, sigma, sigma_next), strict=True):
+            x = x + slope * weight
+    return x
+
+
+def pndm(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    legs: Legs | None = None,
+) -> Steps:
+    """Pseudo linear multistep, PLMS (Liu et al. 2022, arXiv:2202.09778), without Runge-Kutta steps.
+
+    Adams-Bashforth weights for evenly spaced timesteps, applied to what the network said. The first step is
+    taken twice, the second time with the mean of the outputs at its two ends: n + 1 calls. Order 2 (4 on
+    evenly spaced sigmas, but for the first steps), and only 1 if the outputs are v, because the mean of
+    several v is not the v of the mean noise. `PNDMScheduler` with `skip_prk_steps`.
+
+    Args:
+        prediction_type: what the network says.
+        legs: as in `ddim`, but one for each call; the second call is made where its leg ends.
+    """
+    if legs is None:
+        steps = list(pairwise(sigmas))
+        legs = steps if len(steps) == 1 else [steps[0], *steps]
+    level, first, outputs = sigmas[0], x, list[Tensor]()
+    for call, (start, end) in enumerate(legs):
+        sigma = end if call == 1 else start
+        x = _relabelled(x, level, sigma)
+        denoised = yield x, sigma
+        output = scalings(prediction_type, sigma).output(x, denoised)
+        if call == 1:
+            x = _relabelled(first, sigmas[0], start)
+            output = (outputs[0] + output) / 2
+        else:
+            outputs = [output, *outputs[:3]]  # newest first
+            weights = ADAMS_BASHFORTH[len(outputs)]
+            output = sum((w * o for w, o in zip(weights, outputs, strict=True)), torch.zeros_like(x))
+        denoised = scalings(prediction_type, start).denoised(x, output)
+        x = denoised + (x - denoised) * (end / start)
+        level = end
+    return x
+
+
+def dpmpp_2m(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    solver_type: Literal["midpoint", "heun"] = "midpoint",
+    first_order_last: bool = False,
+) -> Steps:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
+
+    Order 2. `DPMSolverMultistepScheduler` with `dpmsolver++`. Arguments as in `dpmpp_2m_sde`.
+    """
+    return (
+        yield from dpmpp_2m_sde(
+            x, sigmas, noise, eta=0.0, solver_type=solver_type, first_order_last=first_order_last
+        )
+    )
+
+
+def dpmpp_2m_sde(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    solver_type: Literal["midpoint", "heun"] = "midpoint",
+    first_order_last: bool = False,
+    final_draw: bool = True,
+) -> Steps:
+    """SDE-DPM-Solver++(2M): the same solver for the reverse diffusion equation (arXiv:2211.01095).
+
+    `DPMSolverMultistepScheduler` with `sde-dpmsolver++`.
+
+    Args:
+        eta: the share of fresh noise; at 0 none is drawn.
+        s_noise: a factor on the fresh noise.
+        solver_type: how the second-order term is weighted.
+        first_order_last: whether the last step uses the newest prediction alone. A step to 0 always does.
+    """
+    last = len(sigmas) - 2
+    older: tuple[float, Tensor] | None = None  # the step before: its length, what it was told
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = yield x, sigma
+        if sigma_next == 0.0:
+            if eta > 0.0 and final_draw:
+                noise()
+            return denoised
+        h = math.log(sigma / sigma_next)
+        span = h * (1.0 + eta)
+        x = math.exp(-span) * x - math.expm1(-span) * denoised
+        if older is not None and not (first_order_last and i == last):
+            weight = (
+                -0.5 * math.expm1(-span) * h
+                if solver_type == "midpoint"
+                else h + math.expm1(-span) / (1.0 + eta)
+            )
+            x = x + (denoised - older[1]) * (weight / older[0])
+        if eta > 0.0:
+            x = x + noise() * (sigma_next * math.sqrt(-math.expm1(-2.0 * eta * h)) * s_noise)
+        older = h, denoised
+    return x
+
+
+def unipc(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    order: int = 2,
+    solver_type: Literal["bh1", "bh2"] = "bh2",
+    lower_order_final: bool = True,
+) -> Steps:
+    """UniPC: a multistep predictor, corrected by the next prediction at no extra call.
+
+    Zhao et al. 2023 (arXiv:2302.04867), B(h) version, predicting x0. The order is `order + 1`, one less
+    with `lower_order_final`. `UniPCMultistepScheduler`.
+
+    Args:
+        order: how many predictions the predictor uses, 1 or more.
+        solver_type: B(h) = h, or exp(h) - 1.
+        lower_order_final: whether the last steps use fewer. A step to 0 always uses one.
+    """
+    steps = len(sigmas) - 1
+    history: list[tuple[float, Tensor]] = []  # (sigma, denoised), newest first
+    before, used = x, 0
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = yield x, sigma
+        if history:
+            x = _unipc_step(before, history[:used], sigma, solver_type, correction=denoised)
+        history = [(sigma, denoised), *history[: order - 1]]
+        used = min(len(history), steps - i) if lower_order_final else len(history)
+        before = x
+        x = _unipc_step(x, history[:used], sigma_next, solver_type)
+    return x
+
+
+SAMPLERS: dict[str, Callable[..., Steps]] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "euler": euler,
+    "euler_a": euler_a,
+    "heun": heun,
+    "lms": lms,
+    "pndm": pndm,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "unipc": unipc,
+}
+
+ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+"""Weights of the last slopes, newest first, for evenly spaced steps."""
+
+
+def _relabelled(x: Tensor, level: float, sigma: float) -> Tensor:
+    """A latent at noise `level`, taken for one at `sigma` without changing it at unit variance."""
+    return x if sigma == level else x * math.sqrt((sigma**2 + 1.0) / (level**2 + 1.0))
+
+
+def _lagrange_integrals(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """For each of up to four nodes, the integral of its Lagrange polynomial.
+
+    By Gauss-Legendre quadrature with two points, which is exact up to the third degree.
+    """
+    middle, half = (start + end) / 2, (end - start) / 2
+    points = (middle - half / math.sqrt(3.0), middle + half / math.sqrt(3.0))
+
+    def basis(node: float, point: float) -> float:
+        return math.prod((point - other) / (node - other) for other in nodes if other != node)
+
+    return [half * sum(basis(node, point) for point in points) for node in nodes]
+
+
+def _unipc_step(
+    x: Tensor,
+    history: Sequence[tuple[float, Tensor]],
+    sigma_next: float,
+    solver_type: str,
+    correction: Tensor | None = None,
+) -> Tensor:
+    """From `history[0]`'s sigma to `sigma_next`: UniP, or UniC where the prediction there is known.
+
+    Equations 3 and 9 of arXiv:2302.04867 in sigma coordinates, where lambda = -log(sigma).
+    """
+    (sigma, newest), *older = history
+    if sigma_next == 0.0:
+        return newest
+    h = math.log(sigma / sigma_next)
+    x_next = x * (sigma_next / sigma) - newest * math.expm1(-h)
+    ratios = [math.log(sigma / s) / h for s, _ in older]
+    differences = [(d - newest) / r for r, (_, d) in zip(ratios, older, strict=True)]
+    if correction is not None:
+        ratios.append(1.0)
+        differences.append(correction - newest)
+    scale = -h if solver_type == "bh1" else math.expm1(-h)
+    for difference, weight in zip(differences, _unipc_weights(ratios, h, scale), strict=True):
+        x_next = x_next - difference * (scale * weight)
+    return x_next
+
+
+def _unipc_weights(ratios: Sequence[float], h: float, scale: float) -> list[float]:
+    """The weights that match as many derivatives as there are ratios: Vandermonde(ratios) @ w = b."""
+    if len(ratios) <= 1:
+        return [0.5] * len(ratios)  # the authors' choice for a single difference
+    phi, b = math.expm1(-h) / -h - 1.0, []
+    for k in range(1, len(ratios) + 1):
+        b.append(phi * math.factorial(k) / scale)
+        phi = phi / -h - 1.0 / math.factorial(k + 1)
+    rows = [[r**k for r in ratios] for k in range(len(ratios))]
+    weights: list[float] = torch.linalg.solve(
+        torch.tensor(rows, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
+    ).tolist()
+    return weights

@@ -1,0 +1,433 @@
+"""The U-Net of Stable Diffusion 1.x, 2.x and XL (Rombach et al. 2022; Podell et al. 2023).
+
+It predicts from noisy latents, a timestep and text embeddings what a denoiser needs: the noise, the
+velocity or the clean latents, as the checkpoint was trained. The families differ in `UNetConfig` alone.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import read_config, require
+from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attention, run_block
+
+_DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name -> has attention
+_UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Geometry of a U-Net; the defaults are Stable Diffusion 1.5's. Tuples have an entry per level.
+
+    Attributes:
+        attention_head_dim: the *number* of heads (the hub's misnomer), one for all levels or one each.
+        cross_attention_dim: channels of the text embeddings.
+        transformer_layers_per_block: transformer blocks per attention, for all levels or each.
+        use_linear_projection: `proj_in` and `proj_out` are linear rather than 1x1 convolutions.
+        addition_embed_type: None, or "text_time" where the pooled text embedding and sizes join the
+            time embedding (XL); the two fields after it then give its widths.
+        sample_size: the latents' side in training.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    layers_per_block: int = 2
+    attention_head_dim: int | tuple[int, ...] = 8
+    cross_attention_dim: int = 768
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    sample_size: int = 64
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        require(levels > 0, "block_out_channels is empty")
+        for name in (
+            "down_block_types",
+            "up_block_types",
+            "attention_head_dim",
+            "transformer_layers_per_block",
+        ):
+            value = getattr(self, name)
+            require(
+                isinstance(value, int) or len(value) == levels,
+                f"{name} {value} must have {levels} entries, as many as block_out_channels",
+            )
+        for kind in self.down_block_types:
+            require(kind in _DOWN_BLOCKS, f"down block {kind!r}; supported: {', '.join(_DOWN_BLOCKS)}")
+        for kind in self.up_block_types:
+            require(kind in _UP_BLOCKS, f"up block {kind!r}; supported: {', '.join(_UP_BLOCKS)}")
+        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
+            require(
+                channels % self.norm_num_groups == 0 and channels % heads == 0,
+                f"block_out_channels {self.block_out_channels} must be multiples of "
+                f"norm_num_groups {self.norm_num_groups} and of the number of heads {self.heads}",
+            )
+        require(
+            self.addition_embed_type in (None, "text_time"),
+            f"addition_embed_type is {self.addition_embed_type!r}; only null or 'text_time' is supported",
+        )
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads per level."""
+        return self._per_level(self.attention_head_dim)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks per attention, per level."""
+        return self._per_level(self.transformer_layers_per_block)
+
+    def _per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (value,) * len(self.block_out_channels) if isinstance(value, int) else value
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
+        """Read a hub `config.json`. Raises ValueError for what this network cannot stand for."""
+        return read_config(
+            cls,
+            values,
+            supported={
+                "act_fn": ("silu",),
+                "attention_type": ("default",),
+                "center_input_sample": (False,),
+                "class_embed_type": (None,),
+                "class_embeddings_concat": (False,),
+                "conv_in_kernel": (3,),
+                "conv_out_kernel": (3,),
+                "cross_attention_norm": (None,),
+                "downsample_padding": (1,),
+                "dropout": (0.0,),
+                "dual_cross_attention": (False,),
+                "encoder_hid_dim": (None,),
+                "encoder_hid_dim_type": (None,),
+                "flip_sin_to_cos": (True,),
+                "freq_shift": (0,),
+                "mid_block_only_cross_attention": (None, False),
+                "mid_block_scale_factor": (1,),
+                "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+                "num_attention_heads": (None,),
+                "num_class_embeds": (None,),
+                "only_cross_attention": (False,),
+                "resnet_out_scale_factor": (1.0,),
+                "resnet_skip_time_act": (False,),
+                "resnet_time_scale_shift": ("default",),
+                "reverse_transformer_layers_per_block": (None,),
+                "time_cond_proj_dim": (None,),
+                "time_embedding_act_fn": (None,),
+                "time_embedding_dim": (None,),
+                "time_embedding_type": ("positional",),
+                "timestep_post_act": (None,),
+            },
+            # Fused attention accumulates in fp32 already; the heads of an unused embedding.
+            without_effect=("upcast_attention", "addition_embed_type_num_heads"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The hub's `config.json`."""
+        return {
+            "_class_name": "UNet2DConditionModel",
+            **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()},
+        }
+
+
+def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
+    """Cosines, then sines, of the timesteps at geometrically spaced frequencies (Vaswani et al. 2017).
+
+    Args:
+        timesteps: [B], integer or not.
+        channels: even.
+
+    Returns:
+        [B, channels], float32.
+    """
+    half = channels // 2
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=timesteps.device) * (-math.log(10000.0) / half)
+    )
+    angles = timesteps.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU in between."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, channels)
+        self.linear_2 = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return y
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens to a context, or to themselves where the context is the tokens."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_channels, channels, bias=False)
+        self.to_v = nn.Linear(context_channels, channels, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x: [B, N, C]; context: [B, T, context_channels]."""
+        x = attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
+        y: Tensor = self.to_out[0](x)
+        return y
+
+
+class GEGLU(nn.Module):
+    """A linear layer gated by the GELU of another (Shazeer 2020)."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.proj(x)
+        x, gate = y.chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width, and back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # The hub's numbering has a dropout at 1.
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(x)
+        return y
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward; each residual and normalised before."""
+
+    def __init__(self, channels: int, context_channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = CrossAttention(channels, channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = CrossAttention(channels, context_channels, heads)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        x = x + self.attn2(self.norm2(x), context)
+        y: Tensor = self.ff(self.norm3(x))
+        return x + y
+
+
+class Transformer2DModel(nn.Module):
+    """Transformer blocks over the pixels of a feature map, residual."""
+
+    def __init__(self, channels: int, depth: int, heads: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
+        self.linear = config.use_linear_projection
+        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, config.cross_attention_dim, heads) for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h: Tensor = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = h.flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h*w, C]
+        if self.linear:
+            h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            h = self.proj_out(h)
+        h = h.transpose(1, 2).reshape(x.shape)  # [B, h*w, C] -> [B, C, h, w]
+        if not self.linear:
+            h = self.proj_out(h)
+        return x + h
+
+
+class Stage(nn.Module):
+    """All of one level on the way down or up: residual blocks, each with attention or none, then a resize.
+
+    Args:
+        widths: input channels of each residual block, the joined skip included.
+        channels: output channels of all of them.
+        depth: transformer blocks per attention; 0 for no attention.
+    """
+
+    def __init__(
+        self,
+        widths: list[int],
+        channels: int,
+        depth: int,
+        heads: int,
+        config: UNetConfig,
+        *,
+        down: bool = False,
+        up: bool = False,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(_resnet(width, channels, config) for width in widths)
+        self.attentions = nn.ModuleList(
+            Transformer2DModel(channels, depth, heads, config) for _ in widths if depth > 0
+        )
+        self.downsamplers = nn.ModuleList([Downsample2D(channels, padding=1)] if down else [])
+        self.upsamplers = nn.ModuleList([Upsample2D(channels)] if up else [])
+
+    def layer(self, index: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        """Residual block `index` and the attention behind it."""
+        x = self.resnets[index](x, time)
+        if self.attentions:
+            x = self.attentions[index](x, context)
+        return x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, channels: int, depth: int, heads: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([Transformer2DModel(channels, depth, heads, config)])
+        self.resnets = nn.ModuleList(_resnet(channels, channels, config) for _ in range(2))
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, time), context)
+        y: Tensor = self.resnets[1](x, time)
+        return y
+
+
+def _resnet(in_channels: int, out_channels: int, config: UNetConfig) -> ResnetBlock2D:
+    return ResnetBlock2D(
+        in_channels,
+        out_channels,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        time_channels=4 * config.block_out_channels[0],
+    )
+
+
+class UNet2DConditionModel(nn.Module):
+    """The denoising network.
+
+    Attributes:
+        gradient_checkpointing: trade time for memory in training.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        widths, layers = config.block_out_channels, config.layers_per_block
+        time_channels = 4 * widths[0]
+        last = len(widths) - 1
+
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], time_channels)
+        if config.addition_embed_type == "text_time":
+            self.add_embedding = TimestepEmbedding(
+                config.projection_class_embeddings_input_dim or 0, time_channels
+            )
+
+        skips = [widths[0]]  # channels of every feature map that the way up will join
+        self.down_blocks = nn.ModuleList()
+        for level, kind in enumerate(config.down_block_types):
+            before, channels = widths[max(level - 1, 0)], widths[level]
+            depth = config.depths[level] if _DOWN_BLOCKS[kind] else 0
+            inputs = [before] + [channels] * (layers - 1)
+            self.down_blocks.append(
+                Stage(inputs, channels, depth, config.heads[level], config, down=level < last)
+            )
+            skips += [channels] * (layers + (level < last))
+
+        self.mid_block = MidBlock(widths[-1], config.depths[-1], config.heads[-1], config)
+
+        self.up_blocks = nn.ModuleList()
+        below = widths[-1]
+        for kind, level in zip(config.up_block_types, reversed(range(len(widths))), strict=True):
+            channels = widths[level]
+            depth = config.depths[level] if _UP_BLOCKS[kind] else 0
+            inputs = [before + skips.pop() for before in [below] + [channels] * layers]
+            self.up_blocks.append(Stage(inputs, channels, depth, config.heads[level], config, up=level > 0))
+            below = channels
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> Tensor:
+        """Predict noise, velocity or clean latents, whichever the weights were trained for.
+
+        Args:
+            x: [B, in_channels, h, w], any h and w.
+            timesteps: [B], each row its own.
+            context: [B, T, cross_attention_dim].
+            pooled: [B, P] pooled text embedding, for "text_time" models only.
+            sizes: [B, 6] original height, width, crop top, left, target height, width, likewise.
+
+        Returns:
+            [B, out_channels, h, w].
+        """
+        time = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
+        time = self.time_embedding(time)
+        if self.config.addition_embed_type == "text_time":
+            time = time + self.add_embedding(self._text_and_sizes(pooled, sizes).to(x.dtype))
+        time = F.silu(time)  # each residual block starts with it
+        checkpointed = self.gradient_checkpointing
+
+        x = self.conv_in(x)
+        skips = [x]
+        for stage in cast("Iterable[Stage]", self.down_blocks):
+            for index in range(len(stage.resnets)):
+                x = run_block(stage.layer, index, x, time, context, checkpointed=checkpointed)
+                skips.append(x)
+            for downsampler in stage.downsamplers:
+                x = downsampler(x)
+                skips.append(x)
+
+        x = run_block(self.mid_block, x, time, context, checkpointed=checkpointed)
+
+        for stage in cast("Iterable[Stage]", self.up_blocks):
+            for index in range(len(stage.resnets)):
+                x = torch.cat([x, skips.pop()], dim=1)
+                x = run_block(stage.layer, index, x, time, context, checkpointed=checkpointed)
+            for upsampler in stage.upsamplers:
+                x = upsampler(x, skips[-1].shape[2:])  # an odd size was rounded up on the way down
+        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return y
+
+    def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
+        if pooled is None or sizes is None:
+            raise ValueError("this U-Net is conditioned on a pooled text embedding and sizes: give both")
+        channels = self.config.addition_time_embed_dim or 0
+        embedded = timestep_embedding(sizes.flatten(), channels)  # [B*6, channels]
+        return torch.cat([pooled.float(), embedded.reshape(len(sizes), -1)], dim=-1)

@@ -1,0 +1,156 @@
+"""How a picture comes about, as plain sequential code: coroutines that yield calls and are sent answers.
+
+    generation = text_to_image(request, model)
+    image = run(generation, model)
+
+Nothing here touches a network. A generation can therefore run alone (`run`), in company (`run_all`), be
+watched (`watch`: every answer to a `Denoise` is a preview) and be stopped by closing it.
+"""
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from limner.diffusion.config import SchedulerConfig
+from limner.diffusion.guidance import ClassifierFreeGuidance, Guidance
+from limner.diffusion.plan import Plan, make_plan
+from limner.diffusion.samplers import SAMPLERS, Noise, Steps
+from limner.request import GenerationRequest
+
+from .calls import Call, Conditioning, DecodeLatents, Denoise, EncodeText
+
+Generation = Generator[Call, Any, Tensor]
+NoiseSource = Callable[[int, tuple[int, ...]], Noise]
+
+
+class AnswersCalls(Protocol):
+    """What `run` needs of a model."""
+
+    def answer(self, calls: Sequence[Call]) -> list[Any]: ...
+
+
+class Facts(Protocol):
+    """What a generation needs to know of a model, without touching a network."""
+
+    @property
+    def scheduler(self) -> SchedulerConfig: ...
+
+    def latent_shape(self, request: GenerationRequest) -> tuple[int, ...]: ...
+
+
+def cpu_noise(seed: int, shape: tuple[int, ...]) -> Noise:
+    """Unit normal noise from one CPU generator: the same on every device and in every batch."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return lambda: torch.randn(shape, generator=generator)
+
+
+def text_to_image(
+    request: GenerationRequest, model: Facts, noise_source: NoiseSource = cpu_noise
+) -> Generation:
+    """Draw one picture.
+
+    Args:
+        request: resolved, its seed that of this picture.
+        model: facts about the model whose calls these will be.
+
+    Returns:
+        [1, 3, H, W], about [-1, 1].
+    """
+    assert request.seed is not None
+    plan = plan_of(request, model.scheduler)
+    guidance = guidance_of(request)
+    texts = {"positive": request.prompt, "negative": request.negative_prompt or ""}
+    names = [name for name in texts if any(name in guidance.branches(sigma) for sigma in plan.sigmas[:-1])]
+    encoded = yield EncodeText(tuple(texts[name] for name in names), request.prompt_syntax, request.clip_skip)
+    conditionings = dict(zip(names, encoded, strict=True))
+
+    noise = noise_source(request.seed, model.latent_shape(request))
+    x = noise() * plan.start_scale
+    sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
+    latents = yield from denoised(sampler, plan, guidance, conditionings)
+    image: Tensor = yield DecodeLatents(latents / plan.end_scale)
+    return image
+
+
+def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
+    """The sigmas and timesteps of a resolved request. Raises ValueError where they cannot be had."""
+    assert request.steps is not None
+    return make_plan(
+        scheduler,
+        request.steps,
+        sampler=request.sampler,
+        spacing=request.timestep_spacing,
+        sigma_schedule=request.sigma_schedule,
+        options={"eta": request.eta} if request.eta else None,
+    )
+
+
+def guidance_of(request: GenerationRequest) -> Guidance:
+    """The guidance of a resolved request."""
+    assert request.guidance_scale is not None
+    interval = request.guidance_interval or (0.0, math.inf)
+    return ClassifierFreeGuidance(request.guidance_scale, request.guidance_rescale, interval)
+
+
+def denoised(
+    sampler: Steps, plan: Plan, guidance: Guidance, conditionings: Mapping[str, Conditioning]
+) -> Generator[Call, Tensor, Tensor]:
+    """Walk a sampler to its end, asking the model at every sigma that it visits."""
+    visited = plan.sigmas[:-1]
+    x, sigma = next(sampler)
+    while True:
+        step = max(1, sum(sigma <= s for s in visited))
+        answer = yield Denoise(x, sigma, plan.timestep(sigma), conditionings, guidance, step, len(visited))
+        try:
+            x, sigma = sampler.send(answer)
+        except StopIteration as done:
+            latents: Tensor = done.value
+            return latents
+
+
+def watch(generation: Generation, model: AnswersCalls) -> Generator[tuple[Call, Any], None, Tensor]:
+    """Run a generation, yielding each call with its answer; closing this closes the generation."""
+    try:
+        call = next(generation)
+        while True:
+            [answer] = model.answer([call])
+            yield call, answer
+            call = generation.send(answer)
+    except StopIteration as done:
+        image: Tensor = done.value
+        return image
+    finally:
+        generation.close()
+
+
+def run(generation: Generation, model: AnswersCalls) -> Tensor:
+    """Run a generation to its end."""
+    answer = None
+    while True:
+        try:
+            call = generation.send(answer)
+        except StopIteration as done:
+            image: Tensor = done.value
+            return image
+        [answer] = model.answer([call])
+
+
+def run_all(generations: Sequence[Generation], model: AnswersCalls) -> list[Tensor]:
+    """Run generations side by side, so that their calls share forward passes.
+
+    Company changes the last bits of a picture, since a batched forward pass rounds differently.
+    """
+    images: dict[int, Tensor] = {}
+    pending: dict[int, Any] = dict.fromkeys(range(len(generations)))  # index -> answer to send
+    while pending:
+        calls: dict[int, Call] = {}
+        for index, answer in pending.items():
+            try:
+                calls[index] = generations[index].send(answer)
+            except StopIteration as done:
+                images[index] = done.value
+        pending = dict(zip(calls, model.answer(list(calls.values())), strict=True))
+    return [images[index] for index in range(len(generations))]

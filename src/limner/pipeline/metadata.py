@@ -1,0 +1,223 @@
+"""The words in a picture: what drew it, stored so that it can be drawn again and so that others can read it.
+
+A PNG carries two text chunks: `parameters`, in the grammar of AUTOMATIC1111 that viewers read, and
+`limner`, a JSON `Record` that loses nothing. JPEG and WebP carry them in EXIF, as UserComment and MakerNote.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from limner.errors import InvalidPicture, OutputError
+from limner.prompts.infotext import (
+    parse_infotext,
+    sampler_from_a1111,
+    sampler_to_a1111,
+    write_infotext,
+)
+from limner.request import GenerationRequest
+from limner.weights.files import whole_file
+
+_EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
+_UNICODE = b"UNICODE\0"  # EXIF's marker of UserComment's encoding
+
+
+class Record(BaseModel):
+    """Everything that drew one picture.
+
+    Attributes:
+        schema_version: of this record.
+        request: resolved, with this picture's own seed and num_images 1.
+        model: its name, family and, under "sha256", a hash over its weights.
+        environment: versions, device, precision, backend, threads: what must agree for the same bits.
+        warnings: what the request's maker was told.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    request: GenerationRequest
+    model: dict[str, str]
+    environment: dict[str, str | int]
+    warnings: tuple[str, ...] = ()
+
+    def infotext(self) -> str:
+        """The `parameters` text."""
+        request = self.request
+        sampler, schedule = sampler_to_a1111(request.sampler or "", request.sigma_schedule or "")
+        fields: dict[str, object] = {
+            "Steps": request.steps,
+            "Sampler": sampler,
+            "Schedule type": schedule,
+            "CFG scale": request.guidance_scale,
+            "Seed": request.seed,
+            "Size": f"{request.width}x{request.height}",
+            "Model hash": self.model.get("sha256", "")[:10],
+            "Model": Path(self.model["name"]).name,
+            "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
+            "RNG": "CPU",
+            "Version": f"limner {self.environment['limner']}",
+        }
+        return write_infotext(request.prompt, request.negative_prompt or "", fields)
+
+    def differences(self, environment: Mapping[str, str | int]) -> list[str]:
+        """What is not as it was when the picture was drawn, one phrase each."""
+        names = self.environment.keys() | environment.keys()
+        return [
+            f"{name} was {self.environment.get(name, 'unknown')}, is {environment.get(name, 'unknown')}"
+            for name in sorted(names)
+            if self.environment.get(name) != environment.get(name)
+        ]
+
+
+class Picture(Image.Image):
+    """A PIL image that keeps its record when it is saved as PNG, JPEG or WebP."""
+
+    def __init__(self, image: Image.Image, record: Record) -> None:
+        super().__init__()
+        self.im, self._mode, self._size = image.im, image.mode, image.size
+        self.record = record
+
+    @property
+    def seed(self) -> int:
+        assert self.record.request.seed is not None
+        return self.record.request.seed
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """As `PIL.Image.Image.save`, with the record added unless `pnginfo` or `exif` is given."""
+        kind = format or (
+            ""
+            if not isinstance(fp, str | Path)
+            else Image.registered_extensions().get(Path(fp).suffix.lower())
+        )
+        if kind == "PNG":
+            params.setdefault("pnginfo", _png_text(self.record))
+        elif kind in ("JPEG", "WEBP"):
+            params.setdefault("exif", _exif(self.record))
+        super().save(fp, format, **params)
+
+
+def _png_text(record: Record) -> PngImagePlugin.PngInfo:
+    text = PngImagePlugin.PngInfo()
+    for key, value in (("parameters", record.infotext()), ("limner", record.model_dump_json())):
+        text.add_itxt(key, value)
+    return text
+
+
+def _exif(record: Record) -> Image.Exif:
+    exif = Image.Exif()
+    ifd = exif.get_ifd(_EXIF_IFD)
+    ifd[_USER_COMMENT] = _UNICODE + record.infotext().encode("utf-16-be")
+    ifd[_MAKER_NOTE] = record.model_dump_json().encode()
+    return exif
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The texts in a picture: those of "parameters" and "limner" that it has.
+
+    Raises:
+        InvalidPicture: the file is missing or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()  # PNG text may stand behind the pixels
+            texts = {
+                key: value
+                for key, value in image.info.items()
+                if key in ("parameters", "limner") and _is_text(value)
+            }
+            ifd = image.getexif().get_ifd(_EXIF_IFD)
+    except FileNotFoundError:
+        raise InvalidPicture(f"{path} does not exist", hint="give the path of a picture") from None
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InvalidPicture(f"{path} cannot be read as a picture: {error}") from error
+    comment, note = ifd.get(_USER_COMMENT), ifd.get(_MAKER_NOTE)
+    if isinstance(comment, bytes) and comment.startswith(_UNICODE):
+        texts.setdefault("parameters", comment.removeprefix(_UNICODE).decode("utf-16-be", "replace"))
+    if isinstance(note, bytes) and note.startswith(b"{"):
+        texts.setdefault("limner", note.decode("utf-8", "replace"))
+    return texts
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def read_record(path: Path) -> Record | None:
+    """The record in a picture; None where there is none.
+
+    Raises:
+        InvalidPicture: the file is not a picture, or its record is broken or of another schema.
+    """
+    text = read_texts(path).get("limner")
+    if text is None:
+        return None
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the record"
+        raise InvalidPicture(
+            f"{path} holds a record that this version cannot read ({where}: {first['msg']})",
+            hint="it may come from a newer version of Limner; `limner show` prints it as it stands",
+        ) from None
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """The fields of the request that drew a picture, from its record or else from its `parameters` text.
+
+    Raises:
+        InvalidPicture: no picture, or one without either text.
+        InvalidRequest: its `parameters` name a sampler that Limner does not have.
+    """
+    record = read_record(path)
+    if record is not None:
+        return record.request.model_dump(exclude_none=True)
+    text = read_texts(path).get("parameters")
+    if text is None:
+        raise InvalidPicture(
+            f"{path} does not say what drew it",
+            hint="editors and websites often strip a picture's metadata; use the original file",
+        )
+    return _from_infotext(parse_infotext(text), path)
+
+
+def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = {"prompt": given["Prompt"], "negative_prompt": given["Negative prompt"]}
+    if "Sampler" in given:
+        names = sampler_from_a1111(given["Sampler"], given.get("Schedule type"))
+        fields["sampler"], fields["sigma_schedule"] = names
+    numbers = {
+        "Steps": ("steps", int),
+        "CFG scale": ("guidance_scale", float),
+        "Seed": ("seed", int),
+        "Size-1": ("width", int),
+        "Size-2": ("height", int),
+        "Clip skip": ("clip_skip", int),
+    }
+    for key, (name, read) in numbers.items():
+        if key in given:
+            try:
+                fields[name] = read(given[key])
+            except ValueError:
+                raise InvalidPicture(f"{path} says {key}: {given[key]!r}, expected a number") from None
+    return fields
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    """Write an image whole or not at all.
+
+    Raises:
+        OutputError: the suffix names no image format, or the file cannot be written.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise OutputError(f"{path} has no known image suffix", hint="use .png, .jpg or .webp")
+    encoded = io.BytesIO()
+    image.save(encoded, format=kind)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())

@@ -1,0 +1,127 @@
+"""Prompts of any length as the chunks that a text encoder reads, laid out as AUTOMATIC1111's webui does.
+
+A text encoder takes `max_length` ids (77 for CLIP): a start token, up to 75 tokens, an end token, padding. A
+longer prompt becomes several such chunks. Each is encoded on its own and the results are joined along the
+tokens, to a context [B, chunks * max_length, C].
+
+A caller applies the weights as webui's emphasis "Original" does: with z [max_length, C] the encoder's output
+for one chunk, after its final norm, and w its weights [max_length, 1],
+
+    z' = z * w * mean(z) / mean(z * w)        both means over the whole chunk
+
+A prompt and a negative prompt may have different numbers of chunks. Neither is padded: attention does not
+change when its whole context is repeated, so the U-Net may evaluate each by itself, as webui does, or repeat
+both to a common length, with one result. Padding the shorter with empty chunks, webui's option "Pad
+prompt/negative prompt", changes the picture.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from limner.errors import PromptError
+from limner.prompts.attention import check_length, parse_attention
+from limner.prompts.tokenizer import Tokenizer
+
+PromptSyntax = Literal["a1111", "literal"]
+
+COMMA_REACH = 20
+"""A chunk that overflows within this many tokens of a comma ends at the comma instead (webui's default)."""
+
+
+# The rest of AUTOMATIC1111's prompt language. No pattern can backtrack more than its own short bound.
+_NOT_ACTED_ON = (
+    (re.compile(r"<\w{1,20}:[^<>]{1,200}>"), "an extra network"),
+    (re.compile(r"(?<!\\)\[[^\[\]:|]{0,200}:[^\[\]:|]{0,200}:[^\[\]:|]{1,20}\]"), "a change at a step"),
+    (re.compile(r"(?<!\\)\[[^\[\]|]{0,200}\|[^\[\]]{0,200}\]"), "words taking turns"),
+    (re.compile(r"\bAND\b"), "a composition"),
+)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a text encoder reads at once.
+
+    Attributes:
+        ids: `max_length` token ids: start, tokens, end, padding.
+        weights: the emphasis of each; 1 for start, end and padding.
+    """
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as one chunk or more, and what its writer should know about it."""
+
+    chunks: tuple[Chunk, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer, syntax: PromptSyntax = "a1111") -> EncodedPrompt:
+    """Turns a prompt into chunks; an empty one is a single chunk of padding.
+
+    A chunk ends when it is full, or at `BREAK`. When a word no longer fits and the last comma lies at most
+    COMMA_REACH tokens back, what follows that comma moves to the next chunk along with it.
+
+    Args:
+        prompt: as the user wrote it.
+        tokenizer: of the text encoder that will read the chunks.
+        syntax: "a1111" for the emphasis grammar of `limner.prompts.attention`; "literal" takes every sign for
+            itself, BREAK too, and all weights are 1.
+
+    Raises:
+        PromptError: the prompt is too long, cannot be parsed or is not Unicode; the syntax is unknown.
+    """
+    if syntax == "a1111":
+        pieces = parse_attention(prompt)
+    elif syntax == "literal":
+        check_length(prompt)
+        pieces = [(prompt, 1.0)]
+    else:
+        raise PromptError(f"The prompt syntax is {syntax!r}, expected 'a1111' or 'literal'.")
+
+    comma = next(iter(tokenizer.encode(",")), None)
+    room = tokenizer.max_length - 2
+    chunks: list[Chunk] = []
+    warnings: list[str] = []
+    ids: list[int] = []
+    weights: list[float] = []
+    last_comma: int | None = None
+
+    def end_chunk(size: int) -> None:
+        """Ends the chunk after `size` tokens; those beyond begin the next."""
+        nonlocal last_comma
+        padding = (1.0,) * (tokenizer.max_length - 1 - size)
+        chunks.append(Chunk(tokenizer.pad_ids(ids[:size]), (1.0, *weights[:size], *padding)))
+        del ids[:size], weights[:size]
+        last_comma = None
+
+    for text, weight in pieces:
+        if syntax == "a1111" and text == "BREAK":
+            if weight == -1:
+                end_chunk(len(ids))
+                continue
+            warnings.append(
+                "BREAK inside brackets is read as a word, as in AUTOMATIC1111; close the brackets before it."
+            )
+        for token in tokenizer.encode(text):
+            if len(ids) == room:
+                end = room
+                if token != comma and last_comma is not None and room - last_comma <= COMMA_REACH:
+                    end = last_comma + 1
+                end_chunk(end)
+            if token == comma:
+                last_comma = len(ids)
+            ids.append(token)
+            weights.append(weight)
+    if ids or not chunks:
+        end_chunk(len(ids))
+    if syntax == "a1111":
+        warnings += (
+            f"{found.group()!r} ({what}) is not acted on; its text is read as words."
+            for pattern, what in _NOT_ACTED_ON
+            for found in pattern.finditer(prompt)
+        )
+    return EncodedPrompt(tuple(chunks), tuple(dict.fromkeys(warnings)))

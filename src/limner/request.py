@@ -1,0 +1,121 @@
+"""What is asked for: one schema for Python, the command line, HTTP, metadata and audit.
+
+A field left at None takes the model's own default; `Model.resolve` fills them all in, so that the request
+stored with a picture says everything that drew it.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from limner.errors import InvalidRequest
+from limner.prompts.chunks import PromptSyntax
+
+MAX_SEED = 2**53 - 1  # the largest integer that JSON carries everywhere without loss
+
+SamplerName = Literal[
+    "ddim", "ddpm", "euler", "euler_a", "heun", "lms", "pndm", "dpmpp_2m", "dpmpp_2m_sde", "unipc"
+]
+SigmaScheduleName = Literal["uniform", "karras", "exponential"]
+Spacing = Literal["leading", "linspace", "trailing"]
+
+Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+Prompt = Annotated[str, Field(max_length=65_536)]
+
+
+class GenerationRequest(BaseModel):
+    """A request for one or more pictures.
+
+    Attributes:
+        prompt: what to draw, in AUTOMATIC1111's emphasis syntax unless `prompt_syntax` is "literal".
+        negative_prompt: what to steer away from. None and "" differ for models that were trained
+            with an empty conditioning of their own (XL).
+        model: "picturebook", a folder, or a hub id such as "org/name".
+        revision: branch, tag or commit on the hub.
+        variant: of the weight files on the hub, such as "fp16".
+        width, height: in pixels, 64 to 4096, multiples of 8.
+        steps: sampler steps.
+        guidance_scale: of classifier-free guidance; at 1 the negative prompt is not evaluated.
+        guidance_rescale: 0 to 1, how far the guided prediction keeps the contrast of the conditional
+            one (Lin et al. 2023).
+        guidance_interval: lowest and highest sigma at which guidance is on; None is everywhere.
+        sampler, sigma_schedule, timestep_spacing: None is what the checkpoint's own config names.
+        eta: DDIM's share of fresh noise, 0 to 1.
+        seed: of the first picture; the following ones take seed + 1, seed + 2, … None draws one.
+        num_images: how many pictures.
+        clip_skip: 1 takes the text encoder's last layer, 2 the one before it, as AUTOMATIC1111 counts.
+        prompt_syntax: "a1111" or "literal" for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    prompt: Prompt
+    negative_prompt: Prompt | None = None
+    model: Annotated[str, Field(min_length=1, max_length=4096)] = "picturebook"
+    revision: str | None = None
+    variant: str | None = None
+    width: Side | None = None
+    height: Side | None = None
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = None
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    guidance_interval: tuple[float, float] | None = None
+    sampler: SamplerName | None = None
+    sigma_schedule: SigmaScheduleName | None = None
+    timestep_spacing: Spacing | None = None
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    num_images: Annotated[int, Field(ge=1, le=1000)] = 1
+    clip_skip: Annotated[int, Field(ge=1, le=64)] = 1
+    prompt_syntax: PromptSyntax = "a1111"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (
+            self.guidance_interval is not None
+            and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]
+        ):
+            raise ValueError(
+                f"guidance_interval is {self.guidance_interval}; expected two sigmas, the lower one first"
+            )
+        if self.seed is not None and self.seed + self.num_images - 1 > MAX_SEED:
+            raise ValueError(
+                f"seed {self.seed} and {self.num_images} images pass the largest seed {MAX_SEED}"
+            )
+        if self.eta and self.sampler not in (None, "ddim"):
+            raise ValueError(f"eta is ddim's; the sampler is {self.sampler}")
+        return self
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Build a request from fields, which may come from JSON: a list stands for a tuple.
+
+        Raises:
+            InvalidRequest: naming each field at fault, what it was given and what it expects.
+        """
+        interval = fields.get("guidance_interval")
+        given = {**fields, "guidance_interval": tuple(interval)} if isinstance(interval, list) else fields
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            raise InvalidRequest(_describe(error), hint="`limner generate --help` lists the fields") from None
+
+
+def _describe(error: ValidationError) -> str:
+    faults = []
+    for fault in error.errors(include_url=False):
+        message = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            faults.append(message)
+            continue
+        given = repr(fault["input"])
+        shown = given if len(given) <= 60 else f"{given[:57]}…"
+        name = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            faults.append(f"{name} is not a field of a request")
+        elif fault["type"] == "missing":
+            faults.append(f"{name} is missing")
+        else:
+            faults.append(f"{name} is {shown}: {message[0].lower()}{message[1:]}")
+    return "; ".join(faults)

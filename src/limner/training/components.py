@@ -1,0 +1,59 @@
+"""Single networks in the hub's layout, as training reads and writes them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from limner.nn.clip import CLIPTextConfig, CLIPTextModel
+from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.weights.checkpoint import WEIGHT_STEMS, read_config
+from limner.weights.files import whole_folder
+from limner.weights.load import load_module, text_encoder_name, unet_name, vae_name
+from limner.weights.tensors import open_tensors, write_tensors
+
+
+def read_vae(folder: Path) -> AutoencoderKL:
+    """An autoencoder, in fp32. It and the others raise as `read_config` and `load_module` do."""
+    config, source = read_config(folder / "config.json", VAEConfig), _weights(folder, "vae")
+    tensors = open_tensors(source)
+    return load_module(
+        lambda: AutoencoderKL(config), tensors, source=source, names=vae_name, dtype=torch.float32
+    )
+
+
+def read_unet(folder: Path) -> UNet2DConditionModel:
+    """A U-Net, in fp32."""
+    config, source = read_config(folder / "config.json", UNetConfig), _weights(folder, "unet")
+    tensors = open_tensors(source)
+    return load_module(
+        lambda: UNet2DConditionModel(config), tensors, source=source, names=unet_name, dtype=torch.float32
+    )
+
+
+def read_text_encoder(folder: Path) -> CLIPTextModel:
+    """A text encoder, in fp32."""
+    config, source = read_config(folder / "config.json", CLIPTextConfig), _weights(folder, "text_encoder")
+    tensors = open_tensors(source)
+    return load_module(
+        lambda: CLIPTextModel(config), tensors, source=source, names=text_encoder_name, dtype=torch.float32
+    )
+
+
+def _weights(folder: Path, part: str) -> Path:
+    return folder / f"{WEIGHT_STEMS[part]}.safetensors"
+
+
+def write_component(
+    folder: Path, module: nn.Module, config: Mapping[str, Any], dtype: torch.dtype | None
+) -> None:
+    """Write one network, its weights in `dtype` or as they are, over what `folder` holds."""
+    part = "text_encoder" if "model_type" in config else "unet"
+    with whole_folder(folder, overwrite=True) as temporary:
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tensors = {name: tensor.to(dtype or tensor.dtype) for name, tensor in module.state_dict().items()}
+        write_tensors(_weights(temporary, part), tensors, {"format": "pt"})

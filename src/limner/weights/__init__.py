@@ -1,0 +1,1 @@
+"""Files and modules meet here: the hub, the layouts, strict loading and saving."""

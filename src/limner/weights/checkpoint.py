@@ -1,0 +1,388 @@
+"""A Stable Diffusion checkpoint in the diffusers layout: a folder with `model_index.json` and one folder per
+component, each with its config and its weights.
+
+Reading one parses and checks every JSON file, and finds the weights without opening them.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from limner.errors import InvalidCheckpoint, ModelNotFound, OutputError, PickleRefused, UnsupportedModel
+from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
+from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.vae import AutoencoderKL, VAEConfig
+
+from .files import read_json, user_cache, whole_file
+from .load import Names, load_module, text_encoder_name, unet_name, vae_name
+from .tensors import PICKLE_HINT, files_of, open_tensors, read_infos
+
+Family = Literal["sd1", "sd2", "custom"]
+
+MODEL_INDEX = "model_index.json"
+CARD = "limner.json"  # what Limner knows of a model beyond what diffusers does
+# Component -> the stem of its weight files, as diffusers and transformers name them.
+WEIGHT_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+_COMPONENT_CLASSES: Mapping[str, tuple[str, ...] | None] = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": None,  # any class: which of them a sampler stands for is not a question of files
+}
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+
+K = TypeVar("K", UNetConfig, VAEConfig, CLIPTextConfig, CLIPVisionConfig)
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked folder.
+
+    Attributes:
+        folder: with `model_index.json`.
+        scheduler_config: `scheduler/scheduler_config.json` as it stands.
+        tokenizer: the folder of the tokenizer's files.
+        weights: component ("unet", "vae", "text_encoder") -> safetensors file, or index of its shards.
+        warnings: what the caller should know about the choice of files.
+    """
+
+    folder: Path
+    unet_config: UNetConfig
+    vae_config: VAEConfig
+    text_config: CLIPTextConfig
+    scheduler_config: Mapping[str, Any]
+    tokenizer: Path
+    weights: Mapping[str, Path]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> Family:
+        """SD 1.x and 2.x differ in their text encoders; "custom" is any other geometry."""
+        families: dict[int, Family] = {768: "sd1", 1024: "sd2"}
+        return families.get(self.text_config.hidden_size, "custom")
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights in all components, from the headers."""
+        return sum(info.elements for path in self.weights.values() for info in read_infos(path).values())
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weight files."""
+        return sum(file.stat().st_size for path in self.weights.values() for file in files_of(path))
+
+
+def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
+    """Read the configs of a checkpoint in the diffusers layout and find its weights.
+
+    Args:
+        folder: holds `model_index.json`.
+        variant: of the weight files, such as "fp16" (`model.fp16.safetensors`); None is the plain files.
+
+    Raises:
+        ModelNotFound: there are weights, but not of this variant.
+        PickleRefused: the only weights are pickles.
+        InvalidCheckpoint: a file is missing or malformed, or two configs contradict each other.
+        UnsupportedModel: a pipeline or component that Limner cannot run.
+    """
+    try:
+        checkpoint = _read_folder(folder, variant)
+    except OSError as error:
+        raise InvalidCheckpoint(f"{folder} cannot be read: {error.strerror}") from error
+    _check_together(checkpoint)
+    return checkpoint
+
+
+def load_unet(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
+    """The U-Net with its weights, in `dtype` or as stored. Raises as `load_module`."""
+    return _load(checkpoint, "unet", checkpoint.unet_config, UNet2DConditionModel, unet_name, dtype)
+
+
+def load_vae(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> AutoencoderKL:
+    """The autoencoder with its weights, in `dtype` or as stored. Raises as `load_module`."""
+    return _load(checkpoint, "vae", checkpoint.vae_config, AutoencoderKL, vae_name, dtype)
+
+
+def load_text_encoder(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> CLIPTextModel:
+    """The text encoder with its weights, in `dtype` or as stored. Raises as `load_module`."""
+    return _load(checkpoint, "text_encoder", checkpoint.text_config, CLIPTextModel, text_encoder_name, dtype)
+
+
+def weights_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256, in hex, over the names and SHA-256 of the checkpoint's weight files.
+
+    Hashes of files are kept in the user's cache, by path, size and time of change, as reading gigabytes
+    takes seconds.
+    """
+    lines = [
+        f"{file.relative_to(checkpoint.folder).as_posix()} {_file_hash(file)}\n"
+        for path in checkpoint.weights.values()
+        for file in files_of(path)
+    ]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def check_model_index(path: Path) -> None:
+    """Check that a `model_index.json` describes a Stable Diffusion pipeline that Limner can run.
+
+    Raises:
+        UnsupportedModel: another pipeline, or a component of another class.
+        InvalidCheckpoint: a component is missing, or the file is malformed.
+    """
+    index = read_json(path)
+    pipeline = index.get("_class_name")
+    if pipeline != "StableDiffusionPipeline":
+        raise UnsupportedModel(f"{path} describes a {pipeline!r}, expected 'StableDiffusionPipeline'")
+    # Besides components there are only settings such as "requires_safety_checker": false.
+    components = {name: value for name, value in index.items() if isinstance(value, list)}
+    for name, value in components.items():
+        if value == [None, None] or name in _NOT_LOADED:
+            continue
+        if name not in _COMPONENT_CLASSES:
+            raise UnsupportedModel(f"{path} has a component {name!r} ({value}), which Limner does not know")
+        classes = _COMPONENT_CLASSES[name]
+        if classes is not None and value[-1:] not in [[cls] for cls in classes]:
+            raise UnsupportedModel(f"{path}: {name!r} is {value}, expected {' or '.join(classes)}")
+    for name in _COMPONENT_CLASSES:
+        if components.get(name, [None, None]) == [None, None]:
+            raise InvalidCheckpoint(f"{path} names no {name!r}, which a StableDiffusionPipeline needs")
+
+
+def choose_weights(
+    files: Collection[str], variant: str | None, *, source: str
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Choose the weight file of each component among the files of a folder or of a repository.
+
+    Args:
+        files: paths within the checkpoint, such as "unet/diffusion_pytorch_model.fp16.safetensors".
+        variant: a component that has no file of it takes its plain one, with a warning.
+        source: names the checkpoint in messages.
+
+    Returns:
+        component -> file, and the warnings.
+
+    Raises:
+        ModelNotFound, PickleRefused, InvalidCheckpoint: as `read_checkpoint`.
+    """
+    there = {part: _variants(files, part) for part in WEIGHT_STEMS}
+    _refuse_pickles(files, there, source)
+    variants = sorted({v for found in there.values() for v in found if v is not None})
+    if variant is not None and variant not in variants:
+        has = f"has only {', '.join(variants)}" if variants else "has no variants"
+        raise ModelNotFound(
+            f"{source} has no variant {variant!r}: it {has}", hint="leave out the variant, or name another"
+        )
+    chosen: dict[str, str] = {}
+    warnings: list[str] = []
+    for part, found in there.items():
+        if variant in found:
+            chosen[part] = found[variant]
+        elif None in found:
+            chosen[part] = found[None]
+            warnings.append(f"{source} has no {variant!r} variant of its {part}; the plain weights are used")
+        elif found:
+            names = ", ".join(str(v) for v in found)
+            raise ModelNotFound(
+                f"{source} has its {part} only in the variant {names}, expected {variant or 'plain weights'}",
+                hint=f'ask for variant "{next(iter(found))}"',
+            )
+        else:
+            raise InvalidCheckpoint(
+                f"{source} has no weights of its {part}: expected {part}/{WEIGHT_STEMS[part]}.safetensors",
+                hint="the folder is incomplete: download or copy it again",
+            )
+    return chosen, tuple(warnings)
+
+
+def variants_of(folder: Path) -> list[str | None]:
+    """The variants that weights in a checkpoint's folder come in; None is the plain files."""
+    files = _weight_files(folder)
+    found = {variant for part in WEIGHT_STEMS for variant in _variants(files, part)}
+    return sorted(found, key=lambda variant: variant or "")
+
+
+def _read_folder(folder: Path, variant: str | None) -> Checkpoint:
+    if not (folder / MODEL_INDEX).is_file():
+        raise _no_checkpoint(folder)
+    check_model_index(folder / MODEL_INDEX)
+    weights, warnings = choose_weights(_weight_files(folder), variant, source=str(folder))
+    return Checkpoint(
+        folder=folder,
+        unet_config=read_config(folder / "unet" / "config.json", UNetConfig),
+        vae_config=read_config(folder / "vae" / "config.json", VAEConfig),
+        text_config=read_config(folder / "text_encoder" / "config.json", CLIPTextConfig),
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        tokenizer=folder / "tokenizer",
+        weights={part: folder / file for part, file in weights.items()},
+        warnings=warnings,
+    )
+
+
+def _variants(files: Collection[str], part: str) -> dict[str | None, str]:
+    """Variant -> weight file or index of a component; None stands for the plain one."""
+    stem = f"{part}/{WEIGHT_STEMS[part]}"
+    pattern = re.compile(
+        rf"{stem}(?:\.(?P<file>[\w-]+))?\.safetensors|{stem}\.safetensors\.index(?:\.(?P<index>[\w-]+))?\.json"
+    )
+    found: dict[str | None, str] = {}
+    for file in sorted(files):  # the index of a sharded file sorts after the file itself, which wins
+        match = pattern.fullmatch(file)
+        if match and not re.search(r"-\d+-of-\d+", file):
+            found.setdefault(match["file"] or match["index"], file)
+    return found
+
+
+def _refuse_pickles(
+    files: Collection[str], there: Mapping[str, Mapping[str | None, str]], source: str
+) -> None:
+    for part, found in there.items():
+        pickles = sorted(
+            file for file in files if file.startswith(f"{part}/") and file.endswith(PICKLE_SUFFIXES)
+        )
+        if pickles and not found:
+            raise PickleRefused(f"{source} has its {part} only as a pickle ({pickles[0]})", hint=PICKLE_HINT)
+
+
+def _no_checkpoint(folder: Path) -> InvalidCheckpoint:
+    files = _files_in(folder)
+    pickles = sorted(path.name for path in files if path.suffix in PICKLE_SUFFIXES)
+    single = sorted(path.name for path in files if path.suffix == ".safetensors")
+    if single:
+        hint = (
+            f"{single[0]} may be a whole checkpoint in one file; a folder in the diffusers layout is needed"
+        )
+        return InvalidCheckpoint(f"{folder} has no {MODEL_INDEX}", hint=hint)
+    if pickles:
+        return PickleRefused(
+            f"{folder} has no {MODEL_INDEX}, and its weights are a pickle ({pickles[0]})", hint=PICKLE_HINT
+        )
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{MODEL_INDEX}"))
+    hint = (
+        f"there is one in {', '.join(inside[:5])}" if inside else "a folder in the diffusers layout is needed"
+    )
+    return InvalidCheckpoint(f"{folder} has no {MODEL_INDEX}", hint=hint)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    return [f"{part}/{path.name}" for part in WEIGHT_STEMS for path in _files_in(folder / part)]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+
+
+def read_config(path: Path, config: type[K]) -> K:
+    """A network's geometry from its `config.json`.
+
+    Raises:
+        InvalidCheckpoint: the file is missing or malformed.
+        UnsupportedModel: it asks for what the network cannot stand for.
+    """
+    values = read_json(path)
+    try:
+        read = config.from_dict(values)
+        for field in fields(read):
+            value = getattr(read, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                is_number = isinstance(number, (int, float)) and not isinstance(field.default, bool)
+                if is_number and not 0 < number < 2**31:
+                    raise TypeError(f"{field.name} is {value}, expected a positive number")
+        return read
+    except ValueError as error:
+        raise UnsupportedModel(f"{path}: {error}") from error
+    except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise InvalidCheckpoint(f"{path} holds a value that no network has: {error}") from error
+
+
+def _check_together(checkpoint: Checkpoint) -> None:
+    folder, unet, vae = checkpoint.folder, checkpoint.unet_config, checkpoint.vae_config
+    if unet.addition_embed_type is not None:
+        raise UnsupportedModel(
+            f"{folder}: the U-Net is one of Stable Diffusion XL, expected one of 1.x or 2.x"
+        )
+    if unet.in_channels != vae.latent_channels and vae.latent_channels == unet.out_channels:
+        raise UnsupportedModel(
+            f"{folder}: the U-Net takes {unet.in_channels} channels, a latent has {vae.latent_channels}",
+            hint="inpainting and image-editing checkpoints, which take more, are not supported",
+        )
+    for what, given, expected in (
+        ("U-Net out_channels and VAE latent_channels", unet.out_channels, vae.latent_channels),
+        (
+            "U-Net cross_attention_dim and text encoder hidden_size",
+            unet.cross_attention_dim,
+            checkpoint.text_config.hidden_size,
+        ),
+    ):
+        if given != expected:
+            raise InvalidCheckpoint(f"{folder}: {what} must agree, but are {given} and {expected}")
+    tokenizer = checkpoint.tokenizer
+    if not (tokenizer / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (tokenizer / name).is_file():
+                raise InvalidCheckpoint(
+                    f"{tokenizer / name} is missing: expected tokenizer.json, or vocab.json and merges.txt"
+                )
+
+
+def _load(
+    checkpoint: Checkpoint,
+    part: str,
+    config: K,
+    network: Callable[[K], M],
+    names: Names,
+    dtype: torch.dtype | None,
+) -> M:
+    path = checkpoint.weights[part]
+    tensors = open_tensors(path)
+    try:
+        # Modules cost time even on the meta device, so a config may not ask for millions of them.
+        if _blocks(config) > max(1000, len(tensors)):
+            raise ValueError(f"{_blocks(config)} blocks, but {path.name} holds {len(tensors)} tensors")
+        return load_module(lambda: network(config), tensors, source=path, names=names, dtype=dtype)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        reason = str(error).partition("\n")[0]  # torch adds its own stack trace
+        raise InvalidCheckpoint(
+            f"{checkpoint.folder / part / 'config.json'} describes no network of this file: {reason}"
+        ) from error
+
+
+def _blocks(config: UNetConfig | VAEConfig | CLIPTextConfig | CLIPVisionConfig) -> int:
+    if isinstance(config, CLIPTextConfig | CLIPVisionConfig):
+        return config.num_hidden_layers
+    depth = max(config.depths) if isinstance(config, UNetConfig) else 1
+    return len(config.block_out_channels) * config.layers_per_block * depth
+
+
+def _file_hash(path: Path) -> str:
+    status = path.stat()
+    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+    cached = user_cache() / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
+    if cached.is_file() and re.fullmatch(r"[0-9a-f]{64}", known := cached.read_text(encoding="utf-8")):
+        return known
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(cached) as temporary:
+            temporary.write_text(digest, encoding="utf-8")
+    except (OSError, OutputError):
+        pass  # a cache that cannot be written costs time, not the result
+    return digest

@@ -1,0 +1,279 @@
+"""From a model's name to its folder: the shipped model, a folder, or a repository on the Hugging Face hub.
+
+Of a repository only the needed files are fetched, never a pickle. What is in the hub's cache serves when the
+hub cannot be reached.
+"""
+
+import difflib
+import glob
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limner.errors import InvalidRequest, LimnerError, ModelNotFound, PickleRefused, UnsupportedModel
+
+from .checkpoint import (
+    MODEL_INDEX,
+    PICKLE_SUFFIXES,
+    TOKENIZER_FILES,
+    check_model_index,
+    choose_weights,
+    read_checkpoint,
+    variants_of,
+)
+from .tensors import PICKLE_HINT, read_index
+
+SHIPPED = {"picturebook": Path(__file__).resolve().parents[1] / "picturebook" / "model"}
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TIMEOUT = 10.0  # seconds, for the hub to answer before the cache is used
+_TOKEN_HINT = "log in with `hf auth login` or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """Where a model is.
+
+    Attributes:
+        name: as it was asked for.
+        folder: in the diffusers layout; not read yet.
+        warnings: what the caller should know, such as that the hub could not be reached.
+    """
+
+    name: str
+    folder: Path
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that is on this machine.
+
+    Attributes:
+        name, revision, variant: what `locate_model` finds it by; the revision is a commit, and None for a
+            shipped model.
+        where: "shipped" or "hub cache".
+        family: "sd1", "sd2" or "custom".
+        parameters: number of weights in all components.
+        bytes: size of the weight files.
+        problem: why it cannot be used; then family is "" and the figures are 0.
+    """
+
+    name: str
+    revision: str | None
+    variant: str | None
+    path: Path
+    where: str
+    family: str
+    parameters: int
+    bytes: int
+    problem: str | None = None
+
+
+def locate_model(
+    reference: str | Path, *, revision: str | None = None, variant: str | None = None
+) -> LocatedModel:
+    """Find a model's folder, fetching it from the hub if need be.
+
+    Args:
+        reference: "picturebook" (the model that ships with Limner), a folder, or "organisation/name" on
+            the hub. A folder that exists is preferred to the hub.
+        revision: branch, tag or commit on the hub; None is its main branch.
+        variant: which weight files to fetch from the hub, such as "fp16".
+
+    Raises:
+        ModelNotFound: nothing of this name, revision or variant, or no access to it.
+        InvalidRequest: a revision of something that is not on the hub.
+        PickleRefused, UnsupportedModel, InvalidCheckpoint: what was found cannot be used; of a hub
+            repository this is told before the weights are fetched.
+    """
+    name = str(reference)
+    path = Path(os.path.expanduser(reference))
+    shipped = SHIPPED.get(name) if isinstance(reference, str) else None
+    there = os.path.exists(path)  # unlike Path.exists, false for what cannot be a path
+    if shipped is None and not there and isinstance(reference, str) and _HUB_ID.fullmatch(reference):
+        return _from_hub(reference, revision, variant)
+    if revision is not None:
+        raise InvalidRequest(f"revision {revision!r} of {name!r}: only models on the hub have revisions")
+    if shipped is not None and not (shipped / MODEL_INDEX).is_file():
+        raise ModelNotFound(
+            f"the shipped model {name!r} is missing from {shipped}",
+            hint="install Limner again, it is incomplete",
+        )
+    if shipped is None and not os.path.isdir(path):
+        raise _not_a_folder(name, path)
+    return LocatedModel(name, shipped or path)
+
+
+def list_models() -> list[ModelInfo]:
+    """The shipped model and every Stable Diffusion checkpoint in the hub's cache, read from headers alone."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    infos = [
+        info
+        for name, folder in SHIPPED.items()
+        if folder.is_dir()
+        for info in _describe(name, None, folder, "shipped")
+    ]
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return infos
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        for revision in sorted(repo.revisions, key=lambda revision: -revision.last_modified):
+            if repo.repo_type == "model" and (revision.snapshot_path / MODEL_INDEX).is_file():
+                infos += _describe(repo.repo_id, revision.commit_hash, revision.snapshot_path, "hub cache")
+    return infos
+
+
+def _describe(name: str, revision: str | None, folder: Path, where: str) -> list[ModelInfo]:
+    infos = []
+    for variant in variants_of(folder) or (None,):
+        family, parameters, size, problem = "", 0, 0, None
+        try:
+            checkpoint = read_checkpoint(folder, variant)
+            family, parameters, size = checkpoint.family, checkpoint.parameters, checkpoint.size
+        except LimnerError as error:
+            problem = error.message
+        infos.append(ModelInfo(name, revision, variant, folder, where, family, parameters, size, problem))
+    return infos
+
+
+def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedModel:
+    # Imported here because it takes a while, and the shipped model and folders do without.
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Progress(tqdm):
+        """The hub's progress bar, but only on a terminal."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{"disable": None, **kwargs})  # type: ignore[no-untyped-call]
+
+    cached = _in_cache(repo, revision)
+    if cached and revision and _COMMIT.fullmatch(revision) and _is_complete(cached, variant):
+        return LocatedModel(repo, cached)  # a commit never changes, so there is nothing to ask
+    try:
+        listing = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
+    except (OSError, ValueError, TransportError) as error:  # ValueError: a bad id, or no JSON
+        if cached is None:
+            raise _hub_error(repo, revision, error) from error
+        warning = f"{_hub_error(repo, revision, error).message}; its copy in the cache is used"
+        return LocatedModel(repo, cached, () if isinstance(error, OfflineModeIsEnabled) else (warning,))
+    files = [file.rfilename for file in listing.siblings or ()]
+    if MODEL_INDEX not in files:
+        raise _no_pipeline(repo, files)
+
+    def fetch(file: str) -> Path:
+        return Path(hf_hub_download(repo, file, revision=revision))
+
+    try:
+        check_model_index(fetch(MODEL_INDEX))  # before gigabytes are fetched in vain
+        weights, _ = choose_weights(files, variant, source=repo)
+        wanted = {
+            MODEL_INDEX,
+            "scheduler/scheduler_config.json",
+            *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+        }
+        for part, file in weights.items():
+            wanted |= {f"{part}/config.json", file}
+            if file.endswith(".json"):
+                wanted |= {f"{part}/{shard}" for shard in read_index(fetch(file))}
+        patterns = [glob.escape(file) for file in sorted(wanted)]
+        folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, tqdm_class=Progress)
+    except HfHubHTTPError as error:
+        raise _hub_error(repo, revision, error) from error
+    except (OSError, TransportError) as error:
+        raise ModelNotFound(
+            f"the download of {repo} broke off: {error}",
+            hint="try again: what is complete is not fetched again",
+        ) from error
+    return LocatedModel(repo, Path(folder))
+
+
+def _in_cache(repo: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo, MODEL_INDEX, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _is_complete(folder: Path, variant: str | None) -> bool:
+    try:
+        return read_checkpoint(folder, variant).size > 0
+    except LimnerError:
+        return False
+
+
+def _hub_error(repo: str, revision: str | None, error: Exception) -> ModelNotFound:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    match error:
+        case GatedRepoError():
+            return ModelNotFound(
+                f"access to {repo} on the hub is restricted",
+                hint=f"accept its terms at its page on the hub, then {_TOKEN_HINT}",
+            )
+        case RepositoryNotFoundError():
+            return ModelNotFound(
+                f"there is no folder {repo} here, and no model {repo} on the hub that you may see",
+                hint=f"{_similar(repo)}if it is private, {_TOKEN_HINT}",
+            )
+        case RevisionNotFoundError():
+            return ModelNotFound(f"{repo} on the hub has no revision {revision!r}")
+        case OfflineModeIsEnabled():
+            return ModelNotFound(
+                f"{repo} is not in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub",
+                hint=f"{_similar(repo)}unset HF_HUB_OFFLINE once to fetch it",
+            )
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ModelNotFound(
+        f"the hub cannot be asked for {repo}: {reason}",
+        hint=f"{_similar(repo)}check the connection; a model that was fetched once is found without it",
+    )
+
+
+def _no_pipeline(repo: str, files: list[str]) -> LimnerError:
+    pickles = sorted(file for file in files if file.endswith(PICKLE_SUFFIXES))
+    single = sorted(file for file in files if file.endswith(".safetensors"))
+    message = f"{repo} on the hub has no {MODEL_INDEX}, so it is no pipeline in the diffusers layout"
+    if pickles and not single:
+        return PickleRefused(f"{message}, and its weights are pickles ({pickles[0]})", hint=PICKLE_HINT)
+    return UnsupportedModel(message, hint="look for a repository whose page says 'Diffusers'")
+
+
+def _not_a_folder(name: str, path: Path) -> LimnerError:
+    if path.suffix in PICKLE_SUFFIXES and os.path.exists(path):
+        return PickleRefused(f"{name} is a pickle ({path.suffix})", hint=PICKLE_HINT)
+    if os.path.exists(path):
+        return UnsupportedModel(f"{name} is a file, expected a folder in the diffusers layout")
+    return ModelNotFound(
+        f"there is no model {name!r}: not shipped, not a folder, not a hub id of the form organisation/name",
+        hint=f"{_similar(name)}shipped: {', '.join(SHIPPED)}",
+    )
+
+
+def _similar(name: str) -> str:
+    """A hint that ends with "; ", or nothing: shipped models and folders of nearly this name."""
+    path = Path(os.path.expanduser(name))
+    try:
+        folders = {other.name: str(other) for other in path.parent.iterdir() if other.is_dir()}
+    except (OSError, ValueError):
+        folders = {}
+    near = difflib.get_close_matches(path.name, [*folders, *SHIPPED], n=3)
+    return f"did you mean {' or '.join(folders.get(other, other) for other in near)}? " if near else ""

@@ -1,0 +1,126 @@
+"""Strict loading: a module takes exactly the tensors that its config calls for, or none.
+
+Modules are built on the meta device, so nothing is allocated or initialised, and the file's mapped tensors
+become their parameters: a weight costs memory when it is first used, and a cast when another dtype is wanted.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from limner.errors import InvalidCheckpoint
+
+M = TypeVar("M", bound=nn.Module)
+
+# From a key in a file to the parameter's name, or None for a key that is known and has no use.
+Names = Callable[[str], str | None]
+
+_SHOWN = 10  # names per kind of fault in a message
+
+
+def unet_name(key: str) -> str | None:
+    return key
+
+
+def vae_name(key: str) -> str | None:
+    """Files saved before diffusers 0.18 have older names for the projections of the middle attention."""
+    match = _OLD_ATTENTION.fullmatch(key)
+    return f"{match[1]}{_NEW_PROJECTION[match[2]]}{match[3]}" if match else key
+
+
+def text_encoder_name(key: str) -> str | None:
+    """Hub files begin with `text_model.`; transformers 5 saves files that do not."""
+    if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
+        key = f"text_model.{key}"
+    # Positions 0, 1, 2 … were stored until transformers 4.31; the logit scale is CLIP's training temperature.
+    return None if key in ("text_model.embeddings.position_ids", "logit_scale") else key
+
+
+_OLD_ATTENTION = re.compile(
+    r"((?:encoder|decoder)\.mid_block\.attentions\.0\.)(query|key|value|proj_attn)(\..+)"
+)
+_NEW_PROJECTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def load_module(
+    build: Callable[[], M],
+    tensors: Mapping[str, Tensor],
+    *,
+    source: Path,
+    names: Names = unet_name,
+    dtype: torch.dtype | None = None,
+) -> M:
+    """Build a module and give it a file's tensors as its parameters.
+
+    Args:
+        build: makes the module; called under the meta device.
+        tensors: key -> tensor, as `open_tensors` gives them.
+        source: the file, for messages.
+        names: maps the file's keys to the module's.
+        dtype: cast floating tensors to it; None keeps what the file holds.
+
+    Returns:
+        The module, with parameters that share the memory of `tensors` where nothing was cast.
+
+    Raises:
+        InvalidCheckpoint: naming every key that is missing, unexpected, given under two names, or of
+            another shape or kind than the module expects (the first ten of each, and their number).
+    """
+    with torch.device("meta"):
+        module = build()
+    expected = module.state_dict()
+
+    given: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    for key, tensor in tensors.items():
+        name = names(key)
+        if name is None:
+            continue
+        if name not in expected or name in given:
+            unexpected.append(key)
+        else:
+            given[name] = tensor
+    _refuse_unless_fitting(source, expected, given, unexpected)
+
+    if dtype is not None:
+        given = {name: t.to(dtype) if t.is_floating_point() else t for name, t in given.items()}
+    module.load_state_dict(given, assign=True)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        assert not tensor.is_meta, f"{type(module).__name__}.{name} is in no file; compute it in forward"
+    return module
+
+
+def _refuse_unless_fitting(
+    source: Path, expected: Mapping[str, Tensor], given: Mapping[str, Tensor], unexpected: Iterable[str]
+) -> None:
+    wrong = {
+        name: f"{name} is {_describe(tensor)}, expected {_describe(expected[name])}"
+        for name, tensor in given.items()
+        if _describe(tensor) != _describe(expected[name])
+    }
+    faults = {
+        "missing": sorted(expected.keys() - given.keys()),
+        "unexpected": sorted(ascii(key)[1:-1] for key in unexpected),
+        "wrong": [wrong[name] for name in sorted(wrong)],
+    }
+    if any(faults.values()):
+        lists = "; ".join(
+            f"{len(names)} {kind}: {_shorten(names)}" for kind, names in faults.items() if names
+        )
+        raise InvalidCheckpoint(
+            f"{source} does not hold the {len(expected)} tensors that its config.json calls for; {lists}",
+            hint="check that the file and the config belong together and that both are complete",
+        )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{'floating' if tensor.is_floating_point() else tensor.dtype} {list(tensor.shape)}"
+
+
+def _shorten(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(name if len(name) <= 200 else f"{name[:197]}..." for name in names[:_SHOWN]) + more

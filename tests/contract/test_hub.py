@@ -1,0 +1,355 @@
+"""Models by name: shipped, a folder, or fetched from a hub, here a stand-in on the loopback interface."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+import torch
+
+from limner.errors import InvalidCheckpoint, InvalidRequest, ModelNotFound, PickleRefused, UnsupportedModel
+from limner.nn.clip import CLIPTextConfig, CLIPTextModel
+from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.weights import hub
+from limner.weights.checkpoint import load_unet, read_checkpoint
+from limner.weights.hub import list_models, locate_model
+from limner.weights.save import save_checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "someone/tiny"
+
+
+@dataclass
+class Hub:
+    """Repositories as folders, served as the hub serves them; what was asked is kept."""
+
+    repos: dict[str, Path] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    failing: bool = False
+    url: str = ""
+
+    def downloads(self) -> set[str]:
+        return {
+            path.rpartition("/")[2]
+            for method, path in map(str.split, self.asked)
+            if method == "GET" and "/resolve/" in path
+        }
+
+    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        self.asked.append(f"{method} {path}")
+        if self.failing:
+            return 503, {}, b"down"
+        if "/resolve/" not in path and "/api/models/" not in path:
+            return 404, {}, b""
+        parts = unquote(urlsplit(path).path).strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            return self._api("/".join(parts[2:4]), parts[4:])
+        return self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+
+    def _api(self, repo: str, rest: list[str]) -> tuple[int, dict[str, str], bytes]:
+        if repo not in self.repos:
+            return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if rest[1:2] and rest[1] not in ("main", COMMIT):
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        root = self.repos[repo]
+        files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+        names = [path.relative_to(root).as_posix() for path in files]
+        if rest[:1] == ["tree"]:
+            entries = [
+                {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
+                for name, path in zip(names, files, strict=True)
+            ]
+            return 200, {}, json.dumps(entries).encode()
+        info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        return 200, {}, json.dumps(info).encode()
+
+    def _file(self, repo: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
+        if repo in self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
+        path = self.repos[repo] / name
+        if not path.is_file():
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        return 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT}, path.read_bytes()
+
+
+def _etag(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    served = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            status, headers, body = served.answer(self.command, self.path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    served.url = f"http://127.0.0.1:{httpd.server_port}"
+    # huggingface_hub reads its settings once, at import.
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield served
+    huggingface_hub.close_session()
+    httpd.shutdown()
+    httpd.server_close()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    tokenizer = root / "tokenizer"
+    tokenizer.mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (tokenizer / name).write_text(json.dumps(name))
+    geometry = {"block_out_channels": (8,), "norm_num_groups": 4}
+    unet = UNetConfig(
+        **geometry,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        attention_head_dim=2,
+        cross_attention_dim=8,
+    )
+    text = CLIPTextConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9
+    )
+    networks = {
+        "unet": UNet2DConditionModel(unet),
+        "vae": AutoencoderKL(VAEConfig(**geometry)),
+        "text_encoder": CLIPTextModel(text),
+    }
+    arguments = {"tokenizer": tokenizer, "scheduler_config": {"_class_name": "DDIMScheduler"}, **networks}
+    folder = root / "tiny"
+    save_checkpoint(folder, **arguments)
+    save_checkpoint(root / "half", **arguments, dtype=torch.float16)
+    save_checkpoint(root / "sharded", **arguments, max_file_bytes=8000)
+    for path in list(folder.rglob("*.safetensors")):
+        half = root / "half" / path.relative_to(folder)
+        path.with_suffix(".fp16.safetensors").write_bytes(half.read_bytes())
+    (folder / "README.md").write_text("hello")
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02.")
+    (folder / "whole.ckpt").write_bytes(b"PK")
+    return folder
+
+
+@pytest.fixture
+def online(server: Hub, checkpoint: Path) -> Hub:
+    server.repos[REPO] = checkpoint
+    server.repos["someone/sharded"] = checkpoint.parent / "sharded"
+    return server
+
+
+def test_fetches_what_is_needed_and_no_more(online):
+    located = locate_model(REPO)
+    assert located.warnings == ()
+    assert online.downloads() == {
+        "model_index.json",
+        "scheduler_config.json",
+        "vocab.json",
+        "merges.txt",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "model.safetensors",
+    }
+    assert load_unet(read_checkpoint(located.folder)).conv_in.weight.dtype == torch.float32
+    online.asked.clear()
+    assert locate_model(REPO).folder == located.folder
+    assert online.downloads() == set()
+
+
+def test_variant_and_revision(online):
+    located = locate_model(REPO, variant="fp16", revision=COMMIT)
+    assert {p.name for p in located.folder.rglob("*.safetensors")} == {
+        "diffusion_pytorch_model.fp16.safetensors",
+        "model.fp16.safetensors",
+    }
+    assert load_unet(read_checkpoint(located.folder, "fp16")).conv_in.weight.dtype == torch.float16
+    online.asked.clear()
+    locate_model(REPO, variant="fp16", revision=COMMIT)
+    assert online.asked == []  # a commit that is there never changes
+    locate_model(REPO, revision=COMMIT)
+    assert "model.safetensors" in online.downloads()
+    with pytest.raises(ModelNotFound, match="no variant 'bf16': it has only fp16"):
+        locate_model(REPO, variant="bf16")
+    with pytest.raises(ModelNotFound, match="no revision 'v7'"):
+        locate_model(REPO, revision="v7")
+
+
+def test_sharded(online):
+    located = locate_model("someone/sharded")
+    assert len(list((located.folder / "unet").glob("*.safetensors"))) > 1
+    load_unet(read_checkpoint(located.folder))
+
+
+def test_the_cache_serves_when_the_hub_does_not(online):
+    folder = locate_model(REPO).folder
+    online.failing = True
+    located = locate_model(REPO)
+    assert located.folder == folder
+    assert "the hub cannot be asked for someone/tiny" in located.warnings[0]
+    assert "its copy in the cache is used" in located.warnings[0]
+    with pytest.raises(ModelNotFound, match="the hub cannot be asked for someone/sharded"):
+        locate_model("someone/sharded")
+
+
+def test_no_answer_at_all(online, monkeypatch):
+    folder = locate_model(REPO).folder
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert locate_model(REPO).folder == folder
+    with pytest.raises(ModelNotFound, match="the hub cannot be asked") as caught:
+        locate_model("someone/sharded")
+    assert "connection" in caught.value.hint
+
+
+def test_no_access(online, tmp_path, monkeypatch):
+    with pytest.raises(ModelNotFound, match="no model someone/else on the hub") as caught:
+        locate_model("someone/else")
+    assert "HF_TOKEN" in caught.value.hint
+    online.gated.add(REPO)
+    with pytest.raises(ModelNotFound, match="restricted") as caught:
+        locate_model(REPO)
+    assert "HF_TOKEN" in caught.value.hint
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFound) as caught:
+        locate_model("models/mime")
+    assert "did you mean models/mine?" in caught.value.hint
+
+
+def test_what_cannot_be_used_is_told_before_it_is_fetched(server, tmp_path):
+    def repo(name: str, **files: object) -> str:
+        for file, content in files.items():
+            path = tmp_path / name / file.replace("__", "/").replace("_DOT_", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content))
+        server.repos[f"a/{name}"] = tmp_path / name
+        return f"a/{name}"
+
+    xl = repo("xl", model_index_DOT_json={"_class_name": "StableDiffusionXLPipeline"})
+    with pytest.raises(UnsupportedModel, match="StableDiffusionXLPipeline"):
+        locate_model(xl)
+    with pytest.raises(PickleRefused, match=r"v1\.ckpt"):
+        locate_model(repo("old", v1_DOT_ckpt=0))
+    with pytest.raises(UnsupportedModel, match=r"no model_index\.json"):
+        locate_model(repo("single", v1_DOT_safetensors=0, v1_DOT_ckpt=0))
+    parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "tokenizer": ["t", "CLIPTokenizer"],
+        "scheduler": ["d", "X"],
+    }
+    index |= {part: ["x", name] for part, name in parts.items()}
+    with pytest.raises(PickleRefused, match="its unet only as a pickle"):
+        locate_model(repo("bins", model_index_DOT_json=index, unet__diffusion_pytorch_model_DOT_bin=0))
+    with pytest.raises(InvalidCheckpoint, match="no weights of its unet"):
+        locate_model(repo("empty", model_index_DOT_json=index))
+    assert server.downloads() == {"model_index.json"}
+
+
+def test_settings_come_from_the_environment(online, tmp_path):
+    """HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE, which are read when a process starts."""
+    program = """if True:
+        import sys
+        from limner.weights.hub import locate_model
+        for name in sys.argv[1:]:
+            located = locate_model(name)
+            print(located.folder, located.warnings)
+        """
+
+    def run(*repos: str, **more: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *repos],
+            env={**os.environ, "HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home"), **more},
+            capture_output=True,
+            text=True,
+        )
+        assert "Fetching" not in done.stderr  # no progress bar where nobody watches
+        return done.stdout + done.stderr
+
+    assert f"home/hub/models--someone--tiny/snapshots/{COMMIT} ()" in run(REPO)
+    online.asked.clear()
+    offline = run(REPO, "someone/sharded", HF_HUB_OFFLINE="1")
+    assert f"home/hub/models--someone--tiny/snapshots/{COMMIT} ()" in offline
+    assert "HF_HUB_OFFLINE forbids" in offline
+    assert online.asked == []
+
+
+def test_folders_and_shipped_models(checkpoint, tmp_path, monkeypatch):
+    assert locate_model(checkpoint).folder == locate_model(str(checkpoint)).folder == checkpoint
+    monkeypatch.setattr(hub, "SHIPPED", {"picturebook": checkpoint})
+    assert locate_model("picturebook").folder == checkpoint
+    monkeypatch.setattr(hub, "SHIPPED", {"picturebook": tmp_path})
+    with pytest.raises(ModelNotFound, match="'picturebook' is missing"):
+        locate_model("picturebook")
+    with pytest.raises(InvalidRequest, match="only models on the hub have revisions"):
+        locate_model(checkpoint, revision="main")
+    with pytest.raises(ModelNotFound, match="there is no model 'picturbook'") as caught:
+        locate_model("picturbook")
+    assert caught.value.hint == "did you mean picturebook? shipped: picturebook"
+    for name, error in {"v1.ckpt": PickleRefused, "v1.safetensors": UnsupportedModel}.items():
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(error):
+            locate_model(tmp_path / name)
+    for strange in (
+        "",
+        "..",
+        "/",
+        "a/b/c",
+        "~nobody/x",
+        "a\0b",
+        "x" * 5000,
+        "~nosuchuser/x",
+        "a--b/c",
+        "org/" + "x" * 200,
+        Path("org/name"),
+    ):
+        with pytest.raises((ModelNotFound, InvalidCheckpoint)):
+            read_checkpoint(locate_model(strange).folder)
+
+
+def test_list_of_models(online, checkpoint, monkeypatch):
+    monkeypatch.setattr(hub, "SHIPPED", {"picturebook": checkpoint.parent / "half", "gone": Path("/nowhere")})
+    assert [info.name for info in list_models()] == ["picturebook"]
+    for variant in (None, "fp16"):
+        locate_model(REPO, variant=variant)
+    shipped, plain, half = list_models()
+    assert (shipped.where, plain.where, half.where) == ("shipped", "hub cache", "hub cache")
+    assert (shipped.name, plain.name, half.name) == ("picturebook", REPO, REPO)
+    assert (plain.variant, half.variant) == (None, "fp16")
+    assert (shipped.revision, plain.revision) == (None, COMMIT)
+    assert plain.parameters == half.parameters == shipped.parameters > 1000
+    assert plain.bytes > 1.5 * half.bytes
+    assert plain.family == "custom"
+    (plain.path / "vae" / "config.json").unlink()
+    assert "vae/config.json is missing" in list_models()[1].problem

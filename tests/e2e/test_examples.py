@@ -1,0 +1,20 @@
+"""The Python of the guides runs as it stands, with a tiny model in the place of the shipped one."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from limner.weights.hub import SHIPPED
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/python-api.md"])
+def test_examples_run(page, tiny, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.setitem(SHIPPED, "picturebook", tiny)
+    monkeypatch.chdir(tmp_path)
+    assert blocks
+    exec(compile("\n".join(blocks), page, "exec"), {"__name__": "example"})
+    assert (tmp_path / "boat.png").is_file()

@@ -1,0 +1,64 @@
+"""Help: at once, complete and true."""
+
+import json
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import typer.main
+
+from limner import request
+from limner.cli.main import app, main
+from limner.request import GenerationRequest
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["train", "--help"], ["--version"]]
+)
+def test_nothing_heavy_is_imported(arguments):
+    program = f"""
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
+from limner.cli.main import main
+main({arguments})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"torch", "numpy", "PIL", "huggingface_hub", "safetensors", "tokenizers"}
+    assert not heavy & set(json.loads(done.stderr))
+
+
+def test_each_field_of_a_request_can_be_given():
+    given = {parameter.name for parameter in COMMANDS["generate"].params}
+    assert set(GenerationRequest.model_fields) <= given
+
+
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ("sampler", request.SamplerName),
+        ("sigma_schedule", request.SigmaScheduleName),
+        ("timestep_spacing", request.Spacing),
+        ("prompt_syntax", request.PromptSyntax),
+    ],
+)
+def test_help_lists_every_choice(option, names):
+    [parameter] = [parameter for parameter in COMMANDS["generate"].params if parameter.name == option]
+    assert all(name in parameter.help for name in get_args(names))
+
+
+def test_every_command_and_option_is_explained():
+    for command in COMMANDS.values():
+        assert command.get_short_help_str()
+        assert all(
+            getattr(parameter, "help", None) or parameter.name == "help" for parameter in command.params
+        )
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert not exit.value.code
+    assert capsys.readouterr().out == "limner 0.1.0\n"

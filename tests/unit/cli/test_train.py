@@ -1,0 +1,173 @@
+"""`limner train` on a folder of pictures: a whole run with tiny networks, and what is refused."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from limner.cli.main import main
+
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [4, 8, 8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 1,
+    "latent_channels": 2,
+    "norm_num_groups": 4,
+    "sample_size": 64,
+}
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "in_channels": 2,
+    "out_channels": 2,
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 1,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 16,
+    "norm_num_groups": 4,
+    "sample_size": 8,
+}
+TEXT = {
+    "model_type": "clip_text_model",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 600,
+    "max_position_embeddings": 12,
+}
+TINY = ["--steps", "2", "--batch", "2", "--size", "64", "--warmup", "0"]
+
+
+@pytest.fixture
+def limner(capsys):
+    """Run a command line; its exit code and what it said on stdout and stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit:
+            main([str(a) for a in arguments])
+        said = capsys.readouterr()
+        return exit.value.code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, colour in {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}.items():
+        Image.new("RGB", (80, 64), colour).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {name} picture")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(name, values):
+        file = tmp_path / f"{name}.json"
+        file.write_text(json.dumps(values))
+        return file
+
+    return write
+
+
+def test_from_a_folder_of_pictures_to_a_model_that_draws(limner, data, config, tmp_path):
+    code, out, _ = limner(
+        "train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "vae", *TINY
+    )
+    assert (code, out.strip()) == (0, str(tmp_path / "vae/export"))
+
+    unet = ["--config", config("unet", UNET), "--text-config", config("text", TEXT), "--data", data]
+    code, out, _ = limner(
+        "train", "unet", "--vae", tmp_path / "vae/export/vae", "--out", tmp_path / "unet", *unet, *TINY
+    )
+    assert (code, out.strip()) == (0, str(tmp_path / "unet/export"))
+    assert {"metrics.jsonl", "samples", "checkpoints", "options.json"} <= {
+        path.name for path in (tmp_path / "unet").iterdir()
+    }
+
+    code, out, _ = limner("train", "export", tmp_path / "unet", "--to", tmp_path / "half", "--dtype", "fp16")
+    assert (code, out.strip()) == (0, f"step 2: {tmp_path / 'half'}")
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "half" / weights).stat().st_size < (tmp_path / "unet/export" / weights).stat().st_size
+
+    code, _, err = limner(
+        *(
+            "generate",
+            "a red picture",
+            "--model",
+            tmp_path / "half",
+            "--steps",
+            "1",
+            "--out",
+            tmp_path / "out",
+        ),
+        *("--width", "64", "--height", "64"),
+    )
+    assert code == 0, err
+    with Image.open(next((tmp_path / "out").glob("*.png"))) as picture:
+        assert picture.size == (64, 64)
+
+    code, _, _ = limner(
+        *("train", "clip", "--data", data, "--text", tmp_path / "half", "--no-train-text-encoder"),
+        *("--out", tmp_path / "clip", *TINY),
+    )
+    assert code == 0
+    assert (tmp_path / "clip/export/image_encoder/model.safetensors").exists()
+
+
+def test_what_is_refused(limner, data, config, tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    odd = config("odd", {**VAE, "act_fn": "relu"})
+    vae = ["train", "vae", "--out", tmp_path / "run", *TINY]
+    for arguments, message in (
+        ([*vae, "--data", tmp_path / "gone"], "is not a folder"),
+        ([*vae, "--data", data, "--config", tmp_path / "gone.json"], "is missing"),
+        ([*vae, "--data", data, "--config", broken], "not valid JSON"),
+        ([*vae, "--data", data, "--config", odd], "relu"),
+        ([*vae, "--world", broken], "does not give the fields of a picturebook world"),
+        ([*vae, "--world", config("world", {"kinds": ["unicorn"]})], "unicorn"),
+        ([*vae, "--world", config("other", {"dragons": True})], "dragons"),
+        ([*vae, "--data", data, "--crop", "60"], "multiples of 8"),
+        ([*vae, "--data", data, "--crop", "128"], "no larger than the pictures"),
+        ([*vae, "--data", data, "--device", "gpu"], "device is 'gpu'"),
+        ([*vae, "--data", data, "--init", tmp_path], "config.json is missing"),
+        ([*vae, "--steps", "0"], "greater than or equal to 1"),
+        (
+            ["train", "unet", "--vae", tmp_path, "--data", data, "--out", tmp_path / "run"],
+            "config.json is missing",
+        ),
+        (["train", "export", tmp_path / "nothing"], "is no run"),
+    ):
+        code, out, err = limner(*arguments)
+        assert code == 2, (arguments, err)
+        assert message in " ".join(err.replace("│", " ").split()), (arguments, err)
+        assert "Traceback" not in err
+        assert not out
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_changed_option_needs_resume(limner, data, config, tmp_path):
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    assert limner(*run)[0] == 0
+    before = (tmp_path / "run/options.json").read_text()
+    code, _, err = limner(*run, "--lr", "0.1")
+    assert code == 2
+    assert "lr was 0.001 and is now 0.1" in err
+    assert "--resume" in err
+    assert (tmp_path / "run/options.json").read_text() == before
+    assert limner(*run, "--lr", "0.1", "--resume")[0] == 0
+
+
+def test_stopping_on_time_leaves_a_checkpoint(limner, data, config, tmp_path):
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    code, out, err = limner(*run, "--minutes", "0")
+    assert (code, out) == (130, "")
+    assert "the same command resumes" in err
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["00000001"]
+    assert limner(*run)[0] == 0

@@ -1,0 +1,111 @@
+"""What a run is decided to be. Agreement with diffusers is in tests/parity/test_samplers.py."""
+
+import itertools
+import math
+
+import pytest
+
+from limner.diffusion.config import SchedulerConfig
+from limner.diffusion.plan import CONVENTIONS, make_plan
+from limner.diffusion.samplers import SAMPLERS
+
+SD15 = SchedulerConfig(class_name="PNDMScheduler", steps_offset=1, set_alpha_to_one=False)
+
+
+def test_every_sampler_has_a_convention():
+    assert CONVENTIONS.keys() == SAMPLERS.keys()
+
+
+def test_the_checkpoint_decides_what_is_not_asked():
+    plan = make_plan(SD15, 20)
+    assert (plan.sampler, plan.spacing, plan.sigma_schedule) == ("pndm", "leading", "uniform")
+    assert plan.timesteps[0] == 951.0
+    assert plan.sigmas[-1] == plan.schedule.sigmas[0]  # set_alpha_to_one is false
+    assert plan.start_scale == pytest.approx(math.hypot(1.0, plan.sigmas[0]))
+    assert plan.end_scale == pytest.approx(math.hypot(1.0, plan.sigmas[-1]))
+
+
+def test_another_sampler_brings_its_own_defaults():
+    plan = make_plan(SD15, 20, sampler="euler")
+    assert plan.spacing == "linspace"
+    assert plan.timesteps[0] == 999.0
+    assert plan.start_scale == plan.sigmas[0]
+    assert (plan.sigmas[-1], plan.end_scale) == (0.0, 1.0)
+    leading = make_plan(SD15, 20, sampler="euler", spacing="leading")
+    assert leading.start_scale == pytest.approx(math.hypot(1.0, leading.sigmas[0]))
+
+
+def test_sigma_schedules_are_inherited_by_samplers_that_have_the_setting():
+    karras = SchedulerConfig(class_name="EulerDiscreteScheduler", use_karras_sigmas=True)
+    assert make_plan(karras, 5, sampler="dpmpp_2m").sigma_schedule == "karras"
+    assert make_plan(karras, 5, sampler="ddim").sigma_schedule == "uniform"
+    assert make_plan(karras, 5, sampler="ddim", sigma_schedule="karras").sigma_schedule == "karras"
+    assert make_plan(karras, 5, sigma_schedule="uniform").sigma_schedule == "uniform"
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("sigma_schedule", ["uniform", "karras", "exponential"])
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_every_combination_is_a_finite_walk_down(sampler, spacing, sigma_schedule, zero_terminal_snr):
+    config = SchedulerConfig(
+        prediction_type="v_prediction", steps_offset=1, rescale_betas_zero_snr=zero_terminal_snr
+    )
+    for steps in (1, 2, 7, 50):
+        plan = make_plan(config, steps, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule)
+        assert len(plan.sigmas) == steps + 1 == len(plan.timesteps) + 1
+        assert all(a > b for a, b in itertools.pairwise(plan.sigmas[:-1]))
+        assert plan.sigmas[-2] >= plan.sigmas[-1] >= 0.0
+        assert all(0.0 <= t <= 999.0 for t in plan.timesteps)
+        assert math.isfinite(plan.start_scale)
+        assert [plan.timestep(sigma) for sigma in plan.sigmas[:-1]] == list(plan.timesteps)
+
+
+def test_zero_terminal_snr_has_the_stand_in_of_each_family():
+    config = SchedulerConfig(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    assert make_plan(config, 5, sampler="ddim").sigmas[0] == pytest.approx(1e6)
+    assert make_plan(config, 5, sampler="euler").sigmas[0] == pytest.approx(4096.0)
+
+
+def test_sigmas_between_those_visited_have_interpolated_timesteps():
+    plan = make_plan(SD15, 5, sampler="dpmpp_2m")
+    between = math.sqrt(plan.sigmas[0] * plan.sigmas[1])
+    assert plan.timesteps[1] < plan.timestep(between) < plan.timesteps[0]
+
+
+def test_options_go_over_what_the_checkpoint_implies():
+    assert make_plan(SD15, 5, sampler="ddim", options={"eta": 0.5}).options == {"eta": 0.5}
+    assert make_plan(SD15, 14, sampler="dpmpp_2m").options["first_order_last"] is True
+    assert make_plan(SD15, 15, sampler="dpmpp_2m").options["first_order_last"] is False
+    with pytest.raises(ValueError, match="heun has no option 'eta'"):
+        make_plan(SD15, 5, sampler="heun", options={"eta": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("steps", "choices", "message"),
+    [
+        (0, {}, "steps is 0"),
+        (1001, {}, "steps is 1001"),
+        (10**12, {"sampler": "euler"}, "steps is 1000000000000"),
+        (1000, {}, "more than leading spacing can place"),  # steps_offset puts the first at 1000
+        (700, {"sampler": "dpmpp_2m", "spacing": "leading", "sigma_schedule": "karras"}, None),
+        (5, {"sampler": "plms"}, "sampler is 'plms'"),
+        (5, {"spacing": "even"}, "spacing is 'even'"),
+        (5, {"sigma_schedule": "beta"}, "sigma_schedule is 'beta'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(steps, choices, message):
+    if message is None:
+        assert len(make_plan(SD15, steps, **choices).sigmas) == steps + 1
+    else:
+        with pytest.raises(ValueError, match=message):
+            make_plan(SD15, steps, **choices)
+
+
+def test_a_checkpoint_without_a_counterpart_needs_a_sampler():
+    config = SchedulerConfig(class_name="DEISMultistepScheduler")
+    with pytest.raises(ValueError, match="asks for DEISMultistepScheduler"):
+        make_plan(config, 5)
+    assert make_plan(config, 5, sampler="euler").sampler == "euler"

@@ -1,0 +1,156 @@
+"""What the networks promise besides agreeing with their namesakes."""
+
+import pytest
+import torch
+
+from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from limner.nn.unet import UNet2DConditionModel, UNetConfig, timestep_embedding
+from limner.nn.vae import AutoencoderKL, VAEConfig
+
+UNET = UNetConfig(
+    block_out_channels=(16, 32, 32),
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=2,
+    cross_attention_dim=16,
+    norm_num_groups=4,
+)
+TEXT = CLIPTextConfig(
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    vocab_size=20,
+    max_position_embeddings=12,
+)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 13), (3, 2)])
+@torch.no_grad()
+def test_unet_takes_latents_of_any_size(size):
+    unet = UNet2DConditionModel(UNET)
+    assert unet(torch.randn(2, 4, *size), torch.tensor([1, 2]), torch.randn(2, 3, 16)).shape == (2, 4, *size)
+
+
+@torch.no_grad()
+def test_each_row_of_a_unet_batch_has_its_own_timestep_and_context():
+    unet = UNet2DConditionModel(UNET)
+    x, timesteps, context = torch.randn(1, 4, 8, 8).repeat(3, 1, 1, 1), [999, 20, 20], torch.randn(3, 5, 16)
+    together = unet(x, torch.tensor(timesteps), context)
+    for row in range(3):
+        alone = unet(x[row : row + 1], torch.tensor(timesteps[row : row + 1]), context[row : row + 1])
+        # Batched and single matrix products round differently.
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-2
+    assert (together[1] - together[2]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_a_context_repeated_whole_changes_nothing():
+    unet = UNet2DConditionModel(UNET)
+    x, timesteps, context = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 5, 16)
+    torch.testing.assert_close(
+        unet(x, timesteps, context.repeat(1, 3, 1)), unet(x, timesteps, context), rtol=1e-4, atol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_an_xl_unet_wants_pooled_text_and_sizes():
+    config = UNetConfig(
+        block_out_channels=(16,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=10 + 6 * 4,
+    )
+    unet = UNet2DConditionModel(config)
+    x, timesteps, context = torch.randn(2, 4, 4, 4), torch.tensor([3, 3]), torch.randn(2, 5, 16)
+    with pytest.raises(ValueError, match="give both"):
+        unet(x, timesteps, context)
+    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
+    assert unet(x, timesteps, context, torch.randn(2, 10), sizes).shape == x.shape
+
+
+def test_timestep_embedding():
+    embedded = timestep_embedding(torch.tensor([0.0, 1.5]), 8)
+    frequencies = [10000 ** (-i / 4) for i in range(4)]
+    assert embedded[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    angles = torch.tensor(frequencies) * 1.5
+    torch.testing.assert_close(embedded[1], torch.cat([angles.cos(), angles.sin()]))
+
+
+@torch.no_grad()
+def test_vae_shapes_and_clamped_log_variance():
+    config = VAEConfig(
+        block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=5
+    )
+    vae = AutoencoderKL(config)
+    assert config.downscale == 4
+    mean, logvar = vae.encode(torch.randn(2, 3, 12, 20))
+    assert mean.shape == logvar.shape == (2, 5, 3, 5)
+    vae.quant_conv.bias[5:] = torch.tensor([1e3, -1e3, 0, 0, 0])
+    _, logvar = vae.encode(torch.randn(2, 3, 12, 20))
+    assert (logvar[:, 0] == 20).all()
+    assert (logvar[:, 1] == -30).all()
+    assert vae.decode(mean).shape == (2, 3, 12, 20)
+
+
+@torch.no_grad()
+def test_text_encoder_looks_back_only_and_pools_at_the_first_end_token():
+    text = CLIPTextModel(TEXT)
+    ids = torch.tensor([[18, 5, 6, 19, 19, 19], [18, 5, 6, 7, 8, 19]])
+    hidden, pooled = text(ids)
+    assert hidden.shape == (2, 6, 16)
+    torch.testing.assert_close(hidden[0, :3], hidden[1, :3])
+    assert (hidden[0, 3] - hidden[1, 3]).abs().max() > 1e-2
+    assert torch.equal(pooled, hidden[[0, 1], [3, 5]])
+
+
+@torch.no_grad()
+def test_clip_skip_counts_from_the_last_layer():
+    text = CLIPTextModel(TEXT)
+    ids = torch.tensor([[18, 5, 19]])
+    hidden, pooled = text(ids, clip_skip=2)
+    del text.text_model.encoder.layers[2]
+    shorter, _ = text(ids)
+    assert torch.equal(hidden, shorter)
+    assert pooled.shape == (1, 16)
+
+
+@pytest.mark.parametrize("clip_skip", [0, 4, -1])
+def test_clip_skip_out_of_range(clip_skip):
+    with pytest.raises(ValueError, match=f"clip_skip is {clip_skip}; this text encoder has 3 layers"):
+        CLIPTextModel(TEXT)(torch.tensor([[18, 19]]), clip_skip)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+@torch.no_grad()
+def test_image_encoder_shapes(projection):
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=12,
+        patch_size=4,
+        projection_dim=6,
+        projection=projection,
+    )
+    hidden, pooled = CLIPVisionModel(config)(torch.randn(2, 3, 12, 12))
+    assert hidden.shape == (2, 1 + 9, 16)
+    assert pooled.shape == (2, 6 if projection else 16)
+
+
+def test_image_size_must_be_a_multiple_of_the_patches():
+    with pytest.raises(ValueError, match="image_size 225 must be a multiple of patch_size 14"):
+        CLIPVisionModel(CLIPVisionConfig(image_size=225))

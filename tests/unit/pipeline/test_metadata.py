@@ -1,0 +1,176 @@
+"""The request in a picture: written, read back, and read from other programs' pictures."""
+
+import json
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from limner.errors import InvalidPicture, InvalidRequest, OutputError
+from limner.pipeline.metadata import (
+    Picture,
+    Record,
+    read_record,
+    read_request,
+    read_texts,
+    write_picture,
+)
+from limner.pipeline.result import contact_sheet, save_new
+from limner.prompts.infotext import parse_infotext
+from limner.request import GenerationRequest
+
+
+@pytest.fixture
+def record():
+    request = GenerationRequest(
+        prompt='a (red:1.2) house, "quoted"\nnext line é 猫',
+        negative_prompt="fog",
+        width=64,
+        height=72,
+        steps=20,
+        guidance_scale=7.5,
+        sampler="dpmpp_2m",
+        sigma_schedule="karras",
+        timestep_spacing="leading",
+        seed=2**53 - 1,
+        clip_skip=2,
+    )
+    return Record(
+        request=request,
+        model={"name": "folder/tiny", "family": "sd1", "sha256": "ab" * 32},
+        environment={"limner": "0.1.0", "torch": "2.13.0", "threads": 2},
+        warnings=("mind the gap",),
+    )
+
+
+@pytest.fixture
+def picture(record):
+    return Picture(Image.effect_noise((64, 72), 50).convert("RGB"), record)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_saved_picture_keeps_its_whole_record(picture, record, tmp_path, suffix):
+    path = tmp_path / f"house.{suffix}"
+    picture.save(path)
+    assert read_record(path) == record
+    assert read_request(path) == record.request.model_dump(exclude_none=True)
+    assert read_texts(path)["parameters"] == record.infotext()
+
+
+def test_a_png_keeps_its_pixels(picture, tmp_path):
+    write_picture(picture, tmp_path / "house.png")
+    with Image.open(tmp_path / "house.png") as read:
+        assert read.tobytes() == picture.tobytes()
+
+
+def test_the_parameters_are_what_the_fields_viewers_expect(record):
+    fields = parse_infotext(record.infotext())
+    assert fields["Prompt"] == record.request.prompt
+    assert fields["Negative prompt"] == "fog"
+    expected = {
+        "Steps": "20",
+        "Sampler": "DPM++ 2M",
+        "Schedule type": "Karras",
+        "CFG scale": "7.5",
+        "Seed": str(2**53 - 1),
+        "Size-1": "64",
+        "Size-2": "72",
+        "Model hash": "ababababab",
+        "Model": "tiny",
+        "Clip skip": "2",
+        "RNG": "CPU",
+    }
+    assert expected.items() <= fields.items()
+
+
+def test_a_picture_of_another_program_is_read_by_its_parameters(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text(
+        "parameters",
+        "a cat\nNegative prompt: dog\n"
+        "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 3, Size: 64x72",
+    )
+    Image.new("RGB", (64, 72)).save(tmp_path / "cat.png", pnginfo=text)
+    fields = read_request(tmp_path / "cat.png")
+    assert GenerationRequest.of(fields) == GenerationRequest(
+        prompt="a cat",
+        negative_prompt="dog",
+        steps=20,
+        sampler="dpmpp_2m",
+        sigma_schedule="karras",
+        guidance_scale=7.0,
+        seed=3,
+        width=64,
+        height=72,
+    )
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error"),
+    [
+        ("x\nSteps: many, Sampler: Euler, CFG scale: 7, Seed: 3", InvalidPicture),
+        ("x\nSteps: 20, Sampler: Restart 9000, CFG scale: 7, Seed: 3", InvalidRequest),
+    ],
+)
+def test_parameters_that_cannot_be_honoured_are_errors(tmp_path, parameters, error):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", parameters)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=text)
+    with pytest.raises(error):
+        read_request(tmp_path / "x.png")
+
+
+def test_a_picture_without_words_is_an_error(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    assert read_record(tmp_path / "x.png") is None
+    with pytest.raises(InvalidPicture, match="does not say"):
+        read_request(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("change", [{"schema_version": 2}, {"extra": 1}, {"request": {"prompt": 5}}])
+def test_a_record_that_is_not_understood_is_an_error_not_a_guess(record, tmp_path, change):
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("limner", json.dumps({**json.loads(record.model_dump_json()), **change}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=text)
+    with pytest.raises(InvalidPicture, match="cannot read"):
+        read_record(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_what_is_no_picture_is_an_error(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(InvalidPicture):
+        read_texts(tmp_path / "x.png")
+
+
+def test_a_truncated_picture_is_an_error(picture, tmp_path):
+    picture.save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "x.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidPicture):
+        read_texts(tmp_path / "x.png")
+
+
+def test_numbered_files_are_never_overwritten(picture, tmp_path):
+    names = [save_new(picture, tmp_path / "new" / "folder").name for _ in range(3)]
+    assert names == [f"0000{n}-{2**53 - 1}.png" for n in (1, 2, 3)]
+
+
+def test_a_place_that_cannot_be_written_is_an_error_and_leaves_nothing(picture, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        save_new(picture, tmp_path / "file")
+    with pytest.raises(OutputError, match="suffix"):
+        write_picture(picture, tmp_path / "x.hologram")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_differences_name_what_changed(record):
+    assert record.differences(record.environment) == []
+    changed = {**record.environment, "torch": "3.0", "threads": 4}
+    assert record.differences(changed) == ["threads was 2, is 4", "torch was 2.13.0, is 3.0"]
+
+
+def test_a_contact_sheet_holds_every_picture(picture):
+    sheet = contact_sheet([picture] * 5, columns=3)
+    assert sheet.width > 3 * picture.width
+    assert sheet.height > 2 * picture.height

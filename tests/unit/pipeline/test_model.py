@@ -1,0 +1,127 @@
+"""Loading a model, filling in a request, drawing."""
+
+import json
+
+import pytest
+import torch
+
+from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError
+from limner.pipeline.model import load
+from limner.request import GenerationRequest
+
+
+@pytest.fixture
+def model(checkpoint_folder):
+    return load(checkpoint_folder)
+
+
+def draw(model, **fields):
+    return model.generate("a red house", **{"steps": 2, "width": 64, "height": 64, "seed": 5, **fields})
+
+
+def test_resolving_fills_in_every_default(model):
+    request = model.resolve(GenerationRequest(prompt="x", width=64, height=64))
+    assert request.sampler == "ddim"  # what the checkpoint's scheduler names
+    assert (request.timestep_spacing, request.sigma_schedule) == ("leading", "uniform")
+    assert (request.steps, request.guidance_scale) == (30, 7.5)
+    assert request.seed is not None
+    assert model.resolve(request) == request
+
+
+def test_the_models_own_defaults_and_words_come_from_its_card(checkpoint_folder):
+    card = {"defaults": {"steps": 3, "guidance_scale": 2.0}, "words": ["a", "red", "house"]}
+    (checkpoint_folder / "limner.json").write_text(json.dumps(card))
+    model = load(checkpoint_folder)
+    result = model.generate("A red dragon", width=64, height=64)
+    assert (result.request.steps, result.request.guidance_scale) == (3, 2.0)
+    assert any(warning.endswith("was never taught: dragon") for warning in result.warnings)
+
+
+@pytest.mark.parametrize("card", ["[]", "{", '{"defaults": {"steps": 0}}', '{"defaults": {"colour": 1}}'])
+def test_a_broken_card_is_an_error(checkpoint_folder, card):
+    (checkpoint_folder / "limner.json").write_text(card)
+    with pytest.raises(InvalidCheckpoint, match=r"limner\.json"):
+        load(checkpoint_folder).resolve(GenerationRequest(prompt="x", width=64, height=64))
+
+
+def test_each_image_is_a_generation_of_its_own(model):
+    three = draw(model, num_images=3)
+    assert three.seeds == (5, 6, 7)
+    second = draw(model, seed=6)
+    assert second.images[0].tobytes() == three.images[1].tobytes()
+    assert three.images[0].tobytes() != three.images[1].tobytes()
+    assert three.grid().width > three.images[0].width
+
+
+def test_emphasis_and_clip_skip_reach_the_picture(model):
+    plain = draw(model).images[0].tobytes()
+    assert draw(model, clip_skip=2).images[0].tobytes() != plain
+    literal = model.generate(
+        "a (red:1.5) house", prompt_syntax="literal", steps=2, width=64, height=64, seed=5
+    )
+    weighed = model.generate("a (red:1.5) house", steps=2, width=64, height=64, seed=5)
+    assert literal.images[0].tobytes() != weighed.images[0].tobytes() != plain
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"clip_skip": 9}, "this text encoder has 2 layers"),
+        ({"sampler": "dpmpp_2m", "steps": 1000, "timestep_spacing": "linspace"}, "steps is 1000"),
+        ({"colour": "red"}, "colour is not a field"),
+        ({"width": 65}, "width is 65"),
+        ({"seed": 2**53 - 1, "num_images": 2}, "largest seed"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(model, fields, message):
+    with pytest.raises(InvalidRequest, match=message):
+        draw(model, **fields)
+
+
+def test_a_request_and_fields_of_one_are_too_much(model):
+    with pytest.raises(InvalidRequest, match="both"):
+        model.generate("x", request=GenerationRequest(prompt="y"))
+
+
+def test_numbers_that_are_not_finite_are_an_error_not_a_black_picture(model):
+    with torch.no_grad():
+        model.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="seed 5"):
+        draw(model)
+
+
+@pytest.mark.parametrize("fields", [{"precision": "fp8"}, {"device": "tpu"}, {"device": "cuda:99x"}])
+def test_unknown_devices_and_precisions_are_refused(checkpoint_folder, fields):
+    with pytest.raises(InvalidRequest):
+        load(checkpoint_folder, **fields)
+
+
+def test_fp16_is_refused_on_the_cpu(checkpoint_folder):
+    with pytest.raises(InvalidRequest, match="slower"):
+        load(checkpoint_folder, device="cpu", precision="fp16")
+
+
+def test_bf16_draws_nearly_the_same_picture(checkpoint_folder, model):
+    exact = torch.frombuffer(bytearray(draw(model).images[0].tobytes()), dtype=torch.uint8).float()
+    rough = draw(load(checkpoint_folder, precision="bf16")).images[0].tobytes()
+    difference = (torch.frombuffer(bytearray(rough), dtype=torch.uint8).float() - exact).abs().mean()
+    assert 0 < difference < 4  # of 255; bf16 has eight bits
+
+
+def test_a_vocabulary_larger_than_the_text_encoders_is_an_error(checkpoint_folder):
+    path = checkpoint_folder / "tokenizer" / "vocab.json"
+    vocabulary = json.loads(path.read_text())
+    path.write_text(json.dumps({**vocabulary, "zebra</w>": len(vocabulary)}))
+    with pytest.raises(InvalidCheckpoint, match="tokens"):
+        load(checkpoint_folder)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_draws_the_same_picture(checkpoint_folder, model):
+    there = load(checkpoint_folder, device="cuda", precision="fp32")
+    ours, theirs = (
+        torch.frombuffer(bytearray(draw(m).images[0].tobytes()), dtype=torch.uint8).int()
+        for m in (model, there)
+    )
+    assert (ours - theirs).abs().max() <= 1

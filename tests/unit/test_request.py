@@ -1,0 +1,139 @@
+"""GenerationRequest: what it takes, what it refuses, and in which words."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import limner
+from limner import GenerationRequest, InvalidRequest
+from limner.request import MAX_SEED
+
+
+def refusal(**fields) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        GenerationRequest.of({"prompt": "a house", **fields})
+    assert caught.value.hint
+    return caught.value.message
+
+
+def test_only_a_prompt_is_needed_and_all_else_is_the_models():
+    request = GenerationRequest.of({"prompt": "a house"})
+    assert request.model == "picturebook"
+    assert request.num_images == 1
+    unset = (
+        "width",
+        "height",
+        "steps",
+        "guidance_scale",
+        "sampler",
+        "sigma_schedule",
+        "timestep_spacing",
+        "seed",
+    )
+    assert all(getattr(request, name) is None for name in unset)
+
+
+def test_it_cannot_be_changed():
+    request = GenerationRequest(prompt="a house")
+    with pytest.raises(ValueError, match="frozen"):
+        request.prompt = "a boat"
+    assert request == GenerationRequest(prompt="a house")
+    assert len({request, GenerationRequest(prompt="a house")}) == 1
+
+
+def test_no_negative_prompt_is_not_an_empty_one():
+    assert GenerationRequest(prompt="", negative_prompt=None) != GenerationRequest(
+        prompt="", negative_prompt=""
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"widht": 64}, ["widht", "not a field"]),
+        ({"prompt": None}, ["prompt", "None"]),
+        ({"prompt": "(" * 1_000_000}, ["prompt", "65536"]),
+        ({"prompt": "\ud800"}, ["prompt"]),
+        ({"width": 100}, ["width is 100", "multiple of 8"]),
+        ({"height": 8}, ["height is 8", "64"]),
+        ({"height": 1 << 40}, ["height", "4096"]),
+        ({"width": -512}, ["width is -512"]),
+        ({"width": 512.0}, ["width is 512.0", "integer"]),
+        ({"width": "512"}, ["width is '512'", "integer"]),
+        ({"width": True}, ["width is True"]),
+        ({"steps": 0}, ["steps is 0", "1"]),
+        ({"steps": 1001}, ["steps is 1001", "1000"]),
+        ({"guidance_scale": math.nan}, ["guidance_scale is nan", "finite"]),
+        ({"guidance_scale": math.inf}, ["guidance_scale is inf", "finite"]),
+        ({"guidance_scale": 0.5}, ["guidance_scale is 0.5"]),
+        ({"guidance_rescale": 1.1}, ["guidance_rescale is 1.1"]),
+        ({"guidance_interval": (2.0, 1.0)}, ["guidance_interval", "lower one first"]),
+        ({"guidance_interval": (0.0, math.inf)}, ["guidance_interval", "finite"]),
+        ({"guidance_interval": [1.0]}, ["guidance_interval"]),
+        ({"sampler": "foo"}, ["sampler is 'foo'", "dpmpp_2m", "unipc"]),
+        ({"sigma_schedule": "foo"}, ["sigma_schedule is 'foo'", "karras"]),
+        ({"timestep_spacing": "foo"}, ["timestep_spacing is 'foo'", "trailing"]),
+        ({"eta": 2.0}, ["eta is 2.0"]),
+        ({"eta": 0.5, "sampler": "euler"}, ["eta", "ddim", "euler"]),
+        ({"seed": -1}, ["seed is -1"]),
+        ({"seed": MAX_SEED + 1}, ["seed"]),
+        ({"seed": MAX_SEED, "num_images": 2}, ["seed", "2 images"]),
+        ({"num_images": 0}, ["num_images is 0"]),
+        ({"clip_skip": 0}, ["clip_skip is 0"]),
+        ({"prompt_syntax": "foo"}, ["prompt_syntax is 'foo'", "literal"]),
+        ({"model": ""}, ["model is ''"]),
+    ],
+)
+def test_what_is_refused_is_named(fields, words):
+    message = refusal(**fields)
+    assert all(word in message for word in words), message
+    assert len(message) < 500  # however long what was given is
+
+
+def test_all_faults_are_named_at_once():
+    message = refusal(steps=0, width=3)
+    assert "steps" in message
+    assert "width" in message
+
+
+def test_a_missing_prompt_is_named():
+    with pytest.raises(InvalidRequest, match="prompt is missing"):
+        GenerationRequest.of({})
+
+
+def test_whole_numbers_stand_for_floats():
+    assert GenerationRequest.of({"prompt": "", "guidance_scale": 7}).guidance_scale == 7.0
+
+
+def test_the_largest_seed_of_several_images_is_below_2_to_the_53():
+    assert GenerationRequest(prompt="", seed=MAX_SEED - 3, num_images=4).seed == 2**53 - 4
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(
+    st.fixed_dictionaries(
+        {"prompt": st.text(st.characters(exclude_categories=["Cs"]))},
+        optional={
+            "negative_prompt": st.none() | st.text(st.characters(exclude_categories=["Cs"])),
+            "width": st.integers(8, 512).map(lambda n: 8 * n),
+            "guidance_scale": st.floats(1, 100),
+            "guidance_interval": st.tuples(st.floats(0, 0.5), st.floats(1, 99)),
+            "seed": st.integers(0, MAX_SEED),
+            "sampler": st.sampled_from(["ddim", "euler_a", None]),
+        },
+    )
+)
+def test_json_and_back_is_identity(fields):
+    request = GenerationRequest.of(fields)
+    assert GenerationRequest.model_validate_json(request.model_dump_json()) == request
+    assert GenerationRequest.of(json.loads(request.model_dump_json())) == request
+
+
+def test_the_package_offers_its_names_lazily():
+    assert set(limner.__all__) <= set(dir(limner))
+    assert limner.GenerationRequest is GenerationRequest
+    with pytest.raises(AttributeError, match="no attribute 'Generation'"):
+        _ = limner.Generation

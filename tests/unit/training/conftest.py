@@ -1,0 +1,149 @@
+"""A tiny data set, and tiny tasks on it that train in milliseconds."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.prompts.tokenizer import Tokenizer
+from limner.training.clip import CLIPSettings, CLIPTask
+from limner.training.loop import Task
+from limner.training.unet import UNetSettings, UNetTask
+from limner.training.vae import VAESettings, VAETask
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
+SIZE = 16
+
+
+class Squares:
+    """Pictures of one colour with a dark corner; the caption says the colour."""
+
+    def __init__(self, count=8):
+        self.count, self.size = count, SIZE
+        self.identity = {"squares": "plain", "count": count}
+
+    def __len__(self):
+        return self.count
+
+    def pixels(self, index):
+        picture = np.full((SIZE, SIZE, 3), list(COLOURS.values())[index % len(COLOURS)], np.uint8)
+        picture[:4, : 4 + index // len(COLOURS)] = 0
+        return picture
+
+    def caption(self, index, rng: random.Random):
+        return f"{rng.choice(['a', 'one'])} {list(COLOURS)[index % len(COLOURS)]} square"
+
+    def false_captions(self, index, rng: random.Random):
+        return [f"a {list(COLOURS)[(index + 1) % len(COLOURS)]} square"]
+
+
+VAE = VAEConfig(
+    block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=2, sample_size=SIZE
+)
+
+
+def tokenizer() -> Tokenizer:
+    captions = [Squares().caption(i, random.Random(i)) for i in range(8)]
+    return Tokenizer.train(captions, vocab_size=530, max_length=8)
+
+
+def text_encoder(words: Tokenizer, **more) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=words.vocab_size,
+            max_position_embeddings=8,
+            **more,
+        )
+    )
+
+
+def make_vae_task() -> Task:
+    return VAETask(VAESettings(VAE, batch_size=4, crop=8), Squares(), Squares())
+
+
+def unet_task(folder, **settings) -> Task:
+    torch.manual_seed(0)
+    words = tokenizer()
+    unet = UNet2DConditionModel(
+        UNetConfig(
+            in_channels=2,
+            out_channels=2,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+            sample_size=8,
+        )
+    )
+    return UNetTask(
+        UNetSettings(batch_size=4, **settings),
+        unet,
+        text_encoder(words),
+        words,
+        AutoencoderKL(VAE),
+        Squares(),
+        Squares(),
+        folder / "cache",
+    )
+
+
+def clip_task(**settings) -> Task:
+    words = tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=SIZE,
+        patch_size=4,
+        projection_dim=8,
+        projection=True,
+    )
+    text = text_encoder(words, projection=True, projection_dim=8)
+    return CLIPTask(
+        CLIPSettings(batch_size=4, **settings), text, CLIPVisionModel(vision), words, Squares(), Squares()
+    )
+
+
+@pytest.fixture(params=["vae", "unet", "clip"])
+def make_task(request, tmp_path):
+    """A function that makes the same task anew."""
+
+    def make() -> Task:
+        torch.manual_seed(0)
+        tasks = {"vae": make_vae_task, "unet": lambda: unet_task(tmp_path), "clip": clip_task}
+        return tasks[request.param]()
+
+    return make
+
+
+@pytest.fixture
+def vae_task():
+    """The same, of the autoencoder alone: for what does not depend on the task."""
+    return make_vae_task
+
+
+@pytest.fixture
+def make_unet_task():
+    return unet_task
+
+
+@pytest.fixture
+def make_clip_task():
+    return clip_task
+
+
+@pytest.fixture
+def squares():
+    return Squares()

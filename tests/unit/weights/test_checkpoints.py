@@ -1,0 +1,259 @@
+"""Reading a folder in the diffusers layout, and saying what is wrong with one."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from limner.errors import InvalidCheckpoint, LimnerError, ModelNotFound, PickleRefused, UnsupportedModel
+from limner.weights.checkpoint import (
+    choose_weights,
+    load_text_encoder,
+    load_unet,
+    load_vae,
+    read_checkpoint,
+    weights_hash,
+)
+from limner.weights.tensors import open_tensors, write_tensors
+
+
+def edit(path, **changes):
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value != "drop"}))
+
+
+def test_what_is_told_without_loading(checkpoint_folder, networks):
+    checkpoint = read_checkpoint(checkpoint_folder)
+    assert checkpoint.family == "custom"
+    assert checkpoint.parameters == sum(p.numel() for n in networks.values() for p in n.parameters())
+    assert checkpoint.size == sum(p.stat().st_size for p in checkpoint_folder.rglob("*.safetensors"))
+    assert checkpoint.warnings == ()
+
+
+def test_published_configs(reference, tmp_path):
+    for model, family in (("sd15", "sd1"), ("sd21-768-v", "sd2")):
+        folder = tmp_path / model
+        shutil.copytree(reference / "configs" / model, folder)
+        (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+        for part, stem in (
+            ("unet", "diffusion_pytorch_model"),
+            ("vae", "diffusion_pytorch_model"),
+            ("text_encoder", "model"),
+        ):
+            write_tensors(folder / part / f"{stem}.safetensors", {"a": torch.ones(1)})
+        checkpoint = read_checkpoint(folder)
+        assert checkpoint.family == family
+        assert checkpoint.scheduler_config["steps_offset"] == 1
+        with pytest.raises(InvalidCheckpoint, match="1 unexpected: a"):
+            load_unet(checkpoint)
+
+
+def test_older_names_load_to_the_same_weights(checkpoint_folder):
+    checkpoint = read_checkpoint(checkpoint_folder)
+    vae, text = load_vae(checkpoint).state_dict(), load_text_encoder(checkpoint).state_dict()
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(key):
+        for new, name in old.items():
+            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{name}.")
+        return key
+
+    assert len({renamed(key) for key in vae} - vae.keys()) == 16
+    write_tensors(checkpoint.weights["vae"], {renamed(key): tensor.clone() for key, tensor in vae.items()})
+    bare = {key.removeprefix("text_model."): tensor.clone() for key, tensor in text.items()}
+    write_tensors(
+        checkpoint.weights["text_encoder"], bare | {"embeddings.position_ids": torch.arange(16)[None]}
+    )
+    for before, after in ((vae, load_vae(checkpoint)), (text, load_text_encoder(checkpoint))):
+        assert before.keys() == after.state_dict().keys()
+        assert all(torch.equal(tensor, after.state_dict()[key]) for key, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "error", "message"),
+    [
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionXLPipeline"},
+            UnsupportedModel,
+            "StableDiffusionXLPipeline",
+        ),
+        ("model_index.json", {"unet": ["diffusers", "UNet3D"]}, UnsupportedModel, "UNet3D.*expected UNet2D"),
+        ("model_index.json", {"unet": []}, UnsupportedModel, "expected UNet2D"),
+        (
+            "model_index.json",
+            {"controlnet": ["diffusers", "ControlNetModel"]},
+            UnsupportedModel,
+            "'controlnet'",
+        ),
+        ("model_index.json", {"vae": [None, None]}, InvalidCheckpoint, "names no 'vae'"),
+        ("model_index.json", {"tokenizer": "drop"}, InvalidCheckpoint, "names no 'tokenizer'"),
+        (
+            "unet/config.json",
+            {"class_embed_type": "timestep"},
+            UnsupportedModel,
+            "class_embed_type is 'timestep'",
+        ),
+        ("unet/config.json", {"from_the_future": 1}, UnsupportedModel, "unknown key 'from_the_future'"),
+        (
+            "unet/config.json",
+            {"norm_num_groups": 0},
+            InvalidCheckpoint,
+            "modulo by zero",
+        ),
+        (
+            "vae/config.json",
+            {"latent_channels": 0},
+            InvalidCheckpoint,
+            "latent_channels is 0, expected a positive",
+        ),
+        ("unet/config.json", {"block_out_channels": 5}, InvalidCheckpoint, r"unet/config\.json"),
+        ("unet/config.json", {"in_channels": 9}, UnsupportedModel, "takes 9 channels"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, UnsupportedModel, "Stable Diffusion XL"),
+        ("vae/config.json", {"latent_channels": 8}, InvalidCheckpoint, "must agree, but are 4 and 8"),
+        ("text_encoder/config.json", {"hidden_size": 64}, InvalidCheckpoint, "must agree, but are 32 and 64"),
+    ],
+)
+def test_configs_that_do_not_fit(checkpoint_folder, file, changes, error, message):
+    edit(checkpoint_folder / file, **changes)
+    with pytest.raises(LimnerError, match=message) as caught:
+        read_checkpoint(checkpoint_folder)
+    assert type(caught.value) is error
+    assert str(checkpoint_folder) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("unet", {"layers_per_block": 10**9}),
+        ("unet", {"transformer_layers_per_block": 10**9}),
+        ("unet", {"transformer_layers_per_block": [1, 10**9]}),
+        ("unet", {"layers_per_block": 900, "transformer_layers_per_block": 900}),
+        ("unet", {"layers_per_block": -1}),
+        ("unet", {"layers_per_block": "2"}),
+        ("unet", {"out_channels": 4.0}),
+        ("unet", {"block_out_channels": [2**61, 2**61]}),
+        ("vae", {"layers_per_block": 10**9}),
+        ("vae", {"in_channels": 10**18}),
+        ("vae", {"in_channels": 10**30}),
+        ("vae", {"in_channels": 0}),
+        ("vae", {"block_out_channels": [0]}),
+        ("vae", {"block_out_channels": [[16], [16]]}),
+        ("text_encoder", {"num_hidden_layers": 10**9}),
+        ("text_encoder", {"num_hidden_layers": 1}),
+        ("text_encoder", {"vocab_size": 2**62}),
+        ("text_encoder", {"intermediate_size": None, "vocab_size": "x"}),
+    ],
+)
+def test_hostile_configs_are_refused_soon(checkpoint_folder, part, changes):
+    edit(checkpoint_folder / part / "config.json", **changes)
+    load = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}[part]
+    with pytest.raises((InvalidCheckpoint, UnsupportedModel)):
+        load(read_checkpoint(checkpoint_folder))
+
+
+def test_missing_files(checkpoint_folder, tmp_path):
+    for file in ("unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt"):
+        (checkpoint_folder / file).rename(tmp_path / "aside")
+        with pytest.raises(InvalidCheckpoint, match=f"{file} is missing"):
+            read_checkpoint(checkpoint_folder)
+        (tmp_path / "aside").rename(checkpoint_folder / file)
+    (checkpoint_folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(
+        InvalidCheckpoint, match=r"no weights of its vae: expected vae/diffusion_pytorch_model\.safe"
+    ):
+        read_checkpoint(checkpoint_folder)
+
+
+def test_truncated_weights_are_named(checkpoint_folder):
+    checkpoint = read_checkpoint(checkpoint_folder)
+    path = checkpoint.weights["unet"]
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(InvalidCheckpoint, match=f"{path}: is truncated"):
+        load_unet(checkpoint)
+
+
+def test_pickles_are_refused(checkpoint_folder, tmp_path):
+    weights = checkpoint_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    beside = weights.with_suffix(".bin")
+    beside.write_bytes(b"\x80\x02.")
+    read_checkpoint(checkpoint_folder)  # both there: the safetensors file is taken
+    weights.unlink()
+    with pytest.raises(
+        PickleRefused, match=r"unet only as a pickle \(unet/diffusion_pytorch_model\.bin\)"
+    ) as caught:
+        read_checkpoint(checkpoint_folder)
+    assert "weights_only=True" in caught.value.hint
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.ckpt").write_bytes(b"PK")
+    with pytest.raises(PickleRefused, match=r"model\.ckpt"):
+        read_checkpoint(tmp_path / "old")
+
+
+def test_folders_that_are_no_checkpoint(checkpoint_folder, tmp_path):
+    with pytest.raises(InvalidCheckpoint, match=r"has no model_index\.json") as caught:
+        read_checkpoint(tmp_path)
+    assert "there is one in tiny" in caught.value.hint
+    with pytest.raises(InvalidCheckpoint, match=r"has no model_index\.json") as caught:
+        read_checkpoint(checkpoint_folder / "vae")
+    assert "diffusion_pytorch_model.safetensors may be" in caught.value.hint
+
+
+def test_variants(checkpoint_folder):
+    for path in list(checkpoint_folder.rglob("*.safetensors")):
+        half = {name: tensor.half() for name, tensor in open_tensors(path).items()}
+        if path.parent.name != "vae":
+            write_tensors(path.with_suffix(".fp16.safetensors"), half)
+    checkpoint = read_checkpoint(checkpoint_folder, "fp16")
+    assert load_unet(checkpoint).conv_in.weight.dtype == torch.float16
+    assert load_vae(checkpoint).quant_conv.weight.dtype == torch.float32
+    assert "no 'fp16' variant of its vae" in checkpoint.warnings[0]
+    with pytest.raises(ModelNotFound, match="no variant 'bf16': it has only fp16"):
+        read_checkpoint(checkpoint_folder, "bf16")
+    (checkpoint_folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelNotFound, match="unet only in the variant fp16") as caught:
+        read_checkpoint(checkpoint_folder)
+    assert caught.value.hint == 'ask for variant "fp16"'
+
+
+def test_choice_among_the_names_in_the_field():
+    stem = "diffusion_pytorch_model"
+    files = [
+        f"unet/{stem}.safetensors.index.json",
+        f"unet/{stem}-00001-of-00002.safetensors",
+        f"unet/{stem}.safetensors.index.fp16.json",
+        f"unet/{stem}.fp16-00001-of-00002.safetensors",
+        f"vae/{stem}.safetensors",
+        f"vae/{stem}.fp16.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+    ]
+    assert choose_weights(files, None, source="x") == (
+        {"unet": files[0], "vae": files[4], "text_encoder": files[6]},
+        (),
+    )
+    assert choose_weights(files, "fp16", source="x") == (
+        {"unet": files[2], "vae": files[5], "text_encoder": files[7]},
+        (),
+    )
+    with pytest.raises(ModelNotFound, match="it has only fp16"):
+        choose_weights(files, "00001-of-00002", source="x")
+
+
+def test_hash_follows_the_bytes_of_the_weights(checkpoint_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
+    first = weights_hash(read_checkpoint(checkpoint_folder))
+    assert len(list((tmp_path / "cache" / "sha256").iterdir())) == 3
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint_folder, copy)
+    assert weights_hash(read_checkpoint(copy)) == weights_hash(read_checkpoint(checkpoint_folder)) == first
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert weights_hash(read_checkpoint(copy)) != first
+    monkeypatch.setenv("LIMNER_CACHE", "/dev/null/nowhere")
+    assert weights_hash(read_checkpoint(checkpoint_folder)) == first
