@@ -1,0 +1,61 @@
+"""What a model needs of whatever runs its networks."""
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from limner.pipeline.calls import Call
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+
+class Backend(Protocol):
+    """The networks of one checkpoint, ready to run.
+
+    It knows nothing of prompts, sigmas or guidance. Tensors go in and come out as fp32 on the CPU; device and
+    dtype inside are its own affair. Rows of a batch do not influence each other, rounding apart.
+    """
+
+    @property
+    def name(self) -> str:
+        """As a picture's record says it: "torch", "openvino"."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def precision(self) -> Precision: ...
+
+    @property
+    def bytes(self) -> int:
+        """What its weights take of the device's memory."""
+
+    def refusal(self, call: Call) -> str | None:
+        """Why it cannot answer such a call, in a clause; None if it can."""
+
+    def encode_text(self, ids: Tensor, clip_skip: int) -> Tensor:
+        """Token ids [B, T] -> hidden states [B, T, C], with `clip_skip` as AUTOMATIC1111 counts."""
+
+    def denoise(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        *,
+        keep: bool = False,
+        deep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The U-Net's output [B, C, h, w] for scaled latents x, and its deep features if they are to be kept.
+
+        Args:
+            timesteps: [B].
+            context: [B, T, C].
+            deep: features kept at an earlier step; the blocks that made them are not run.
+        """
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, h, w] as the autoencoder knows them -> pictures [B, 3, H, W]."""
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, H, W] -> mean and log-variance [B, C, h, w], as the autoencoder knows them."""

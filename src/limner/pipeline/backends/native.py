@@ -1,0 +1,91 @@
+"""The networks in PyTorch."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from limner.errors import InvalidRequest
+from limner.nn.clip import CLIPTextModel
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.vae import AutoencoderKL
+from limner.pipeline.calls import Call
+from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae
+
+from .base import Precision
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NativeBackend:
+    """A checkpoint's networks in PyTorch, each read when it is first used.
+
+    Raises:
+        InvalidRequest: a precision that the device does not compute in.
+        InvalidCheckpoint: when a network is first used; `read` uses all.
+    """
+
+    name = "torch"
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, precision: Precision) -> None:
+        if precision == "fp16" and device.type == "cpu":
+            raise InvalidRequest(
+                "fp16 is not computed on the CPU, where it is hundreds of times slower", hint="use bf16"
+            )
+        if precision not in DTYPES:
+            raise InvalidRequest(
+                f"precision is {precision!r}, which PyTorch does not run this model in",
+                hint=f"use {', '.join(DTYPES)}, or --backend openvino for int8",
+            )
+        self.checkpoint, self.device, self.precision = checkpoint, device, precision
+        self._dtype = DTYPES[precision]
+
+    def read(self) -> "NativeBackend":
+        """Read every network now."""
+        _ = self.text_encoder, self.unet, self.vae
+        return self
+
+    @cached_property
+    def text_encoder(self) -> CLIPTextModel:
+        return load_text_encoder(self.checkpoint, self._dtype).to(self.device).eval()
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        return load_unet(self.checkpoint, self._dtype).to(self.device).eval()
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return load_vae(self.checkpoint, self._dtype).to(self.device).eval()
+
+    @cached_property
+    def bytes(self) -> int:
+        return self.checkpoint.parameters * self._dtype.itemsize
+
+    def refusal(self, call: Call) -> str | None:
+        return None
+
+    def encode_text(self, ids: Tensor, clip_skip: int) -> Tensor:
+        hidden, _ = self.text_encoder(ids.to(self.device), clip_skip)
+        return hidden.float().cpu()
+
+    def denoise(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        *,
+        keep: bool = False,
+        deep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        output = self.unet(self._in(x), timesteps.to(self.device), self._in(context))
+        return output.float().cpu(), None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(self._in(latents)).float().cpu()
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.vae.encode(self._in(images))
+        return mean.float().cpu(), logvar.float().cpu()
+
+    def _in(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self._dtype)
