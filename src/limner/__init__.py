@@ -11,9 +11,11 @@ Importing this does not import torch: a name is looked up when it is first used.
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from limner.errors import (
+    DeadlineExceeded,
+    EngineClosed,
     InvalidCheckpoint,
     InvalidDataset,
     InvalidPicture,
@@ -22,23 +24,33 @@ from limner.errors import (
     LimnerError,
     ModelNotFound,
     NumericalError,
+    OutOfMemory,
     OutputError,
     PickleRefused,
     PromptError,
+    QueueFull,
     UnsupportedModel,
 )
 
 if TYPE_CHECKING:
+    from limner.pipeline.backends.base import Precision
+    from limner.pipeline.engine import Engine
+    from limner.pipeline.handle import Handle, Progress
     from limner.pipeline.metadata import Picture
-    from limner.pipeline.model import Model, Precision, Progress, load
+    from limner.pipeline.model import Model, load
+    from limner.pipeline.models import ModelCache
     from limner.pipeline.result import GenerationResult
     from limner.request import GenerationRequest
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeadlineExceeded",
+    "Engine",
+    "EngineClosed",
     "GenerationRequest",
     "GenerationResult",
+    "Handle",
     "InvalidCheckpoint",
     "InvalidDataset",
     "InvalidPicture",
@@ -46,24 +58,30 @@ __all__ = [
     "InvalidTrainingState",
     "LimnerError",
     "Model",
+    "ModelCache",
     "ModelNotFound",
     "NumericalError",
+    "OutOfMemory",
     "OutputError",
     "PickleRefused",
     "Picture",
     "Progress",
     "PromptError",
+    "QueueFull",
     "UnsupportedModel",
     "generate",
     "load",
 ]
 
 _HOMES = {
+    "Engine": "limner.pipeline.engine",
     "GenerationRequest": "limner.request",
     "GenerationResult": "limner.pipeline.result",
+    "Handle": "limner.pipeline.handle",
     "Model": "limner.pipeline.model",
     "Picture": "limner.pipeline.metadata",
-    "Progress": "limner.pipeline.model",
+    "ModelCache": "limner.pipeline.models",
+    "Progress": "limner.pipeline.handle",
     "load": "limner.pipeline.model",
 }
 
@@ -75,7 +93,7 @@ def generate(
     revision: str | None = None,
     variant: str | None = None,
     device: str = "auto",
-    precision: "Precision" = "auto",
+    precision: "Precision | Literal['auto']" = "auto",
     **fields: Any,
 ) -> "GenerationResult":
     """Load a model, draw with it and let it go. To draw more than once, keep what `load` returns.

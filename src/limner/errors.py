@@ -11,7 +11,11 @@
     ├── InvalidDataset        training data that cannot be used
     ├── InvalidTrainingState  a run folder that cannot be resumed
     ├── OutputError           a file or folder that cannot be written
-    └── NumericalError        networks that gave numbers that are not finite
+    ├── NumericalError        networks that gave numbers that are not finite
+    ├── OutOfMemory           pictures or models that are too large for this machine
+    ├── QueueFull             more requests than an engine keeps waiting
+    ├── EngineClosed          a request to an engine that takes no more
+    └── DeadlineExceeded      a request that was not done in the time it was given
 
 An error is one sentence that says what was given and what was expected, a stable `code` for
 programs, and a `hint` that says what to do about it.
@@ -100,3 +104,27 @@ class NumericalError(LimnerError):
     """The networks gave numbers that are not finite."""
 
     code = "numerical_error"
+
+
+class OutOfMemory(LimnerError):
+    """Pictures or models that are too large for this machine."""
+
+    code = "out_of_memory"
+
+
+class QueueFull(LimnerError):
+    """An engine has as many requests waiting as it keeps."""
+
+    code = "queue_full"
+
+
+class EngineClosed(LimnerError):
+    """An engine that takes no more requests."""
+
+    code = "engine_closed"
+
+
+class DeadlineExceeded(LimnerError):
+    """A request was not done in the time that it was given."""
+
+    code = "deadline_exceeded"

@@ -46,6 +46,8 @@ class GenerationRequest(BaseModel):
         num_images: how many pictures.
         clip_skip: 1 takes the text encoder's last layer, 2 the one before it, as AUTOMATIC1111 counts.
         prompt_syntax: "a1111" or "literal" for none.
+        exact: the picture's bits do not depend on what else is drawn at the same time, which costs speed.
+            Without it, company changes the rounding.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
@@ -69,6 +71,7 @@ class GenerationRequest(BaseModel):
     num_images: Annotated[int, Field(ge=1, le=1000)] = 1
     clip_skip: Annotated[int, Field(ge=1, le=64)] = 1
     prompt_syntax: PromptSyntax = "a1111"
+    exact: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -72,7 +72,7 @@ def draw(model, **fields):
     """Final latents and unclamped picture of ours."""
     request = model.resolve(GenerationRequest.of({"prompt_syntax": "literal", **fields}))
     [drawn] = [
-        (call.latents, answer)
+        (call.latents, answer.value)
         for call, answer in watch(text_to_image(request, model), model)
         if isinstance(call, DecodeLatents)
     ]

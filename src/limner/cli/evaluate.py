@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from limner.picturebook.evaluation import Mean, Share, Verdict
     from limner.picturebook.probe import Probe, Seen
     from limner.picturebook.world import Scene, World
-    from limner.pipeline.model import Model, Precision
+    from limner.pipeline.backends.base import Precision
+    from limner.pipeline.model import Model
     from limner.request import GenerationRequest
 
     Tally = Mapping[str, Share]
@@ -55,7 +56,6 @@ def evaluate(
     sampler: Annotated[str | None, typer.Option(help="As of `limner generate`.")] = None,
     sigma_schedule: Annotated[str | None, typer.Option(help="As of `limner generate`.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes, the words and the pictures.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures drawn side by side.")] = 16,
     out: Annotated[Path, typer.Option(help="The report, in Markdown; the figures as JSON go beside it.")] = (
         Path("docs/picturebook-report.md")
     ),
@@ -78,7 +78,7 @@ def evaluate(
     }
     fields = {name: value for name, value in given.items() if value is not None}
     try:
-        _evaluate(model, world, prompts, fields, seed, batch, out, sheet, judges, device, precision)
+        _evaluate(model, world, prompts, fields, seed, out, sheet, judges, device, precision)
     except KeyboardInterrupt:
         terminal.say("stopped", "nothing was written", "yellow")
         raise typer.Exit(130) from None
@@ -90,7 +90,6 @@ def _evaluate(
     count: int,
     fields: Mapping[str, Any],
     seed: int,
-    batch: int,
     out: Path,
     sheet: Path | None,
     judges: Path | None,
@@ -120,7 +119,7 @@ def _evaluate(
     scenes = _scenes(world, count, seed)
     words = [caption(scene, random.Random(f"words {seed} {i}")) for i, scene in enumerate(scenes)]
     began = time.monotonic()
-    pictures = _draw(drawer, base, words, batch)
+    pictures = _draw(drawer, base, words)
     seconds = (time.monotonic() - began) / count
     seen = see(probe, pictures)
     verdicts = [judge(scene, what) for scene, what in zip(scenes, seen, strict=True)]
@@ -131,7 +130,7 @@ def _evaluate(
     rendered, reconstructed, psnr = _read_scenes(scenes, drawer, probe)
     truth = [shown(scene) for scene in scenes]
     report = _Report(
-        command=_command(name, world_file, count, base, seed, batch, precision),
+        command=_command(name, world_file, count, base, seed, precision),
         model=drawer.identity,
         environment=drawer.environment(),
         request=base.model_dump(exclude_none=True, exclude={"prompt", "model", "seed"}),
@@ -186,23 +185,24 @@ def _scenes(world: "World", count: int, seed: int) -> list["Scene"]:
     return scenes
 
 
-def _draw(model: "Model", base: "GenerationRequest", prompts: Sequence[str], batch: int) -> "Tensor":
+def _draw(model: "Model", base: "GenerationRequest", prompts: Sequence[str]) -> "Tensor":
     """The pictures of all prompts [N, 3, H, W]; prompt i has the seed of `base` plus i."""
-    import torch
-
-    from limner.pipeline.generation import run_all, text_to_image
+    from limner.pipeline.engine import Engine
+    from limner.pipeline.images import to_tensor
 
     assert base.seed is not None
     requests = [
         base.model_copy(update={"prompt": prompt, "seed": base.seed + i}) for i, prompt in enumerate(prompts)
     ]
-    pictures: list[Tensor] = []
-    with typer.progressbar(length=len(requests), label="drawing", file=sys.stderr) as bar:
-        for start in range(0, len(requests), batch):
-            together = requests[start : start + batch]
-            pictures += run_all([text_to_image(request, model) for request in together], model)
-            bar.update(len(together))
-    return torch.cat(pictures)
+    pictures: list[Image] = []
+    with (
+        Engine(model, max_waiting=len(requests)) as engine,
+        typer.progressbar(length=len(requests), label="drawing", file=sys.stderr) as bar,
+    ):
+        for handle in [engine.submit(request) for request in requests]:
+            pictures += handle.result().images
+            bar.update(1)
+    return to_tensor(pictures)
 
 
 def _read_scenes(
@@ -223,9 +223,7 @@ def _read_scenes(
     ):
         for start in range(0, len(scenes), _BATCH):
             originals = _render(scenes[start : start + _BATCH])
-            weight = next(model.vae.parameters())
-            latents = model.vae.encode(originals.to(weight.device, weight.dtype))[0]
-            again = model.vae.decode(latents).float().cpu()
+            again = model.backend.decode(model.backend.encode(originals)[0])
             rendered += see(probe, originals)
             reconstructed += see(probe, again)
             quality.append(psnr(again, originals))
@@ -326,7 +324,6 @@ def _command(
     count: int,
     base: "GenerationRequest",
     seed: int,
-    batch: int,
     precision: str,
 ) -> str:
     """What measures the same again, whatever becomes of the model's defaults."""
@@ -339,7 +336,6 @@ def _command(
         "sampler": base.sampler,
         "sigma-schedule": base.sigma_schedule,
         "seed": seed,
-        "batch": batch,
         "precision": precision,
     }
     given = [part for option, value in options.items() for part in (f"--{option}", str(value))]

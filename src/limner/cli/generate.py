@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from limner.cli import terminal
-from limner.errors import InvalidRequest, LimnerError, OutputError
+from limner.errors import InvalidRequest, OutputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from limner.pipeline.backends.base import Precision
+    from limner.pipeline.handle import Progress
     from limner.pipeline.metadata import Picture, Record
-    from limner.pipeline.model import Model, Precision, Progress
+    from limner.pipeline.model import BackendName, Model
     from limner.request import GenerationRequest
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # the formats that carry a record
@@ -39,6 +41,7 @@ _PICTURE, _PROMPT, _SAMPLING, _MODEL, _OUTPUT = "Picture", "Prompt", "Sampling",
 _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
 _SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde or unipc."
 _REFERENCE = "picturebook (the default), a folder, or a hub id such as organisation/name."
+_EXACT = "Draw each picture by itself, so that its bits do not depend on the others, or (default) share work."
 _OUT = "Folder for numbered files, or for one picture a .png, .jpg or .webp file."
 _FROM = "Draw what this picture's record says; other options override it."
 
@@ -75,7 +78,9 @@ def generate(
     revision: Annotated[Text, _option("Branch, tag or commit on the hub.", _MODEL)] = None,
     variant: Annotated[Text, _option("Of the weight files, such as fp16.", _MODEL)] = None,
     device: Annotated[Text, _option("auto, cpu, cuda, cuda:1 …", _MODEL)] = None,
-    precision: Annotated[Text, _option("auto, fp32, bf16 or fp16.", _MODEL)] = None,
+    precision: Annotated[Text, _option("auto, fp32, bf16, fp16 or int8.", _MODEL)] = None,
+    backend: Annotated[str, _option("What runs the networks: torch or openvino.", _MODEL)] = "torch",
+    exact: Annotated[bool | None, _option(_EXACT, _SAMPLING, "--exact/--shared", show_default=False)] = None,
     out: Annotated[Path, _option(_OUT, _OUTPUT)] = Path("pictures"),
     grid: Annotated[bool, _option("Write a contact sheet of all pictures too.", _OUTPUT, "--grid")] = False,
     source: Annotated[Path | None, _option(_FROM, _OUTPUT, "--from", metavar="PICTURE")] = None,
@@ -103,6 +108,7 @@ def generate(
         "sigma_schedule": sigma_schedule,
         "timestep_spacing": timestep_spacing,
         "eta": eta,
+        "exact": exact,
         "model": model,
         "revision": revision,
         "variant": variant,
@@ -111,7 +117,7 @@ def generate(
     try:
         request, original = _request({k: v for k, v in given.items() if v is not None}, source)
         place.check(request.num_images)
-        _draw(request, original, place, device, precision, grid, quiet)
+        _draw(request, original, place, device, precision, backend, grid, quiet)
     except KeyboardInterrupt:
         terminal.say("stopped", place.kept, "yellow")
         raise typer.Exit(130) from None
@@ -163,7 +169,19 @@ class _Original:
         elif self.pixels.size == picture.size and self.pixels.tobytes() == picture.tobytes():
             terminal.note(f"bit for bit the picture in {self.path}")
         else:
-            terminal.warning(f"the picture in {self.path} is not the same, bit for bit")
+            terminal.warning(
+                f"the picture in {self.path} is not the same, bit for bit{self._distance(picture)}"
+            )
+
+    def _distance(self, picture: "Picture") -> str:
+        if self.pixels is None or self.pixels.size != picture.size:
+            return ""
+        from PIL import ImageChops
+
+        difference = ImageChops.difference(self.pixels, picture.convert("RGB"))
+        most = max(band.getextrema()[1] for band in difference.split())
+        company = "" if self.record.request.exact else "; one drawn in company rounds differently"
+        return f": colours differ by up to {most} of 255{company}"
 
 
 @dataclass
@@ -277,13 +295,13 @@ def _draw(
     place: _Place,
     device: str | None,
     precision: str | None,
+    backend: str,
     grid: bool,
     quiet: bool,
 ) -> None:
     visible = sys.stderr.isatty() and not quiet
     with _line(f"loading {request.model} …", visible):
         from limner.pipeline.model import load
-        from limner.pipeline.result import GenerationResult
 
         device, precision = _where(original, device, precision)
         model = load(
@@ -292,6 +310,7 @@ def _draw(
             variant=request.variant,
             device=device,
             precision=cast("Precision", precision),
+            backend=cast("BackendName", backend),
         )
         request = model.resolve(request)
     for warning in model.warnings:
@@ -300,29 +319,32 @@ def _draw(
     if redrawn is not None:
         redrawn.tell_conditions(model)
 
-    bar = _Bar() if visible else None
-    pictures, said = [], set(model.warnings)
+    bar = _Bar(request.num_images) if visible else None
+    said = set(model.warnings)
+    handle = model.engine.submit(request)
     try:
-        with _enough_memory(request):
-            for picture in model.pictures(request, bar.update if bar else None):
+        for progress in handle:
+            if progress.picture is None:
                 if bar:
-                    bar.hide()
-                path = place.write(picture)
-                for warning in picture.record.warnings:
-                    if warning not in said:
-                        terminal.warning(warning)
-                        said.add(warning)
-                if redrawn is not None and not quiet:
-                    redrawn.tell_outcome(picture)
-                typer.echo(os.fsencode(path))
-                if grid:
-                    pictures.append(picture)
+                    bar.update(progress)
+                continue
+            if bar:
+                bar.hide()
+            path = place.write(progress.picture)
+            for warning in progress.picture.record.warnings:
+                if warning not in said:
+                    terminal.warning(warning)
+                    said.add(warning)
+            if redrawn is not None and not quiet:
+                redrawn.tell_outcome(progress.picture)
+            typer.echo(os.fsencode(path))
+        result = handle.result()
     finally:
+        handle.cancel()
         if bar:
             bar.hide()
     if grid:
-        sheet = GenerationResult(tuple(pictures), request).grid()
-        typer.echo(os.fsencode(place.write_grid(sheet, pictures[0].seed)))
+        typer.echo(os.fsencode(place.write_grid(result.grid(), result.seeds[0])))
 
 
 def _where(original: _Original | None, device: str | None, precision: str | None) -> tuple[str, str]:
@@ -341,21 +363,6 @@ def _where(original: _Original | None, device: str | None, precision: str | None
 
 
 @contextmanager
-def _enough_memory(request: "GenerationRequest") -> Iterator[None]:
-    import torch
-
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-            size = f"{request.width}x{request.height}"
-            raise LimnerError(
-                f"there is not enough memory for {size} pixels", hint="ask for fewer"
-            ) from error
-        raise
-
-
-@contextmanager
 def _line(text: str, visible: bool) -> Iterator[None]:
     """A line on stderr that is gone when the block ends."""
     if visible:
@@ -368,36 +375,40 @@ def _line(text: str, visible: bool) -> Iterator[None]:
 
 
 class _Bar:
-    """Which image and which step of how many, and the time left, on stderr.
+    """How many pictures are done, the steps of all of them, and the time left, on stderr.
 
     It appears with a step, and is hidden while something else is printed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, images: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
+        self._steps = [0] * images  # of each picture
         self._progress = RichProgress(
-            TextColumn("image {task.fields[image]}"),
+            TextColumn("{task.fields[images]}"),
             BarColumn(),
             TextColumn("step {task.fields[step]}"),
-            TimeRemainingColumn(),
-            TextColumn("left", style="progress.remaining"),
+            TextColumn("{task.fields[left]} left", style="progress.remaining"),
             console=Console(stderr=True),
             transient=True,
             redirect_stdout=False,  # it would send the paths to stderr
             redirect_stderr=False,
         )
-        self._task = self._progress.add_task("", total=None, image="", step="")
+        self._task = self._progress.add_task("", total=None, images="", step="", left="")
 
     def update(self, progress: "Progress") -> None:
+        self._steps[progress.image - 1] = progress.step
+        done, total = sum(self._steps), progress.images * progress.steps
+        seconds = round(progress.seconds_left)
         self._progress.update(
             self._task,
-            total=progress.images * progress.steps,
-            completed=(progress.image - 1) * progress.steps + progress.step,
-            image=f"{progress.image} of {progress.images}",
-            step=f"{progress.step} of {progress.steps}",
+            total=total,
+            completed=done,
+            images="1 image" if progress.images == 1 else f"{progress.images} images",
+            step=f"{done} of {total}",
+            left=f"{seconds // 60}:{seconds % 60:02d}",
         )
         self._progress.start()
 

@@ -1,11 +1,12 @@
-"""What a generation can ask a model for.
+"""What a generation can ask a model for, and what it is told.
 
-A generation yields calls and is sent their answers; it never touches a network. A call is a value, so it
-can be grouped with calls of other generations and answered in one forward pass.
+A generation yields calls and is sent the values of their answers; it never touches a network. A call is a
+value, so it can be grouped with calls of other generations and answered in one forward pass.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -19,25 +20,28 @@ class Conditioning:
 
     Attributes:
         context: hidden states [1, T, C], T a multiple of the tokenizer's length.
-        warnings: what was not read as it was written.
     """
 
     context: Tensor
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class EncodeText:
-    """Embed prompts. Answer: a tuple of `Conditioning`, one for each."""
+    """Embed prompts. Answered by a tuple of `Conditioning`, one for each.
+
+    Attributes:
+        exact: each chunk is encoded in a forward pass of its own, so that its bits do not depend on company.
+    """
 
     prompts: tuple[str, ...]
     syntax: PromptSyntax
     clip_skip: int
+    exact: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Denoise:
-    """Estimate the clean latents. Answer: the guided estimate [1, C, h, w], which is also the preview.
+    """Estimate the clean latents. Answered by `Denoised`.
 
     Attributes:
         x: noisy latents [1, C, h, w] in sigma coordinates.
@@ -47,6 +51,8 @@ class Denoise:
         guidance: which of them are evaluated at this sigma, and how they combine.
         step, steps: which step of how many this call belongs to, from 1, told by its sigma; a sampler
             that looks ahead makes several calls a step.
+        keep: the answer is to hold the network's deep features.
+        deep: such features of an earlier step, by conditioning; the blocks that made them are not run.
     """
 
     x: Tensor
@@ -56,13 +62,58 @@ class Denoise:
     guidance: Guidance
     step: int
     steps: int
+    keep: bool = False
+    deep: Mapping[str, Tensor] | None = None
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The conditionings to evaluate, one row of the network each."""
+        return self.guidance.branches(self.sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """An answer to `Denoise`.
+
+    Attributes:
+        latents: the guided estimate of the clean latents [1, C, h, w], which is also the preview.
+        deep: the kept features, by conditioning.
+    """
+
+    latents: Tensor
+    deep: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class DecodeLatents:
-    """Turn latents [1, C, h, w], as the U-Net knows them, into a picture. Answer: [1, 3, H, W]."""
+    """Turn latents [1, C, h, w], as the U-Net knows them, into a picture. Answered by [1, 3, H, W]."""
 
     latents: Tensor
 
 
-Call = EncodeText | Denoise | DecodeLatents
+@dataclass(frozen=True, eq=False)
+class EncodeImage:
+    """Turn a picture [1, 3, H, W] in [-1, 1] into latents.
+
+    Answered by their mean and standard deviation, each [1, C, h, w], as the U-Net knows them.
+    """
+
+    image: Tensor
+
+
+Call = EncodeText | Denoise | DecodeLatents | EncodeImage
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What becomes of a call.
+
+    Attributes:
+        value: what its docstring says; None if there is an error.
+        warnings: what whoever asked should know.
+        error: why there is no value.
+    """
+
+    value: Any = None
+    warnings: tuple[str, ...] = ()
+    error: Exception | None = None

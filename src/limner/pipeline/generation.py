@@ -3,8 +3,8 @@
     generation = text_to_image(request, model)
     image = run(generation, model)
 
-Nothing here touches a network. A generation can therefore run alone (`run`), in company (`run_all`), be
-watched (`watch`: every answer to a `Denoise` is a preview) and be stopped by closing it.
+Nothing here touches a network. A generation can therefore run alone (`run`), be watched (`watch`: the
+answer to a `Denoise` holds a preview), run in company of many (`Engine`), and be stopped by closing it.
 """
 
 import math
@@ -20,7 +20,7 @@ from limner.diffusion.plan import Plan, make_plan
 from limner.diffusion.samplers import SAMPLERS, Noise, Steps
 from limner.request import GenerationRequest
 
-from .calls import Call, Conditioning, DecodeLatents, Denoise, EncodeText
+from .calls import Answer, Call, Conditioning, DecodeLatents, Denoise, Denoised, EncodeText
 
 Generation = Generator[Call, Any, Tensor]
 NoiseSource = Callable[[int, tuple[int, ...]], Noise]
@@ -29,7 +29,7 @@ NoiseSource = Callable[[int, tuple[int, ...]], Noise]
 class AnswersCalls(Protocol):
     """What `run` needs of a model."""
 
-    def answer(self, calls: Sequence[Call]) -> list[Any]: ...
+    def answer(self, calls: Sequence[Call]) -> list[Answer]: ...
 
 
 class Facts(Protocol):
@@ -64,7 +64,9 @@ def text_to_image(
     guidance = guidance_of(request)
     texts = {"positive": request.prompt, "negative": request.negative_prompt or ""}
     names = [name for name in texts if any(name in guidance.branches(sigma) for sigma in plan.sigmas[:-1])]
-    encoded = yield EncodeText(tuple(texts[name] for name in names), request.prompt_syntax, request.clip_skip)
+    encoded = yield EncodeText(
+        tuple(texts[name] for name in names), request.prompt_syntax, request.clip_skip, request.exact
+    )
     conditionings = dict(zip(names, encoded, strict=True))
 
     noise = noise_source(request.seed, model.latent_shape(request))
@@ -97,7 +99,7 @@ def guidance_of(request: GenerationRequest) -> Guidance:
 
 def denoised(
     sampler: Steps, plan: Plan, guidance: Guidance, conditionings: Mapping[str, Conditioning]
-) -> Generator[Call, Tensor, Tensor]:
+) -> Generator[Call, Denoised, Tensor]:
     """Walk a sampler to its end, asking the model at every sigma that it visits."""
     visited = plan.sigmas[:-1]
     x, sigma = next(sampler)
@@ -105,20 +107,22 @@ def denoised(
         step = max(1, sum(sigma <= s for s in visited))
         answer = yield Denoise(x, sigma, plan.timestep(sigma), conditionings, guidance, step, len(visited))
         try:
-            x, sigma = sampler.send(answer)
+            x, sigma = sampler.send(answer.latents)
         except StopIteration as done:
             latents: Tensor = done.value
             return latents
 
 
-def watch(generation: Generation, model: AnswersCalls) -> Generator[tuple[Call, Any], None, Tensor]:
+def watch(generation: Generation, model: AnswersCalls) -> Generator[tuple[Call, Answer], None, Tensor]:
     """Run a generation, yielding each call with its answer; closing this closes the generation."""
     try:
         call = next(generation)
         while True:
             [answer] = model.answer([call])
+            if answer.error is not None:
+                raise answer.error
             yield call, answer
-            call = generation.send(answer)
+            call = generation.send(answer.value)
     except StopIteration as done:
         image: Tensor = done.value
         return image
@@ -127,30 +131,11 @@ def watch(generation: Generation, model: AnswersCalls) -> Generator[tuple[Call, 
 
 
 def run(generation: Generation, model: AnswersCalls) -> Tensor:
-    """Run a generation to its end."""
-    answer = None
+    """Run a generation to its end. Raises what an answer has for an error."""
+    watched = watch(generation, model)
     while True:
         try:
-            call = generation.send(answer)
+            next(watched)
         except StopIteration as done:
             image: Tensor = done.value
             return image
-        [answer] = model.answer([call])
-
-
-def run_all(generations: Sequence[Generation], model: AnswersCalls) -> list[Tensor]:
-    """Run generations side by side, so that their calls share forward passes.
-
-    Company changes the last bits of a picture, since a batched forward pass rounds differently.
-    """
-    images: dict[int, Tensor] = {}
-    pending: dict[int, Any] = dict.fromkeys(range(len(generations)))  # index -> answer to send
-    while pending:
-        calls: dict[int, Call] = {}
-        for index, answer in pending.items():
-            try:
-                calls[index] = generations[index].send(answer)
-            except StopIteration as done:
-                images[index] = done.value
-        pending = dict(zip(calls, model.answer(list(calls.values())), strict=True))
-    return [images[index] for index in range(len(generations))]

@@ -1,16 +1,17 @@
 """A model, ready to draw: the networks of a checkpoint and the facts about it."""
 
+import hashlib
 import json
 import math
 import platform
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -20,50 +21,26 @@ from limner.device import pick_device
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.prediction import scalings
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, UnsupportedModel
-from limner.nn.clip import CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel
-from limner.nn.vae import AutoencoderKL
-from limner.prompts.chunks import Chunk, encode_prompt
 from limner.prompts.tokenizer import Tokenizer
 from limner.request import MAX_SEED, GenerationRequest
-from limner.weights.checkpoint import (
-    CARD,
-    Checkpoint,
-    load_text_encoder,
-    load_unet,
-    load_vae,
-    read_checkpoint,
-    weights_hash,
-)
+from limner.weights.checkpoint import CARD, Checkpoint, read_checkpoint, weights_hash
 from limner.weights.hub import locate_model
 
-from .calls import Call, Conditioning, DecodeLatents, Denoise, EncodeText
-from .generation import plan_of, text_to_image, watch
+from .backends.base import Backend, Precision
+from .backends.native import NativeBackend
+from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText
+from .generation import plan_of
 from .images import to_images
 from .metadata import Picture, Record
 from .result import GenerationResult
+from .text import TextEncoder
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+if TYPE_CHECKING:
+    from .engine import Engine
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BackendName = Literal["torch", "openvino"]
+
 _STEPS, _GUIDANCE_SCALE = 30, 7.5  # where neither the request nor the model says
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a request stands.
-
-    Attributes:
-        image, images: which picture of how many is being drawn, from 1.
-        step, steps: which of its steps was just taken.
-        latents: the estimate of the clean latents [1, C, h, w] at this step.
-    """
-
-    image: int
-    images: int
-    step: int
-    steps: int
-    latents: Tensor = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +50,7 @@ class Model:
     Attributes:
         name: as it was asked for: "picturebook", a folder, a hub id.
         revision, variant: as they were asked for.
+        backend: runs its networks.
         warnings: what its user should know about how it was found and read.
     """
 
@@ -82,17 +60,13 @@ class Model:
     checkpoint: Checkpoint
     scheduler: SchedulerConfig
     tokenizer: Tokenizer
-    text_encoder: CLIPTextModel
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    device: torch.device
-    precision: Literal["fp32", "bf16", "fp16"]
+    backend: Backend
     warnings: tuple[str, ...] = ()
 
     def generate(
         self, prompt: str | None = None, *, request: GenerationRequest | None = None, **fields: Any
     ) -> GenerationResult:
-        """Draw pictures and wait for them.
+        """Draw pictures and wait for them. Calls from several threads share forward passes.
 
         Args:
             prompt: what to draw.
@@ -102,14 +76,24 @@ class Model:
         Raises:
             InvalidRequest: a field that is unknown, out of range or beyond this model.
             NumericalError: the networks gave no finite picture.
+            OutOfMemory: the pictures are too large for this machine.
         """
         if request is None:
             request = GenerationRequest.of({"prompt": prompt, "model": self.name, **fields})
         elif prompt is not None or fields:
             raise InvalidRequest("both a request and fields of one were given", hint="give one of them")
-        request = self.resolve(request)
-        images = tuple(self.pictures(request))
-        return GenerationResult(images, request, images[0].record.warnings)
+        handle = self.engine.submit(request)
+        try:
+            return handle.result()
+        finally:
+            handle.cancel()  # Ctrl-C must not leave it drawing; no effect on one that is done
+
+    @cached_property
+    def engine(self) -> "Engine":
+        """Draws what `generate` is asked for. It has a thread only while there is something to draw."""
+        from .engine import Engine
+
+        return Engine(self)
 
     def resolve(self, request: GenerationRequest) -> GenerationRequest:
         """Fill in every default, and draw a seed where none is given.
@@ -118,7 +102,7 @@ class Model:
             InvalidRequest: the request is beyond this model.
         """
         defaults = self._card.get("defaults", {})
-        native = self.unet.config.sample_size * self.vae.config.downscale
+        native = self.checkpoint.unet_config.sample_size * self.checkpoint.vae_config.downscale
         filled = {
             "model": self.name,
             "revision": self.revision,
@@ -132,11 +116,11 @@ class Model:
             **request.model_dump(exclude_none=True, exclude={"model", "revision", "variant"}),
         }
         request = GenerationRequest.of(filled)
-        layers = self.text_encoder.config.num_hidden_layers
+        layers = self.checkpoint.text_config.num_hidden_layers
         if request.clip_skip > layers:
             raise InvalidRequest(f"clip_skip is {request.clip_skip}; this text encoder has {layers} layers")
         for name in ("width", "height"):
-            side, unit = getattr(request, name), self.vae.config.downscale
+            side, unit = getattr(request, name), self.checkpoint.vae_config.downscale
             if side % unit:
                 raise InvalidRequest(f"{name} is {side}; this model's pictures are multiples of {unit}")
         try:
@@ -150,122 +134,206 @@ class Model:
         }
         return request.model_copy(update=names)
 
-    def pictures(
-        self, request: GenerationRequest, progress: Callable[[Progress], None] | None = None
-    ) -> Iterator[Picture]:
-        """Draw the pictures of a resolved request one by one.
-
-        Args:
-            progress: told of every step.
-
-        Raises:
-            NumericalError: the networks gave no finite picture.
-        """
-        assert request.seed is not None
-        for index in range(request.num_images):
-            own = request.model_copy(update={"seed": request.seed + index, "num_images": 1})
-            warnings = list(self.warnings)
-            generation = watch(text_to_image(own, self), self)
-            while True:
-                try:
-                    call, answer = next(generation)
-                except StopIteration as done:
-                    image: Tensor = done.value
-                    break
-                if isinstance(call, EncodeText):
-                    warnings += (warning for text in answer for warning in text.warnings)
-                elif isinstance(call, Denoise) and progress is not None:
-                    progress(Progress(index + 1, request.num_images, call.step, call.steps, answer))
-            if not image.isfinite().all():
-                raise NumericalError(
-                    f"seed {own.seed} gave a picture that is not finite in {self.precision}",
-                    hint="load the model with precision fp32"
-                    if self.precision != "fp32"
-                    else "check the checkpoint's weights",
-                )
-            record = Record(
-                request=own,
-                model=self.identity,
-                environment=self.environment(),
-                warnings=tuple(dict.fromkeys(warnings)),
-            )
-            yield Picture(to_images(image)[0], record)
-
     def latent_shape(self, request: GenerationRequest) -> tuple[int, ...]:
         """[1, C, h, w] of a resolved request."""
         assert request.height is not None
         assert request.width is not None
-        unit = self.vae.config.downscale
-        return (1, self.vae.config.latent_channels, request.height // unit, request.width // unit)
+        config = self.checkpoint.vae_config
+        return (
+            1,
+            config.latent_channels,
+            request.height // config.downscale,
+            request.width // config.downscale,
+        )
+
+    def group(self, call: Call) -> Hashable:
+        """What calls must have in common to share a forward pass."""
+        match call:
+            case EncodeText():
+                return EncodeText, call.clip_skip, call.exact
+            case Denoise():
+                return Denoise, call.x.shape, call.deep is not None
+            case DecodeLatents():
+                return DecodeLatents, call.latents.shape
+            case EncodeImage():
+                return EncodeImage, call.image.shape
 
     @torch.inference_mode()
-    def answer(self, calls: Sequence[Call]) -> list[Any]:
-        """Answer calls in order; those that can share a forward pass do."""
-        answers: list[Any] = [None] * len(calls)
-        denoise: dict[torch.Size, list[int]] = defaultdict(list)
-        for index, call in enumerate(calls):
-            if isinstance(call, EncodeText):
-                answers[index] = self._encode_text(call)
-            elif isinstance(call, DecodeLatents):
-                answers[index] = self._decode(call)
-            else:
-                denoise[call.x.shape].append(index)
-        for indices in denoise.values():
-            together = self._denoise([call for i in indices if isinstance(call := calls[i], Denoise)])
-            for index, answer in zip(indices, together, strict=True):
-                answers[index] = answer
-        return answers
+    def answer(self, calls: Sequence[Call]) -> list[Answer]:
+        """Answer calls of one `group`, in their order, in one forward pass.
 
-    def _encode_text(self, call: EncodeText) -> tuple[Conditioning, ...]:
-        conditionings = []
-        for prompt in call.prompts:
-            encoded = encode_prompt(prompt, self.tokenizer, call.syntax)
-            ids = torch.tensor([chunk.ids for chunk in encoded.chunks], device=self.device)  # [chunks, T]
-            hidden, _ = self.text_encoder(ids, call.clip_skip)
-            context = _emphasised(hidden.float(), encoded.chunks).flatten(0, 1)[None]  # [1, chunks*T, C]
-            conditionings.append(Conditioning(context, encoded.warnings + self._unknown_words(prompt)))
-        return tuple(conditionings)
+        What one call's row makes of the numbers is that call's error; whatever else is raised concerns all.
+        """
+        for call in calls:
+            reason = self.backend.refusal(call)
+            if reason is not None:
+                raise UnsupportedModel(
+                    f"the {self.backend.name} backend {reason}", hint="use --backend torch"
+                )
+        # One group has one type, which a type checker cannot know.
+        match calls[0]:
+            case EncodeText():
+                return self._encode_text(cast("Sequence[EncodeText]", calls))
+            case Denoise():
+                return self._denoise(cast("Sequence[Denoise]", calls))
+            case DecodeLatents():
+                return self._decode(cast("Sequence[DecodeLatents]", calls))
+            case EncodeImage():
+                return self._encode_image(cast("Sequence[EncodeImage]", calls))
 
-    def _unknown_words(self, prompt: str) -> tuple[str, ...]:
+    def _encode_text(self, calls: Sequence[EncodeText]) -> list[Answer]:
+        return [
+            replace(answer, warnings=answer.warnings + self._unknown_words(call.prompts))
+            for call, answer in zip(calls, self._texts.answer(calls), strict=True)
+        ]
+
+    def _unknown_words(self, prompts: Sequence[str]) -> tuple[str, ...]:
         """A warning that names the words that a model with a small vocabulary was never taught."""
         known = self._card.get("words")
         if known is None:
             return ()
-        words = dict.fromkeys(re.findall(r"[a-z]+", prompt.lower()))
+        words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"[a-z]+", prompt.lower()))
         unknown = [word for word in words if word not in known and word != "break"]
         return (f"{self.name} was never taught: {', '.join(unknown)}",) if unknown else ()
 
-    def _denoise(self, calls: Sequence[Denoise]) -> list[Tensor]:
-        rows = [(call, name) for call in calls for name in call.guidance.branches(call.sigma)]
+    def _denoise(self, calls: Sequence[Denoise]) -> list[Answer]:
+        rows = [(call, name) for call in calls for name in call.branches]
         around = {id(call): scalings(self.scheduler.prediction_type, call.sigma) for call in calls}
 
         x = torch.cat([call.x * around[id(call)].c_in for call, _ in rows])  # [R, C, h, w]
-        timesteps = torch.tensor([call.timestep for call, _ in rows], device=self.device)
+        timesteps = torch.tensor([call.timestep for call, _ in rows])
         contexts = [call.conditionings[name].context for call, name in rows]
         # Attention does not change when its context is repeated whole, unlike when it is padded.
         length = math.lcm(*(context.shape[1] for context in contexts))
         context = torch.cat([c.repeat(1, length // c.shape[1], 1) for c in contexts])  # [R, T, C]
-        outputs = self.unet(self._in(x), timesteps, self._in(context)).float().cpu().split(1)
+        known = [call.deep[name] for call, name in rows if call.deep is not None]
+        deep = torch.cat(known) if known else None
+        keep = any(call.keep for call in calls)
 
+        def forward(backend: Backend, which: Tensor) -> tuple[Tensor, ...]:
+            output, kept = backend.denoise(
+                x[which],
+                timesteps[which],
+                context[which],
+                keep=keep,
+                deep=None if deep is None else deep[which.to(deep.device)],
+            )
+            return (output,) if kept is None else (output, kept)
+
+        outputs, again, lost = self._finite(forward, len(rows))
         estimates: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for (call, name), output in zip(rows, outputs, strict=True):
-            estimates[id(call)][name] = around[id(call)].denoised(call.x, output)
+        kept: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        row_of: dict[int, set[int]] = defaultdict(set)
+        for row, (call, name) in enumerate(rows):
+            estimates[id(call)][name] = around[id(call)].denoised(call.x, outputs[0][row : row + 1])
+            row_of[id(call)].add(row)
+            if call.keep and len(outputs) > 1:
+                kept[id(call)][name] = outputs[1][row : row + 1].clone()
         return [
-            call.guidance.combine(estimates[id(call)], call.x, call.sigma, around[id(call)]) for call in calls
+            self._answer(
+                Denoised(
+                    call.guidance.combine(estimates[id(call)], call.x, call.sigma, around[id(call)]),
+                    kept[id(call)],
+                ),
+                f"the U-Net at step {call.step}",
+                bool(again & row_of[id(call)]),
+                bool(lost & row_of[id(call)]),
+            )
+            for call in calls
         ]
 
-    def _decode(self, call: DecodeLatents) -> Tensor:
-        image: Tensor = self.vae.decode(self._in(call.latents / self.vae.config.scaling_factor))
-        return image.float().cpu()
+    def _decode(self, calls: Sequence[DecodeLatents]) -> list[Answer]:
+        scaled = torch.cat([call.latents for call in calls]) / self.checkpoint.vae_config.scaling_factor
+        [images], again, lost = self._finite(
+            lambda backend, which: (backend.decode(scaled[which]),), len(calls)
+        )
+        return [
+            self._answer(image, "the autoencoder's decoder", row in again, row in lost)
+            for row, image in enumerate(images[:, None])
+        ]
 
-    def _in(self, tensor: Tensor) -> Tensor:
-        """To the networks' device and dtype."""
-        return tensor.to(self.device, _DTYPES[self.precision])
+    def _encode_image(self, calls: Sequence[EncodeImage]) -> list[Answer]:
+        images = torch.cat([call.image for call in calls])
+        factor = self.checkpoint.vae_config.scaling_factor
+        (means, logvars), again, lost = self._finite(
+            lambda backend, which: backend.encode(images[which]), len(calls)
+        )
+        spreads = (0.5 * logvars).exp()
+        return [
+            self._answer(
+                (means[row, None] * factor, spreads[row, None] * factor),
+                "the autoencoder's encoder",
+                row in again,
+                row in lost,
+            )
+            for row in range(len(calls))
+        ]
+
+    def _finite(
+        self, forward: Callable[[Backend, Tensor], tuple[Tensor, ...]], rows: int
+    ) -> tuple[tuple[Tensor, ...], set[int], set[int]]:
+        """Run a forward pass, and again in fp32 for the rows that it spoils.
+
+        Args:
+            forward: of a backend and the indices of rows.
+
+        Returns:
+            the outputs, each [rows, …]; the rows that took fp32; the rows that are not finite even so.
+        """
+        outputs = forward(self.backend, torch.arange(rows))
+        again, lost = set[int](), _not_finite(outputs)
+        if lost and self.backend.precision != "fp32":
+            again = lost
+            which = torch.tensor(sorted(again))
+            repeated = forward(self._in_fp32, which)
+            outputs = tuple(
+                output.index_copy(0, which.to(output.device), row.to(output))
+                for output, row in zip(outputs, repeated, strict=True)
+            )
+            lost = _not_finite(outputs)
+        return outputs, again - lost, lost
+
+    def _answer(self, value: Any, part: str, again: bool, lost: bool) -> Answer:
+        if lost:
+            return Answer(
+                error=NumericalError(
+                    f"{part} gave numbers that are not finite, in fp32 too",
+                    hint="check the checkpoint's weights, or lower the guidance scale",
+                )
+            )
+        told = f"{part} gave numbers that are not finite in {self.backend.precision}; fp32 was used there"
+        return Answer(value, (told,) if again else ())
+
+    @cached_property
+    def _in_fp32(self) -> NativeBackend:
+        """The same networks in full precision, each read when it is first needed."""
+        return NativeBackend(self.checkpoint, self.backend.device, "fp32")
+
+    @cached_property
+    def _texts(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.backend.encode_text)
+
+    def picture(self, image: Tensor, request: GenerationRequest, warnings: Sequence[str]) -> Picture:
+        """A finished picture [1, 3, H, W] with the record of what drew it."""
+        told = tuple(dict.fromkeys([*self.warnings, *warnings]))
+        record = Record(request=request, model=self.identity, environment=self.environment(), warnings=told)
+        return Picture(to_images(image)[0], record)
 
     @property
     def family(self) -> str:
         """ "sd1", "sd2" or "custom"."""
         return self.checkpoint.family
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights in all networks."""
+        return self.checkpoint.parameters
+
+    @cached_property
+    def geometry(self) -> str:
+        """A short hash over the networks' shapes: what figures about speed hold for."""
+        configs = self.checkpoint.unet_config, self.checkpoint.vae_config, self.checkpoint.text_config
+        return hashlib.sha256(repr(configs).encode()).hexdigest()[:12]
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -274,14 +342,15 @@ class Model:
 
     def environment(self) -> dict[str, str | int]:
         """What must agree, besides the request and the weights, to get the same bits."""
-        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        device = self.backend.device
+        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         return {
             "limner": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "backend": "torch",
-            "device": gpu or f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}",
-            "precision": self.precision,
+            "backend": self.backend.name,
+            "device": gpu or f"{device.type} {torch.backends.cpu.get_cpu_capability()}",
+            "precision": self.backend.precision,
             "threads": torch.get_num_threads(),
         }
 
@@ -290,13 +359,88 @@ class Model:
         return _read_card(self.checkpoint.folder / CARD)
 
 
+@dataclass(frozen=True)
+class Source:
+    """A model that was found and whose files were checked, but whose weights are not read."""
+
+    name: str
+    revision: str | None
+    variant: str | None
+    checkpoint: Checkpoint
+    device: torch.device
+    precision: Precision
+    backend: BackendName
+    warnings: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What the weights will take in memory, about."""
+        return self.checkpoint.parameters * {"fp32": 4, "int8": 1}.get(self.precision, 2)
+
+    def load(self) -> Model:
+        """Read the weights. Raises as the function `load`."""
+        checkpoint = self.checkpoint
+        try:
+            scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
+        except ValueError as error:
+            path = checkpoint.folder / "scheduler" / "scheduler_config.json"
+            raise UnsupportedModel(f"{path}: {error}") from None
+        text = checkpoint.text_config
+        tokenizer = Tokenizer.from_folder(
+            checkpoint.tokenizer, default_max_length=text.max_position_embeddings
+        )
+        if tokenizer.vocab_size > text.vocab_size or tokenizer.max_length > text.max_position_embeddings:
+            raise InvalidCheckpoint(
+                f"{checkpoint.tokenizer} has {tokenizer.vocab_size} tokens and texts of "
+                f"{tokenizer.max_length}; its text encoder knows {text.vocab_size} and "
+                f"{text.max_position_embeddings}"
+            )
+        return Model(
+            name=self.name,
+            revision=self.revision,
+            variant=self.variant,
+            checkpoint=checkpoint,
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            backend=self._backend(),
+            warnings=self.warnings,
+        )
+
+    def _backend(self) -> Backend:
+        if self.backend == "torch":
+            return NativeBackend(self.checkpoint, self.device, self.precision).read()
+        raise InvalidRequest(f"backend is {self.backend!r}; expected {', '.join(get_args(BackendName))}")
+
+
+def find(
+    reference: str | Path = "picturebook",
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    device: str = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    backend: BackendName = "torch",
+) -> Source:
+    """Find a model, fetching it if need be, and check its files. Arguments and errors as of `load`."""
+    where = pick_device(device)
+    if precision == "auto":
+        precision = "fp16" if where.type == "cuda" else "fp32"
+    if precision not in get_args(Precision):
+        raise InvalidRequest(f"precision is {precision!r}; expected auto, {', '.join(get_args(Precision))}")
+    located = locate_model(reference, revision=revision, variant=variant)
+    checkpoint = read_checkpoint(located.folder, variant)
+    warnings = located.warnings + checkpoint.warnings
+    return Source(located.name, revision, variant, checkpoint, where, precision, backend, warnings)
+
+
 def load(
     reference: str | Path = "picturebook",
     *,
     revision: str | None = None,
     variant: str | None = None,
     device: str = "auto",
-    precision: Precision = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    backend: BackendName = "torch",
 ) -> Model:
     """Load a model: the one that ships with Limner, a folder in the diffusers layout, or one from the hub.
 
@@ -306,53 +450,23 @@ def load(
         variant: of the weight files, such as "fp16".
         device: "cpu", "cuda", "cuda:1" …; "auto" is CUDA where there is one.
         precision: of the networks; "auto" is fp16 on CUDA and fp32 on the CPU.
+        backend: what runs the networks.
 
     Raises:
         ModelNotFound: nothing of this name.
         InvalidCheckpoint, PickleRefused, UnsupportedModel: files that are broken, or that Limner cannot run.
-        InvalidRequest: an unknown device or precision.
+        InvalidRequest: an unknown device, precision or backend.
     """
-    where = pick_device(device)
-    if precision == "auto":
-        precision = "fp16" if where.type == "cuda" else "fp32"
-    if precision not in _DTYPES:
-        raise InvalidRequest(f"precision is {precision!r}; expected auto, {', '.join(_DTYPES)}")
-    if precision == "fp16" and where.type == "cpu":
-        raise InvalidRequest(
-            "fp16 is not computed on the CPU, where it is hundreds of times slower", hint="use bf16"
-        )
-    dtype = _DTYPES[precision]
+    source = find(
+        reference, revision=revision, variant=variant, device=device, precision=precision, backend=backend
+    )
+    return source.load()
 
-    located = locate_model(reference, revision=revision, variant=variant)
-    checkpoint = read_checkpoint(located.folder, variant)
-    try:
-        scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
-    except ValueError as error:
-        raise UnsupportedModel(f"{located.folder / 'scheduler' / 'scheduler_config.json'}: {error}") from None
-    warnings = list(located.warnings + checkpoint.warnings)
-    tokenizer = Tokenizer.from_folder(
-        checkpoint.tokenizer, default_max_length=checkpoint.text_config.max_position_embeddings
-    )
-    text = checkpoint.text_config
-    if tokenizer.vocab_size > text.vocab_size or tokenizer.max_length > text.max_position_embeddings:
-        raise InvalidCheckpoint(
-            f"{checkpoint.tokenizer} has {tokenizer.vocab_size} tokens and texts of {tokenizer.max_length}; "
-            f"its text encoder knows {text.vocab_size} and {text.max_position_embeddings}"
-        )
-    return Model(
-        name=located.name,
-        revision=revision,
-        variant=variant,
-        checkpoint=checkpoint,
-        scheduler=scheduler,
-        tokenizer=tokenizer,
-        text_encoder=load_text_encoder(checkpoint, dtype).to(where).eval(),
-        unet=load_unet(checkpoint, dtype).to(where).eval(),
-        vae=load_vae(checkpoint, dtype).to(where).eval(),
-        device=where,
-        precision=precision,
-        warnings=tuple(warnings),
-    )
+
+def _not_finite(outputs: Sequence[Tensor]) -> set[int]:
+    """The rows of [R, …] tensors where any is not finite."""
+    fine = torch.stack([output.isfinite().flatten(1).all(1).cpu() for output in outputs]).all(0)
+    return set(range(len(fine))) - set(fine.nonzero().flatten().tolist())
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -368,20 +482,3 @@ def _read_card(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, InvalidRequest) as error:
         raise InvalidCheckpoint(f"{path} is broken: {error}") from None
     return dict(card)
-
-
-def _emphasised(hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
-    """Weigh tokens [chunks, T, C], keeping each chunk's mean, as AUTOMATIC1111's "Original" emphasis does.
-
-    A mean that is next to nothing cannot be kept by scaling, so such a chunk is only weighed. CLIP's own
-    text encoders are far from that.
-    """
-    weights = torch.tensor([chunk.weights for chunk in chunks], device=hidden.device)[
-        ..., None
-    ]  # [chunks, T, 1]
-    if bool((weights == 1).all()):
-        return hidden
-    weighed = hidden * weights
-    mean, spread = hidden.mean((1, 2), keepdim=True), hidden.std((1, 2), keepdim=True)
-    scale = mean / weighed.mean((1, 2), keepdim=True)
-    return weighed * torch.where(mean.abs() > 0.005 * spread, scale, 1.0)

@@ -45,7 +45,10 @@ def read_text_encoder(folder: Path) -> CLIPTextModel:
 
 
 def _weights(folder: Path, part: str) -> Path:
-    return folder / f"{WEIGHT_STEMS[part]}.safetensors"
+    """The one file, or the index where there are only shards."""
+    whole = folder / f"{WEIGHT_STEMS[part]}.safetensors"
+    index = whole.with_name(f"{whole.name}.index.json")
+    return index if index.is_file() and not whole.is_file() else whole
 
 
 def write_component(

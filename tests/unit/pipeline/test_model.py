@@ -45,9 +45,9 @@ def test_a_broken_card_is_an_error(checkpoint_folder, card):
 
 
 def test_each_image_is_a_generation_of_its_own(model):
-    three = draw(model, num_images=3)
+    three = draw(model, num_images=3, exact=True)
     assert three.seeds == (5, 6, 7)
-    second = draw(model, seed=6)
+    second = draw(model, seed=6, exact=True)
     assert second.images[0].tobytes() == three.images[1].tobytes()
     assert three.images[0].tobytes() != three.images[1].tobytes()
     assert three.grid().width > three.images[0].width
@@ -85,8 +85,8 @@ def test_a_request_and_fields_of_one_are_too_much(model):
 
 def test_numbers_that_are_not_finite_are_an_error_not_a_black_picture(model):
     with torch.no_grad():
-        model.unet.conv_out.bias.fill_(torch.nan)
-    with pytest.raises(NumericalError, match="seed 5"):
+        model.backend.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="U-Net at step 1"):
         draw(model)
 
 

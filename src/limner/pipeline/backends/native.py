@@ -65,7 +65,7 @@ class NativeBackend:
         return None
 
     def encode_text(self, ids: Tensor, clip_skip: int) -> Tensor:
-        hidden, _ = self.text_encoder(ids.to(self.device), clip_skip)
+        hidden: Tensor = self.text_encoder(ids.to(self.device), clip_skip)[0]
         return hidden.float().cpu()
 
     def denoise(
@@ -77,11 +77,12 @@ class NativeBackend:
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        output = self.unet(self._in(x), timesteps.to(self.device), self._in(context))
+        output: Tensor = self.unet(self._in(x), timesteps.to(self.device), self._in(context))
         return output.float().cpu(), None
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(self._in(latents)).float().cpu()
+        images: Tensor = self.vae.decode(self._in(latents))
+        return images.float().cpu()
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.vae.encode(self._in(images))

@@ -1,0 +1,483 @@
+"""Many generations at once, batched anew at every step.
+
+At each tick the engine groups the pending calls of all generations by what can share a forward pass, answers
+one group, and sends each generation its answer. So a request joins at the next step and leaves at the next
+step, and rows of one batch may differ in prompt, seed, step, steps, sampler, sigma schedule and guidance.
+
+Groups that cannot share a forward pass take turns: the one whose oldest call has waited longest goes first.
+Within a group, and for a place in it, requests go by priority, then by age. As many pictures of one size are
+begun as share a forward pass; those behind wait for a place.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf, lcm
+
+import torch
+
+from limner.errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    OutOfMemory,
+    QueueFull,
+)
+from limner.request import GenerationRequest
+
+from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeText
+from .generation import Generation, guidance_of, plan_of, text_to_image
+from .handle import Handle, Progress
+from .limits import Limits
+from .metadata import Picture
+from .model import Model
+from .models import ModelCache
+from .result import GenerationResult
+
+_LINGER = 2.0  # seconds that the thread waits for another request before it ends
+_STRETCH = 4  # how many times its own length a context may be repeated to fit others
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine has done and has to do.
+
+    Attributes:
+        waiting: requests none of whose pictures has begun.
+        drawing: pictures that have begun.
+        done, failed, cancelled: requests that have ended.
+        forwards, rows: forward passes by kind of call, and calls answered in them.
+        seconds: spent in forward passes.
+    """
+
+    waiting: int = 0
+    drawing: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    forwards: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request on its way."""
+
+    handle: Handle
+    rank: tuple[int, int]  # priority, the highest first, then age
+    deadline: float
+    loading: Future[Model] | None = None
+    plan: "_Resolved | None" = None  # once its model was there
+    begun: int = 0  # pictures
+    since: float = 0.0  # when the first began
+    steps: int = 0  # taken, of all pictures
+    pictures: dict[int, Picture] = field(default_factory=dict)
+
+    def expired(self) -> bool:
+        return time.monotonic() > self.deadline
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """A request with its defaults filled in, the rows that one picture takes at most, and what pictures must
+    have in common with it to share its forward passes."""
+
+    request: GenerationRequest
+    rows: int
+    place: Hashable
+
+
+@dataclass(eq=False)
+class _Drawing:
+    """A picture on its way."""
+
+    job: _Job
+    index: int
+    request: GenerationRequest  # of this picture alone
+    model: Model
+    generation: Generation
+    call: Call
+    ready: int = 0  # the tick that the call was made in
+    step: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def rank(self) -> tuple[int, int, int]:
+        return *self.job.rank, self.index
+
+    @property
+    def group(self) -> Hashable:
+        return id(self.model), self.request.exact and id(self), self.model.group(self.call)
+
+
+class Engine:
+    """Runs any number of requests together. Safe to use from any thread.
+
+    One thread owns the device. It starts with the first request and ends a little after the last.
+
+        with Engine(limner.load("picturebook")) as engine:
+            handles = [engine.submit(request) for request in requests]
+            results = [handle.result() for handle in handles]
+
+    Leaving the block waits for what was submitted, or cancels it if the block raised.
+
+    Args:
+        models: one model for every request, or a cache that the requests' models are loaded into.
+        limits: by default most of the device's memory, and estimates of what pays.
+        max_waiting: how many requests may wait at once.
+    """
+
+    def __init__(
+        self,
+        models: Model | ModelCache | None = None,
+        *,
+        limits: Limits | None = None,
+        max_waiting: int = 4096,
+    ) -> None:
+        self._models = ModelCache() if models is None else models
+        self._limits, self._max_waiting = limits, max_waiting
+        self._changed = threading.Condition()
+        # Guarded by `_changed`:
+        self._inbox: list[_Job] = []
+        self._unfinished = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._ages = count()
+        # The thread's own:
+        self._waiting: list[_Job] = []
+        self._drawings: list[_Drawing] = []
+        self._tick = 0
+        self._ended: dict[str, int] = defaultdict(int)
+        self._forwards: dict[str, int] = defaultdict(int)
+        self._rows: dict[str, int] = defaultdict(int)
+        self._seconds = 0.0
+        self._loader: ThreadPoolExecutor | None = None
+
+    def submit(
+        self, request: GenerationRequest, *, priority: int = 0, timeout: float | None = None
+    ) -> Handle:
+        """Have a request drawn.
+
+        Args:
+            request: fields at None take the defaults of its model.
+            priority: higher goes first.
+            timeout: seconds until it fails with `DeadlineExceeded` if it is not done.
+
+        Raises:
+            QueueFull: too many requests are waiting.
+            EngineClosed: the engine was drained or closed.
+        """
+        handle = Handle(request)
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            if self._closed:
+                raise EngineClosed("this engine takes no more requests", hint="make a new one")
+            if len(self._inbox) + len(self._waiting) >= self._max_waiting:
+                raise QueueFull(
+                    f"{self._max_waiting} requests are waiting already", hint="try again when some are done"
+                )
+            self._inbox.append(_Job(handle, (-priority, next(self._ages)), deadline))
+            self._unfinished += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="limner-engine", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        handle.when_done(self._wake)
+        return handle
+
+    def stats(self) -> Stats:
+        """What it has done so far, and has to do."""
+        with self._changed:
+            return Stats(
+                waiting=len(self._inbox) + len(self._waiting),
+                drawing=len(self._drawings),
+                forwards=dict(self._forwards),
+                rows=dict(self._rows),
+                seconds=self._seconds,
+                **self._ended,
+            )
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take no more requests, and wait for those that were taken. False after `timeout` seconds."""
+        with self._changed:
+            self._closed = True
+            return self._changed.wait_for(lambda: not self._unfinished, timeout)
+
+    def close(self) -> None:
+        """Take no more requests, cancel those that were taken, and wait for the step that is being made."""
+        with self._changed:
+            self._closed = True
+            jobs = [*self._inbox, *self._jobs()]
+        for job in jobs:
+            job.handle.cancel()
+        self.drain()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self.drain()
+        else:
+            self.close()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # What follows runs in the engine's thread.
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                idle = not self._inbox and not self._drawings
+                if idle and not self._changed.wait_for(self._has_news, _LINGER) and not self._waiting:
+                    self._thread = None
+                    return
+                self._waiting = sorted(self._waiting + self._inbox, key=lambda job: job.rank)
+                self._inbox.clear()
+            self._tick += 1
+            try:
+                self._drop()
+                self._admit()
+                self._step()
+            except Exception as error:  # of the engine's own making; nobody may wait forever for it
+                for job in self._jobs():
+                    self._end(job, "failed", error)
+
+    def _has_news(self) -> bool:
+        if self._inbox:
+            return True
+        return any(
+            job.handle.done() or job.expired() or job.loading is None or job.loading.done()
+            for job in self._waiting
+        )
+
+    def _jobs(self) -> list[_Job]:
+        """All that have not ended, each once."""
+        return list(dict.fromkeys([*self._waiting, *(drawing.job for drawing in self._drawings)]))
+
+    def _drop(self) -> None:
+        """Let go of what was cancelled or is late."""
+        for job in self._jobs():
+            if job.handle.done():
+                self._end(job, "cancelled")
+            elif job.expired():
+                late = DeadlineExceeded("the request was not done in the time it was given")
+                self._end(job, "failed", late)
+
+    def _admit(self) -> None:
+        """Begin pictures, in order of rank, as long as there is a place for them."""
+        if isinstance(self._models, ModelCache) and self._models.crowded:
+            return  # a model waits for room, which there is once the drawings of others are done
+        taken: dict[Hashable, int] = defaultdict(int)
+        for drawing in self._drawings:
+            assert drawing.job.plan is not None
+            taken[drawing.job.plan.place] += drawing.job.plan.rows
+        full = set[Hashable]()
+        for job in list(self._waiting):
+            if job.plan is not None and job.plan.place in full:
+                continue
+            try:
+                model = self._model_of(job)
+                if model is None:
+                    continue
+                plan = job.plan = job.plan or self._resolved(job, model)
+                height, width = model.latent_shape(plan.request)[2:]
+                most = self._limits_of(model).rows_of(model, height, width)
+                while job.begun < plan.request.num_images and plan.place not in full:
+                    if taken[plan.place] + plan.rows > most:
+                        full.add(plan.place)
+                    else:
+                        taken[plan.place] += plan.rows
+                        self._begin(job, plan.request, model)
+            except Exception as error:
+                self._end(job, "failed", error)
+            else:
+                if job.begun == plan.request.num_images:
+                    self._waiting.remove(job)
+
+    def _model_of(self, job: _Job) -> Model | None:
+        """Its model, if that is in memory; otherwise it is being loaded.
+
+        It is looked up whenever it is needed, as it may have been forgotten in the meantime.
+        """
+        if isinstance(self._models, Model):
+            return self._models
+        if job.loading is not None and job.loading.done():
+            loading, job.loading = job.loading, None
+            return loading.result()
+        model = self._models.find(job.handle.request)
+        if model is None and job.loading is None:
+            self._loader = self._loader or ThreadPoolExecutor(1, "limner-loader")
+            job.loading = self._loader.submit(self._models.get, job.handle.request)
+            job.loading.add_done_callback(lambda _: self._wake())
+        return model
+
+    def _resolved(self, job: _Job, model: Model) -> _Resolved:
+        """Raises InvalidRequest, and OutOfMemory for what could never be drawn."""
+        request = model.resolve(job.handle.request)
+        guidance, sigmas = guidance_of(request), plan_of(request, model.scheduler).sigmas
+        rows = max(len(guidance.branches(sigma)) for sigma in sigmas[:-1])
+        shape = model.latent_shape(request)
+        limits = self._limits_of(model)
+        needed = model.backend.bytes + limits.most_for(model, shape, rows)
+        if needed > limits.memory:
+            raise OutOfMemory(
+                f"{request.width}x{request.height} pixels take about {needed / 1e9:.1f} GB; "
+                f"{limits.memory / 1e9:.1f} GB may be used",
+                hint="ask for fewer pixels",
+            )
+        return _Resolved(request, rows, (id(model), shape))
+
+    def _limits_of(self, model: Model) -> Limits:
+        if self._limits is None:
+            self._limits = Limits.of(model.backend.device)
+        return self._limits
+
+    def _begin(self, job: _Job, request: GenerationRequest, model: Model) -> None:
+        assert request.seed is not None
+        job.since = job.since or time.monotonic()
+        own = request.model_copy(update={"seed": request.seed + job.begun, "num_images": 1})
+        generation = text_to_image(own, model)
+        self._drawings.append(_Drawing(job, job.begun, own, model, generation, next(generation), self._tick))
+        if isinstance(self._models, ModelCache):
+            self._models.hold(model)
+        job.begun += 1
+
+    def _leave(self, drawing: _Drawing) -> None:
+        """Take a picture out, finished or not."""
+        drawing.generation.close()
+        self._drawings.remove(drawing)
+        if isinstance(self._models, ModelCache):
+            self._models.let_go(drawing.model)
+
+    def _step(self) -> None:
+        """Answer one group of calls."""
+        group = self._choose()
+        if not group:
+            return
+        began = time.monotonic()
+        answers = self._answer(group[0].model, [drawing.call for drawing in group])
+        self._seconds += time.monotonic() - began
+        for drawing, answer in zip(group, answers, strict=True):
+            if not drawing.job.handle.done():  # else the next tick drops it
+                self._advance(drawing, answer)
+
+    def _choose(self) -> list[_Drawing]:
+        """The calls to answer next: texts first, for they are short and let others join, then by waiting."""
+        groups: dict[Hashable, list[_Drawing]] = defaultdict(list)
+        for drawing in sorted(self._drawings, key=lambda drawing: drawing.rank):
+            groups[drawing.group].append(drawing)
+        if not groups:
+            return []
+
+        def urgency(group: list[_Drawing]) -> tuple[bool, int, tuple[int, ...]]:
+            is_text = isinstance(group[0].call, EncodeText)
+            return not is_text, min(drawing.ready for drawing in group), group[0].rank
+
+        group = min(groups.values(), key=urgency)
+        model, call = group[0].model, group[0].call
+        limits = self._limits_of(model)
+        spare = limits.memory - self._resident(model)
+        most = max(1, min(limits.calls_of(model, call), spare // max(1, limits.needs(model, call))))
+        return _compatible(group)[:most]
+
+    def _resident(self, model: Model) -> int:
+        return model.backend.bytes if isinstance(self._models, Model) else self._models.bytes
+
+    def _answer(self, model: Model, calls: Sequence[Call]) -> list[Answer]:
+        """Answer calls together; if that fails, by halves, until the one at fault stands alone."""
+        kind = type(calls[0]).__name__
+        self._forwards[kind] += 1
+        self._rows[kind] += len(calls)
+        try:
+            return model.answer(calls)
+        except Exception as error:
+            failure = error
+        if len(calls) == 1:
+            return [Answer(error=_told(failure))]
+        middle = len(calls) // 2
+        return self._answer(model, calls[:middle]) + self._answer(model, calls[middle:])
+
+    def _advance(self, drawing: _Drawing, answer: Answer) -> None:
+        """Send a generation its answer."""
+        job = drawing.job
+        if answer.error is not None:
+            self._end(job, "failed", answer.error)
+            return
+        drawing.warnings += answer.warnings
+        call = drawing.call
+        try:
+            drawing.call = drawing.generation.send(answer.value)
+            drawing.ready = self._tick
+        except StopIteration as done:
+            assert isinstance(call, DecodeLatents)
+            self._finish(drawing, done.value, call.latents)
+        except Exception as error:
+            self._end(job, "failed", _told(error))
+        if isinstance(call, Denoise) and isinstance(answer.value, Denoised):
+            job.steps += call.step - drawing.step
+            drawing.step = call.step
+            job.handle.publish(self._progress(drawing, answer.value.latents))
+
+    def _progress(self, drawing: _Drawing, latents: torch.Tensor, picture: Picture | None = None) -> Progress:
+        job, steps = drawing.job, drawing.request.steps or 0
+        assert job.plan is not None
+        spent, images = time.monotonic() - job.since, job.plan.request.num_images
+        left = spent / job.steps * (images * steps - job.steps) if job.steps else inf
+        return Progress(drawing.index + 1, images, drawing.step, steps, latents, left, picture)
+
+    def _finish(self, drawing: _Drawing, image: torch.Tensor, latents: torch.Tensor) -> None:
+        job = drawing.job
+        assert job.plan is not None
+        picture = drawing.model.picture(image, drawing.request, drawing.warnings)
+        job.pictures[drawing.index] = picture
+        self._leave(drawing)
+        job.handle.publish(self._progress(drawing, latents, picture))
+        if len(job.pictures) == job.plan.request.num_images:
+            images = tuple(picture for _, picture in sorted(job.pictures.items()))
+            told = dict.fromkeys(warning for image in images for warning in image.record.warnings)
+            job.handle.finish(GenerationResult(images, job.plan.request, tuple(told)))
+            self._end(job, "cancelled" if job.handle.cancelled() else "done")
+
+    def _end(self, job: _Job, how: str, error: Exception | None = None) -> None:
+        """Forget a job, telling its handle if it failed."""
+        for drawing in [drawing for drawing in self._drawings if drawing.job is job]:
+            self._leave(drawing)
+        if job in self._waiting:
+            self._waiting.remove(job)
+        if error is not None:
+            job.handle.fail(error)
+        with self._changed:
+            self._ended[how] += 1
+            self._unfinished -= 1
+            self._changed.notify_all()
+
+
+def _compatible(group: list[_Drawing]) -> list[_Drawing]:
+    """Those of a group, the first included, whose contexts need not be repeated beyond reason."""
+    if not isinstance(group[0].call, Denoise):
+        return group
+    chosen, joint = list[_Drawing](), 1
+    for drawing in group:
+        assert isinstance(drawing.call, Denoise)
+        lengths = [drawing.call.conditionings[name].context.shape[1] for name in drawing.call.branches]
+        together = lcm(joint, *lengths)
+        if not chosen or together <= _STRETCH * max(joint, *lengths):
+            chosen.append(drawing)
+            joint = together
+    return chosen
+
+
+def _told(error: Exception) -> Exception:
+    """The error as the handle of its request raises it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        told = OutOfMemory("there is not enough memory for this picture", hint="ask for fewer pixels")
+        told.__cause__ = error
+        return told
+    return error

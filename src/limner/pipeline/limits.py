@@ -1,0 +1,116 @@
+"""How many rows of a network run together: as many as pay, and no more than fit.
+
+What pays is measured per model, latent size and device (`limner tune`); the estimates here serve where
+nothing was measured.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from limner.nn.unet import UNetConfig
+from limner.nn.vae import VAEConfig
+
+from .calls import Call, DecodeLatents, Denoise, EncodeImage, EncodeText
+from .model import Model
+
+# Rows times weights times latent pixels at which a forward pass is long enough to hide what it costs to
+# start, on devices of either kind: SD 1.5 at 512 x 512 has 3.5e12 a row, the shipped model 2.6e9.
+_ENOUGH_WORK = {"cpu": 8e10, "cuda": 6e13}
+_MOST_ROWS = {"cpu": 32, "cuda": 64}
+_SHARE = 0.9  # of a device's memory that may be used
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one device takes at once.
+
+    Attributes:
+        memory: bytes for weights and for what a forward pass makes.
+        rows: measured numbers of rows, by `row_key`.
+    """
+
+    memory: int
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Limits":
+        """Most of the device's memory, and nothing measured."""
+        if device.type == "cuda":
+            whole = torch.cuda.get_device_properties(device).total_memory
+        else:
+            whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return cls(int(_SHARE * whole))
+
+    def rows_of(self, model: Model, height: int, width: int) -> int:
+        """How many rows of the U-Net pay at latents of this size, 2 or more: a guided picture has two."""
+        measured = self.rows.get(row_key(model, height, width))
+        if measured is not None:
+            return max(2, measured)
+        kind = model.backend.device.type
+        work = model.parameters * height * width
+        return max(2, min(_MOST_ROWS[kind], int(_ENOUGH_WORK[kind] / work)))
+
+    def calls_of(self, model: Model, call: Call) -> int:
+        """How many calls like this one pay in a forward pass."""
+        if isinstance(call, Denoise):
+            return max(1, self.rows_of(model, call.x.shape[2], call.x.shape[3]) // len(call.branches))
+        if isinstance(call, EncodeText):
+            return 16
+        height, width = call.latents.shape[2:] if isinstance(call, DecodeLatents) else call.image.shape[2:]
+        return max(1, self.rows_of(model, height, width) // 4)
+
+    def needs(self, model: Model, call: Call) -> int:
+        """Bytes that the forward pass of this call alone makes, about."""
+        size = 2 if model.backend.precision in ("bf16", "fp16") else 4
+        config = model.checkpoint
+        match call:
+            case Denoise():
+                height, width = call.x.shape[2:]
+                return len(call.branches) * unet_bytes(config.unet_config, height, width, size)
+            case DecodeLatents():
+                height, width = call.latents.shape[2:]
+                factor = config.vae_config.downscale
+                return vae_bytes(config.vae_config, factor * height, factor * width, size)
+            case EncodeImage():
+                height, width = call.image.shape[2:]
+                return vae_bytes(config.vae_config, height, width, size)
+            case EncodeText():
+                return 0  # next to nothing beside the others
+
+    def most_for(self, model: Model, shape: tuple[int, ...], rows: int) -> int:
+        """Bytes that the most demanding forward pass of one picture makes, about.
+
+        Args:
+            shape: of its latents, [1, C, h, w].
+            rows: of the U-Net.
+        """
+        size = 2 if model.backend.precision in ("bf16", "fp16") else 4
+        height, width = shape[2:]
+        vae = model.checkpoint.vae_config
+        return max(
+            rows * unet_bytes(model.checkpoint.unet_config, height, width, size),
+            vae_bytes(vae, vae.downscale * height, vae.downscale * width, size),
+        )
+
+
+def row_key(model: Model, height: int, width: int) -> str:
+    """What a measured number of rows holds for."""
+    backend = model.backend
+    return f"{model.geometry} {width}x{height} {backend.name} {backend.precision}"
+
+
+def unet_bytes(config: UNetConfig, height: int, width: int, size: int) -> int:
+    """What one row of the U-Net makes at once, for latents of height x width and numbers of `size` bytes.
+
+    The feature maps of the first level dominate: those kept for the way up, the two that are joined, and
+    the eightfold width inside the feed-forward layers.
+    """
+    return 24 * config.block_out_channels[0] * height * width * size
+
+
+def vae_bytes(config: VAEConfig, height: int, width: int, size: int) -> int:
+    """What the autoencoder makes at once for one picture, dominated by its feature maps at full size."""
+    return 10 * config.block_out_channels[0] * height * width * size
