@@ -288,10 +288,14 @@ def test_settings_come_from_the_environment(online, tmp_path):
             print(located.folder, located.warnings)
         """
 
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
+    }
+
     def run(*repos: str, **more: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", program, *repos],
-            env={**os.environ, "HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home"), **more},
+            env={**environment, "HF_ENDPOINT": online.url, "HF_HOME": str(tmp_path / "home"), **more},
             capture_output=True,
             text=True,
         )

@@ -1,13 +1,17 @@
 """What the comparisons with diffusers and transformers share: weights that hide nothing, and a verdict."""
 
-import os
 from collections.abc import Callable
 
+import huggingface_hub
 import pytest
 import torch
 from torch import Tensor, nn
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peers ask no hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="session")
