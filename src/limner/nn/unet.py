@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from .config import read_config, require
 from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attention, run_block
 
+OUTER = 2  # layers on the way up that run at every step; as many feature maps on the way down feed them
+
 _DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name -> has attention
 _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
@@ -306,6 +308,10 @@ class Stage(nn.Module):
         return x
 
 
+Stages = Iterable[Stage]
+Layers = Iterable[tuple[Stage, int]]
+
+
 class MidBlock(nn.Module):
     """Residual block, attention, residual block."""
 
@@ -397,33 +403,87 @@ class UNet2DConditionModel(nn.Module):
         Returns:
             [B, out_channels, h, w].
         """
+        return self._walk(x, timesteps, context, pooled, sizes, None)[0]
+
+    def forward_keeping(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the deep features [B, C, h', w'] that `forward_reusing` takes."""
+        return self._walk(x, timesteps, context, pooled, sizes, None)
+
+    def forward_reusing(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        deep: Tensor,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> Tensor:
+        """As `forward`, but of all layers only the outermost run (DeepCache: Ma et al. 2023).
+
+        Args:
+            deep: what `forward_keeping` gave for the same rows at a noise level nearby. It stands for what
+                the layers further in would say, which changes little from step to step.
+        """
+        return self._walk(x, timesteps, context, pooled, sizes, deep)[0]
+
+    def _walk(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        pooled: Tensor | None,
+        sizes: Tensor | None,
+        deep: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Down and up again; the inner part, whose outcome is `deep`, only where that is not given."""
         time = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
         time = self.time_embedding(time)
         if self.config.addition_embed_type == "text_time":
             time = time + self.add_embedding(self._text_and_sizes(pooled, sizes).to(x.dtype))
         time = F.silu(time)  # each residual block starts with it
-        checkpointed = self.gradient_checkpointing
 
-        x = self.conv_in(x)
-        skips = [x]
-        for stage in cast("Iterable[Stage]", self.down_blocks):
-            for index in range(len(stage.resnets)):
-                x = run_block(stage.layer, index, x, time, context, checkpointed=checkpointed)
-                skips.append(x)
-            for downsampler in stage.downsamplers:
-                x = downsampler(x)
-                skips.append(x)
-
-        x = run_block(self.mid_block, x, time, context, checkpointed=checkpointed)
-
-        for stage in cast("Iterable[Stage]", self.up_blocks):
-            for index in range(len(stage.resnets)):
-                x = torch.cat([x, skips.pop()], dim=1)
-                x = run_block(stage.layer, index, x, time, context, checkpointed=checkpointed)
-            for upsampler in stage.upsamplers:
-                x = upsampler(x, skips[-1].shape[2:])  # an odd size was rounded up on the way down
+        down_blocks, up_blocks = cast("Stages", self.down_blocks), cast("Stages", self.up_blocks)
+        down = [(s, i) for s in down_blocks for i in range(len(s.resnets) + len(s.downsamplers))]
+        up = [(s, i) for s in up_blocks for i in range(len(s.resnets))]
+        skips = [self.conv_in(x)]  # each joins a layer on the way up, the last one first
+        self._descend(down[: OUTER - 1], skips, time, context)
+        if deep is None:
+            self._descend(down[OUTER - 1 :], skips, time, context)
+            checkpointed = self.gradient_checkpointing
+            middle = run_block(self.mid_block, skips[-1], time, context, checkpointed=checkpointed)
+            deep = self._ascend(up[:-OUTER], middle, skips, time, context)
+        x = self._ascend(up[-OUTER:], deep, skips, time, context)
         y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return y
+        return y, deep
+
+    def _descend(self, layers: Layers, skips: list[Tensor], time: Tensor, context: Tensor) -> None:
+        """Run layers on the way down from the last of `skips`, and append what each gives."""
+        checkpointed = self.gradient_checkpointing
+        for stage, index in layers:
+            if index < len(stage.resnets):
+                x = run_block(stage.layer, index, skips[-1], time, context, checkpointed=checkpointed)
+            else:
+                x = stage.downsamplers[0](skips[-1])
+            skips.append(x)
+
+    def _ascend(
+        self, layers: Layers, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor
+    ) -> Tensor:
+        """Run layers on the way up, each joined by the last of `skips`, which is taken off."""
+        checkpointed = self.gradient_checkpointing
+        for stage, index in layers:
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = run_block(stage.layer, index, x, time, context, checkpointed=checkpointed)
+            if stage.upsamplers and index == len(stage.resnets) - 1:
+                x = stage.upsamplers[0](x, skips[-1].shape[2:])  # an odd size was rounded up on the way down
+        return x
 
     def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
         if pooled is None or sizes is None:

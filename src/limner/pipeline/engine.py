@@ -9,6 +9,7 @@ Within a group, and for a place in it, requests go by priority, then by age. As 
 begun as share a forward pass; those behind wait for a place.
 """
 
+import atexit
 import threading
 import time
 from collections import defaultdict
@@ -145,7 +146,7 @@ class Engine:
         self._inbox: list[_Job] = []
         self._unfinished = 0
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # that looks at the inbox
         self._ages = count()
         # The thread's own:
         self._waiting: list[_Job] = []
@@ -185,6 +186,7 @@ class Engine:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="limner-engine", daemon=True)
                 self._thread.start()
+                atexit.register(self.close)  # a process must not end in the middle of a forward pass
             self._changed.notify_all()
         handle.when_done(self._wake)
         return handle
@@ -211,10 +213,12 @@ class Engine:
         """Take no more requests, cancel those that were taken, and wait for the step that is being made."""
         with self._changed:
             self._closed = True
-            jobs = [*self._inbox, *self._jobs()]
+            jobs, thread = [*self._inbox, *self._jobs()], self._thread
         for job in jobs:
             job.handle.cancel()
-        self.drain()
+        self._wake()
+        if thread not in (None, threading.current_thread()):
+            thread.join()
 
     def __enter__(self) -> "Engine":
         return self
@@ -234,10 +238,12 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                idle = not self._inbox and not self._drawings
-                if idle and not self._changed.wait_for(self._has_news, _LINGER) and not self._waiting:
-                    self._thread = None
-                    return
+                if not self._inbox and not self._drawings:
+                    self._changed.wait_for(self._has_news, _LINGER)
+                    if not self._inbox and not self._waiting:
+                        self._thread = None
+                        atexit.unregister(self.close)
+                        return
                 self._waiting = sorted(self._waiting + self._inbox, key=lambda job: job.rank)
                 self._inbox.clear()
             self._tick += 1
@@ -250,7 +256,7 @@ class Engine:
                     self._end(job, "failed", error)
 
     def _has_news(self) -> bool:
-        if self._inbox:
+        if self._inbox or (self._closed and not self._waiting):
             return True
         return any(
             job.handle.done() or job.expired() or job.loading is None or job.loading.done()

@@ -124,8 +124,12 @@ def test_saved_and_loaded_it_reads_the_same(tmp_path):
     torch.manual_seed(1)
     probe, picture = Probe(SMALL).eval(), torch.randn(1, 3, 128, 128)
     save_probe(probe, tmp_path, torch.float32)
-    for before, after in zip(probe(picture), load_probe(tmp_path)(picture), strict=True):
-        assert torch.equal(before, after)
+    loaded = load_probe(tmp_path)
+    for name, weight in probe.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+    for before, after in zip(probe(picture), loaded(picture), strict=True):
+        # Kernels sum in another order where weights are mapped from a file and aligned to less.
+        assert torch.allclose(before, after, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

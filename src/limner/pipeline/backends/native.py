@@ -77,8 +77,13 @@ class NativeBackend:
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        output: Tensor = self.unet(self._in(x), timesteps.to(self.device), self._in(context))
-        return output.float().cpu(), None
+        inputs = self._in(x), timesteps.to(self.device), self._in(context)
+        if deep is not None:
+            return self.unet.forward_reusing(*inputs, deep).float().cpu(), None
+        if keep:
+            output, deep = self.unet.forward_keeping(*inputs)
+            return output.float().cpu(), deep
+        return self.unet(*inputs).float().cpu(), None
 
     def decode(self, latents: Tensor) -> Tensor:
         images: Tensor = self.vae.decode(self._in(latents))
