@@ -1,0 +1,86 @@
+"""A contestant is a process of its own that answers one command at a time.
+
+So contestants take turns although each has its weights in memory, and none meets another's allocator,
+threads or settings.
+"""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, Self
+
+
+class Unavailable(Exception):
+    """This contestant cannot take part here, for the reason given."""
+
+
+class Contestant:
+    """A process that holds an object, whose methods are called from here.
+
+        with Contestant(partial(Limner, folder)) as limner:
+            seconds = limner.ask("seconds", "unet")
+
+    Args:
+        make: makes the object, in the process. A function or class of a module, or a `partial` of one.
+
+    Raises:
+        Unavailable: as `make` does, on entering.
+        RuntimeError: anything else that is raised there.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __enter__(self) -> Self:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._make), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self._answer()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()  # which ends the process
+        self._process.join()
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method there and wait for what it returns."""
+        self._connection.send((method, arguments))
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            kind, value = self._connection.recv()
+        except EOFError:
+            raise RuntimeError("a contestant died; was there enough memory?") from None
+        if kind == "unavailable":
+            raise Unavailable(value)
+        if kind == "failed":
+            raise RuntimeError(f"a contestant failed:\n{value}")
+        return value
+
+
+def _serve(connection: Connection, make: Callable[[], Any]) -> None:
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error")
+    try:
+        it = make()
+        connection.send(("done", None))
+        while True:
+            method, arguments = connection.recv()
+            connection.send(("done", getattr(it, method)(*arguments)))
+    except EOFError:
+        pass
+    except Unavailable as error:
+        connection.send(("unavailable", str(error)))
+    except Exception:
+        connection.send(("failed", traceback.format_exc()))
