@@ -50,8 +50,9 @@ class Contestant:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connection.close()  # which ends the process
+        self._process.terminate()
         self._process.join()
+        self._connection.close()
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method there and wait for what it returns."""
@@ -78,8 +79,8 @@ def _serve(connection: Connection, make: Callable[[], Any]) -> None:
         while True:
             method, arguments = connection.recv()
             connection.send(("done", getattr(it, method)(*arguments)))
-    except EOFError:
-        pass
+    except EOFError:  # nobody asks any more
+        return
     except Unavailable as error:
         connection.send(("unavailable", str(error)))
     except Exception:

@@ -138,8 +138,9 @@ class Report:
             parts.append(f"![the same as bars]({self.name}.png)")
         if self.notes:
             parts.append("\n".join(f"- {note}" for note in self.notes))
-        rows = list(facts.items())
-        parts.append(Table("Where and when", ("", ""), [(name, value) for name, value in rows]).markdown())
+        parts.append(
+            "\n".join(["## Where and when", "", *(f"- {name}: {fact}" for name, fact in facts.items())])
+        )
         return "\n\n".join(parts)
 
     def _plot(self, path: Path) -> None:
