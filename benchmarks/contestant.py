@@ -50,9 +50,10 @@ class Contestant:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._connection.close()  # which ends the process, if it is waiting
+        self._process.join(5)
         self._process.terminate()
         self._process.join()
-        self._connection.close()
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method there and wait for what it returns."""
