@@ -353,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     marks, mixed, cancels = (100, 1000), _MIXED_STEPS, 20
     if given.quick:
         sizes, steps, rounds, streams, given.requests = (1, 2), 2, 1, 1, 4
-        marks, mixed, cancels = (2, 6), (2, 4), 2
+        marks, mixed, cancels = (1, 4), (2, 4), 2
 
     with Contestant(partial(Limner, given.precision)) as limner:
         with Contestant(partial(Diffusers, given.precision)) as diffusers:
@@ -361,11 +361,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         data["stream"] = arriving(limner, given.requests, streams, mixed)
         say("cancelling")
         data["cancel"] = [limner.ask("cancel", max(mixed), seed) for seed in range(cancels)]
-    if given.soak or given.quick:
-        say("soaking")
-        with Contestant(partial(Limner, given.precision)) as limner:
-            resident = limner.ask("soak", marks, mixed, 0)
-        data["soak"] = dict(zip(marks, resident, strict=True))
+        if given.soak or given.quick:
+            say("soaking")
+            data["soak"] = dict(zip(marks, limner.ask("soak", marks, mixed, 0), strict=True))
     report(given, data, steps).publish(given)
 
 

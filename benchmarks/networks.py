@@ -136,8 +136,8 @@ class Limner(_Networks):
 class Peak:
     """What this machine does at best: large products and convolutions, by PyTorch's fastest ways."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, side: int) -> None:
+        self.side = side  # of the feature maps
 
     def gflops(self, precision: str) -> float:
         """The best of a plain and a prepacked product, and of a convolution in either layout."""
@@ -145,7 +145,7 @@ class Peak:
         import torch.nn.functional as F
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        rows, width = self.size, 1280
+        rows, width = self.side**2, 1280
         x, weight = torch.randn(rows, width, dtype=dtype), torch.randn(4 * width, width, dtype=dtype)
         ways: list[tuple[float, Callable[[], Any]]] = [
             (2 * rows * width * 4 * width, lambda: F.linear(x, weight))
@@ -155,7 +155,7 @@ class Peak:
             pointwise = torch.ops.mkldnn._linear_pointwise
             ways.append((ways[0][0], lambda: pointwise(x, packed, None, "none", [], "")))
         for layout in (torch.contiguous_format, torch.channels_last):
-            image = torch.randn(2, 320, 64, 64, dtype=dtype).to(memory_format=layout)
+            image = torch.randn(2, 320, self.side, self.side, dtype=dtype).to(memory_format=layout)
             kernel = torch.randn(320, 320, 3, 3, dtype=dtype).to(memory_format=layout)
             flops = 2 * image.numel() * kernel[0].numel()
             ways.append((flops, partial(F.conv2d, image, kernel, padding=1)))
@@ -302,7 +302,7 @@ def difference(output: np.ndarray, reference: np.ndarray) -> tuple[float, float]
     )
 
 
-def measure(group: Sequence[Entry], rounds: int, peak_size: int, data: dict[str, Any]) -> None:
+def measure(group: Sequence[Entry], rounds: int, side: int, data: dict[str, Any]) -> None:
     """Run one heat, adding to `data` what it gives: for each network and contestant, and the peaks."""
     with ExitStack() as stack:
         running: dict[str, Contestant] = {}
@@ -312,7 +312,7 @@ def measure(group: Sequence[Entry], rounds: int, peak_size: int, data: dict[str,
                 running[entry.name] = stack.enter_context(Contestant(entry.make))
             except Unavailable as reason:
                 data["skipped"][entry.name] = str(reason)
-        peak = stack.enter_context(Contestant(partial(Peak, peak_size)))
+        peak = stack.enter_context(Contestant(partial(Peak, side)))
         for network in NETWORKS:
             say(f"{network}: {', '.join(running)}")
             reference = running[BASELINE].ask("output", network)
@@ -396,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         taking_part = entries(folder, given.compile, given.quick)
         for group in heats(taking_part, checkpoint.parameters, given.memory * 2**30):
-            measure(group, rounds, 64 if given.quick else 4096, data)
+            measure(group, rounds, checkpoint.unet_config.sample_size, data)
     report(given, data, {entry.name: entry.precision for entry in taking_part}).publish(given)
 
 

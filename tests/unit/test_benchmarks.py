@@ -1,0 +1,111 @@
+"""The benchmarks still run, and what they share computes what it says."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.contestant import Contestant, Unavailable
+from benchmarks.harness import Spread, alternate, ratio
+from benchmarks.networks import Entry, difference, heats
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("networks", "first_picture", "many_requests", "training")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """All of them at once, as each spends most of its time on imports."""
+    out = tmp_path_factory.mktemp("results")
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(out)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in COMMANDS
+    }
+    yield out, processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_runs(started, name):
+    out, processes = started
+    said, errors = processes[name].communicate(timeout=300)
+    assert processes[name].returncode == 0, errors
+    assert (out / f"{name}.md").read_text() == said
+    assert "nan" not in said
+    assert (out / f"{name}.png").stat().st_size > 5000
+    found = json.loads((out / f"{name}.json").read_text())
+    assert "torch" in found["machine"]["versions"]
+    if name == "networks":
+        for contestants in found["networks"].values():
+            assert contestants["limner torch fp32"]["largest difference"] < 1e-5
+        assert found["skipped"] == {}
+    if name == "many_requests":
+        assert all(figures["largest difference"] <= 1 for figures in found["at once"].values())
+    if name == "training":
+        ours, theirs = found["losses"].values()
+        assert ours == pytest.approx(theirs, rel=0.02)  # bf16
+
+
+def test_turns_alternate_and_their_order_turns_round():
+    calls = []
+
+    def turn(name):
+        calls.append(name)
+        return len(calls)
+
+    answers = alternate({name: partial(turn, name) for name in "abc"}, rounds=2)
+    assert "".join(calls) == "cba" + "abc" + "cba"
+    assert answers == {"a": [4, 9], "b": [5, 8], "c": [6, 7]}
+
+
+def test_a_ratio_is_of_the_same_round():
+    drifting = [1.0, 2.0, 4.0, 8.0]
+    twice = ratio([2 * value for value in drifting], drifting)
+    assert twice == Spread(2.0, 2.0, 2.0)
+    noisy = ratio([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
+    assert noisy.low < noisy.middle == 2.0 < noisy.high
+
+
+def test_heats_fit_into_memory_and_hold_the_baseline():
+    entries = [Entry(str(i), precision, dict) for i, precision in enumerate(["fp32", "fp32", "bf16", "int8"])]
+    groups = heats(entries, weights=100, budget=1200)  # 600, 600, 300 and 150 bytes
+    assert [[entry.name for entry in group] for group in groups] == [["0", "1"], ["0", "2", "3"]]
+
+
+def test_differences_are_relative():
+    largest, rms = difference(np.array([3.0, 5.0]), np.array([3.0, 4.0]))
+    assert (largest, rms) == (pytest.approx(1 / 4), pytest.approx(1 / 5))
+
+
+def unavailable():
+    raise Unavailable("not here")
+
+
+def broken():
+    raise ValueError("no")
+
+
+def test_a_contestant_is_asked_in_a_process_of_its_own():
+    with Contestant(partial(list, "abc")) as letters:
+        assert letters.ask("pop") == "c"
+        assert letters.ask("__len__") == 2
+        with pytest.raises(RuntimeError, match="IndexError"):
+            letters.ask("pop", 9)
+    with pytest.raises(Unavailable, match="not here"), Contestant(unavailable):
+        pass
+    with pytest.raises(RuntimeError, match="ValueError: no"), Contestant(broken):
+        pass
