@@ -2,7 +2,9 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
 
 import typer
 
@@ -51,3 +53,51 @@ def columns(rows: Sequence[Sequence[str]], headings: Sequence[str] = ()) -> None
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)
+
+
+@contextmanager
+def passing(text: str, visible: bool = True) -> Iterator[None]:
+    """A line on stderr that is gone when the block ends."""
+    if visible:
+        typer.echo(printable(text), nl=False, err=True)
+    try:
+        yield
+    finally:
+        if visible:
+            typer.echo("\r\x1b[K", nl=False, err=True)  # erases to the end of the line
+
+
+class Bar:
+    """How far something has come, on stderr. It appears when it is told, and is hidden while something else
+    is printed."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._progress = Progress(
+            TextColumn("{task.fields[title]}"),
+            BarColumn(),
+            TextColumn("{task.fields[pace]}"),
+            TextColumn("{task.fields[left]}", style="progress.remaining"),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,  # it would send the paths to stderr
+            redirect_stderr=False,
+        )
+        self._task = self._progress.add_task("", total=None, title="", pace="", left="")
+
+    def update(self, done: int, total: int, title: str, pace: str, seconds_left: float) -> None:
+        """Tell how much of a total is done, under a title, at what pace; `inf` seconds left are not known."""
+        left = f"{_clock(round(seconds_left))} left" if isfinite(seconds_left) else ""
+        self._progress.update(self._task, total=total, completed=done, title=title, pace=pace, left=left)
+        self._progress.start()
+
+    def hide(self) -> None:
+        self._progress.stop()
+
+
+def _clock(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

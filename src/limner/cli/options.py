@@ -1,0 +1,111 @@
+"""The options that drawing commands share, each declared here and nowhere else.
+
+A command takes a class of them as one parameter, and `spread` makes an option of each field:
+
+    @spread
+    def generate(prompt: …, *, fields: RequestOptions, models: ModelOptions) -> None: ...
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+PICTURE, PROMPT, SAMPLING, MODEL, OUTPUT = "Picture", "Prompt", "Sampling", "Model", "Output"
+
+
+def option(help: str, panel: str, *names: str, **more: Any) -> Any:
+    """An option under a heading of the help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+_SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
+_SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde or unipc."
+_REFERENCE = "picturebook (the default), a folder, or a hub id such as organisation/name."
+_EXACT = "Draw each picture by itself, so that its bits do not depend on the others, or (default) share work."
+
+Text = str | None  # an option left out is None, and the model's own default holds
+Whole = int | None
+Number = float | None
+
+Quiet = Annotated[bool, option("No progress or notes, only warnings.", OUTPUT, "--quiet", "-q")]
+
+
+class _Options:
+    def given(self) -> dict[str, Any]:
+        """Those that were not left out."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RequestOptions(_Options):
+    """The fields of a `GenerationRequest`, but for its prompt."""
+
+    width: Annotated[Whole, option("In pixels, a multiple of 8.", PICTURE)] = None
+    height: Annotated[Whole, option("In pixels, a multiple of 8.", PICTURE)] = None
+    seed: Annotated[Whole, option("Of the first picture; by default a new one.", PICTURE)] = None
+    num_images: Annotated[
+        Whole, option("How many; each takes the next seed.", PICTURE, "--num-images", "-n")
+    ] = None
+    negative_prompt: Annotated[Text, option("What to steer away from.", PROMPT)] = None
+    prompt_syntax: Annotated[Text, option(_SYNTAX, PROMPT)] = None
+    clip_skip: Annotated[Whole, option("1: the text encoder's last layer, 2: one before …", PROMPT)] = None
+    steps: Annotated[Whole, option("Sampler steps.", SAMPLING)] = None
+    guidance_scale: Annotated[Number, option("How closely to follow the prompt; 1: off.", SAMPLING)] = None
+    guidance_rescale: Annotated[Number, option("0 to 1: keeps contrast from growing.", SAMPLING)] = None
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        option("Lowest and highest sigma at which guidance is on.", SAMPLING, metavar="LOW HIGH"),
+    ] = None
+    sampler: Annotated[Text, option(_SAMPLERS, SAMPLING)] = None
+    sigma_schedule: Annotated[Text, option("uniform, karras or exponential.", SAMPLING)] = None
+    timestep_spacing: Annotated[Text, option("leading, linspace or trailing.", SAMPLING)] = None
+    eta: Annotated[Number, option("0 to 1: ddim's share of fresh noise.", SAMPLING)] = None
+    exact: Annotated[bool | None, option(_EXACT, SAMPLING, "--exact/--shared", show_default=False)] = None
+    model: Annotated[Text, option(_REFERENCE, MODEL)] = None
+    revision: Annotated[Text, option("Branch, tag or commit on the hub.", MODEL)] = None
+    variant: Annotated[Text, option("Of the weight files, such as fp16.", MODEL)] = None
+
+
+@dataclass(frozen=True)
+class ModelOptions(_Options):
+    """How models are loaded: arguments of `limner.load`."""
+
+    device: Annotated[Text, option("auto, cpu, cuda, cuda:1 …", MODEL)] = None
+    precision: Annotated[Text, option("auto, fp32, bf16, fp16 or int8.", MODEL)] = None
+    backend: Annotated[str, option("What runs the networks: torch or openvino.", MODEL)] = "torch"
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Make an option of each field of those parameters that are dataclasses, for typer to read."""
+    hints = get_type_hints(command, include_extras=True)
+    classes: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in classes:
+            own = get_type_hints(classes[name], include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=own[field.name],
+                )
+                for field in fields(classes[name])
+            ]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    def spreading(**values: Any) -> None:
+        gathered = {
+            name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            for name, kind in classes.items()
+        }
+        command(**values, **gathered)
+
+    spreading.__name__, spreading.__doc__ = command.__name__, command.__doc__
+    spreading.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    spreading.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return spreading
