@@ -1,5 +1,7 @@
 """Where the networks run."""
 
+from typing import Any
+
 import torch
 
 from limner.errors import InvalidRequest
@@ -21,3 +23,15 @@ def pick_device(name: str) -> torch.device:
     if (device.index or 0) >= there:
         raise InvalidRequest(f"device is {name!r}, which this machine does not have", hint="use auto")
     return device
+
+
+def computes_in_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16 (AVX512_BF16 or AMX), without which it is slow."""
+    facts = processor_facts()
+    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+
+
+def processor_facts() -> dict[str, Any]:
+    """What PyTorch knows of this CPU, by name ("cpu_name", "avx512_bf16"); empty where it cannot tell."""
+    facts: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return facts

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import read_config, require
-from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attention, run_block
+from .layers import Attention, Downsample2D, ResnetBlock2D, Upsample2D, attention, run_block
 
 OUTER = 2  # layers on the way up that run at every step; as many feature maps on the way down feed them
 
@@ -177,11 +177,16 @@ class TimestepEmbedding(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of tokens to a context, or to themselves where the context is the tokens."""
+    """Attention of tokens to a context, or to themselves where the context is the tokens.
+
+    Attributes:
+        attend: how it is computed.
+    """
 
     def __init__(self, channels: int, context_channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.attend: Attention = attention
         self.to_q = nn.Linear(channels, channels, bias=False)
         self.to_k = nn.Linear(context_channels, channels, bias=False)
         self.to_v = nn.Linear(context_channels, channels, bias=False)
@@ -189,7 +194,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x: [B, N, C]; context: [B, T, context_channels]."""
-        x = attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
+        x = self.attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
         y: Tensor = self.to_out[0](x)
         return y
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import read_config, require
-from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attention, run_block
+from .layers import Attention, Downsample2D, ResnetBlock2D, Upsample2D, attention, run_block
 
 _EPS = 1e-6  # of every normalisation in this network
 
@@ -86,10 +86,15 @@ class VAEConfig:
 
 
 class SelfAttention2D(nn.Module):
-    """Single-head attention over all pixels, residual."""
+    """Single-head attention over all pixels, residual.
+
+    Attributes:
+        attend: how it is computed.
+    """
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
+        self.attend: Attention = attention
         self.group_norm = nn.GroupNorm(groups, channels, _EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
@@ -98,7 +103,7 @@ class SelfAttention2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h*w, C]
-        tokens = attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), heads=1)
+        tokens = self.attend(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens), 1)
         y: Tensor = self.to_out[0](tokens)
         return x + y.transpose(1, 2).reshape(x.shape)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from limner import __version__
-from limner.device import pick_device
+from limner.device import computes_in_bf16, pick_device
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.prediction import scalings
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, UnsupportedModel
@@ -409,6 +409,10 @@ class Source:
     def _backend(self) -> Backend:
         if self.backend == "torch":
             return NativeBackend(self.checkpoint, self.device, self.precision).read()
+        if self.backend == "openvino":
+            from .backends.openvino import OpenVINOBackend  # here, as its library is an extra
+
+            return OpenVINOBackend(self.checkpoint, self.device, self.precision).read()
         raise InvalidRequest(f"backend is {self.backend!r}; expected {', '.join(get_args(BackendName))}")
 
 
@@ -422,9 +426,13 @@ def find(
     backend: BackendName = "torch",
 ) -> Source:
     """Find a model, fetching it if need be, and check its files. Arguments and errors as of `load`."""
-    where = pick_device(device)
-    if precision == "auto":
-        precision = "fp16" if where.type == "cuda" else "fp32"
+    where = pick_device("cpu" if backend == "openvino" and device == "auto" else device)
+    if precision == "auto" and backend == "openvino":
+        from .backends.openvino import auto_precision
+
+        precision = auto_precision()
+    elif precision == "auto":
+        precision = "fp16" if where.type == "cuda" else "bf16" if computes_in_bf16() else "fp32"
     if precision not in get_args(Precision):
         raise InvalidRequest(f"precision is {precision!r}; expected auto, {', '.join(get_args(Precision))}")
     located = locate_model(reference, revision=revision, variant=variant)
@@ -449,7 +457,7 @@ def load(
         revision: branch, tag or commit on the hub.
         variant: of the weight files, such as "fp16".
         device: "cpu", "cuda", "cuda:1" …; "auto" is CUDA where there is one.
-        precision: of the networks; "auto" is fp16 on CUDA and fp32 on the CPU.
+        precision: of the networks; "auto" is fp16 on CUDA, and on the CPU bf16 where it computes in that.
         backend: what runs the networks.
 
     Raises:

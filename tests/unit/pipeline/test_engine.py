@@ -67,7 +67,7 @@ class _SpiedBackend:
 
 @pytest.fixture
 def model(checkpoint_folder):
-    return load(checkpoint_folder)
+    return load(checkpoint_folder, precision="fp32")
 
 
 @pytest.fixture

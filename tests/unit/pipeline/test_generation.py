@@ -114,7 +114,7 @@ def test_the_noise_depends_on_the_seed_alone():
 
 @pytest.fixture
 def model(checkpoint_folder):
-    return load(checkpoint_folder)
+    return load(checkpoint_folder, precision="fp32")
 
 
 def test_repeating_a_context_changes_nothing(model):

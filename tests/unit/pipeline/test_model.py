@@ -12,7 +12,7 @@ from limner.request import GenerationRequest
 
 @pytest.fixture
 def model(checkpoint_folder):
-    return load(checkpoint_folder)
+    return load(checkpoint_folder, precision="fp32")
 
 
 def draw(model, **fields):

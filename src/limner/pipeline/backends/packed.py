@@ -1,0 +1,124 @@
+"""Networks made ready for the CPU: weights reordered once, into the blocks that oneDNN computes with.
+
+PyTorch's own linear layers and convolutions reorder their weights at every call, or, for fp32 on AMD, take a
+library with a slow path. The operators used here are those that `torch.compile` emits for frozen weights.
+They compute the same sums in another order.
+"""
+
+from collections import OrderedDict
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_OPERATORS = (
+    "_reorder_linear_weight",
+    "_linear_pointwise",
+    "_reorder_convolution_weight",
+    "_convolution_pointwise",
+)
+_LARGE_MAP = 1024  # pixels from which PyTorch's group norm goes through all channels of a pixel together
+_KEPT_SIZES = 2  # of feature maps, that a convolution keeps weights in order for
+
+_mkldnn = torch.ops.mkldnn
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def can_pack() -> bool:
+    """Whether this build of PyTorch has the operators."""
+    return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
+        hasattr(_mkldnn, name) for name in _OPERATORS
+    )
+
+
+def pack(network: Network) -> Network:
+    """Replace the linear layers, convolutions and bfloat16 norms inside a network, for inference.
+
+    Returns:
+        the network, whose parameters are then no longer those of a checkpoint.
+    """
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, PackedLinear(child.weight, child.bias))
+            elif type(child) is nn.Conv2d and child.kernel_size == (1, 1):
+                setattr(module, name, PackedPointwise(child.weight.flatten(1), child.bias))
+            elif type(child) is nn.Conv2d:
+                setattr(module, name, PackedConv2d(child))
+            elif type(child) is nn.GroupNorm and child.weight.dtype == torch.bfloat16:
+                setattr(module, name, WideGroupNorm(child))
+    return network
+
+
+class PackedLinear(nn.Module):
+    """A linear layer, of weights [out, in] and a bias [out] or none."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = _mkldnn._reorder_linear_weight(weight.detach())
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
+
+
+class PackedPointwise(PackedLinear):
+    """A 1x1 convolution: a linear layer over the channels of each pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)  # [B, C, h, w] -> [B, h, w, C], a view where x is channels_last
+        return super().forward(x).permute(0, 3, 1, 2)
+
+
+class PackedConv2d(nn.Module):
+    """A convolution, whose feature maps are channels_last.
+
+    The order that is best for the weights depends on the size of the feature maps, and in the wrong one a
+    convolution can take forty times as long. So each size has its own, made when it is first met.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.geometry = [*conv.padding], [*conv.stride], [*conv.dilation], conv.groups
+        self.channels = conv.in_channels
+        self.weights = OrderedDict({(0, 0): conv.weight.detach()})
+        self.bias = None if conv.bias is None else conv.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self._weight(x.shape[2], x.shape[3])
+        y: Tensor = _mkldnn._convolution_pointwise(x, weight, self.bias, *self.geometry, "none", [], "")
+        return y
+
+    def _weight(self, height: int, width: int) -> Tensor:
+        """In order for this size, whatever the batch: a row's bits must not depend on what came before."""
+        size = height, width
+        if size not in self.weights:
+            _, known = next(iter(self.weights.items()))
+            shape = [2, self.channels, height, width]
+            dense = known.to_dense() if known.is_mkldnn else known
+            self.weights[size] = _mkldnn._reorder_convolution_weight(dense, *self.geometry, shape)
+            self.weights.pop((0, 0), None)
+            if len(self.weights) > _KEPT_SIZES:
+                self.weights.popitem(last=False)
+        self.weights.move_to_end(size)
+        return self.weights[size]
+
+
+class WideGroupNorm(nn.Module):
+    """Group norm of bfloat16, in fp32 where PyTorch's own is slow: for small feature maps, channels_last.
+
+    There it goes through each group by itself, and the few channels of one do not fill a vector of bfloat16.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.narrow = norm.weight.detach(), norm.bias.detach()
+        self.wide = norm.weight.detach().float(), norm.bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] * x.shape[3] >= _LARGE_MAP:
+            return F.group_norm(x, self.groups, *self.narrow, self.eps)
+        return F.group_norm(x.float(), self.groups, *self.wide, self.eps).to(x.dtype)
