@@ -1,17 +1,19 @@
 """`limner`: the commands, and what becomes of their errors.
 
-Exit codes: 0 done, 2 an error that was foreseen (told in a line, with a hint), 130 stopped by Ctrl-C.
-A traceback is a bug.
+Exit codes: 0 done, 1 lines of a batch have failed, 2 an error that was foreseen (told in a line, with a
+hint), 130 stopped by Ctrl-C. A traceback is a bug.
 """
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from limner import __version__
 from limner.cli import terminal, train
+from limner.cli.batch import batch
 from limner.cli.evaluate import evaluate
 from limner.cli.generate import generate
 from limner.cli.models import models
@@ -19,14 +21,26 @@ from limner.cli.show import show
 from limner.errors import LimnerError
 from limner.memory import keep_freed_memory
 
+
+class _InOrder(TyperGroup):
+    """What is used most comes first; typer would put groups such as `train` last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
+
+
+_ORDER = ("generate", "batch", "show", "models", "train", "evaluate")
+
 app = typer.Typer(
     name="limner",
+    cls=_InOrder,
     help="Stable Diffusion, whole: draw pictures from words, and train the models that do it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(batch)
 app.command()(show)
 app.command()(models)
 app.add_typer(train.app, name="train")

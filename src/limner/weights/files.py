@@ -34,11 +34,24 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB, too large for a config or index"
         )
     try:
-        values = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return parse_object(raw)
+    except ValueError as error:
+        raise InvalidCheckpoint(f"{path} {error}") from None
+
+
+def parse_object(raw: bytes | str) -> dict[str, Any]:
+    """Parse a JSON object, as strictly as `read_json`.
+
+    Raises:
+        ValueError: it is not one; the message goes on from the name of what holds it.
+    """
+    try:
+        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+        values = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise InvalidCheckpoint(f"{path} is not valid JSON: {error}") from None
+        raise ValueError(f"is not valid JSON: {error}") from None
     if not isinstance(values, dict):
-        raise InvalidCheckpoint(f"{path} holds a JSON {type(values).__name__}, expected an object")
+        raise ValueError(f"holds a JSON {type(values).__name__}, expected an object")
     return values
 
 

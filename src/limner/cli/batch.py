@@ -1,0 +1,290 @@
+"""`limner batch`: a file of requests becomes a folder of pictures.
+
+Everything that can be refused is refused before anything is drawn: each line, its model, what it asks of that
+model. Then a bounded number of pictures is on its way through one engine, which so is always full. A journal
+says which lines are finished, so that the same command goes on where another was broken off.
+"""
+
+import functools
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
+from math import inf
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from limner.cli import terminal
+from limner.cli.lines import Fault, Format, Line, read_lines
+from limner.cli.options import OUTPUT, ModelOptions, Quiet, RequestOptions, option, spread
+from limner.cli.output import check_folder
+from limner.errors import InvalidPicture, InvalidRequest, LimnerError
+
+if TYPE_CHECKING:
+    from limner.cli.journal import Journal
+    from limner.pipeline.handle import Handle
+    from limner.pipeline.model import Model
+    from limner.request import GenerationRequest
+
+_UNDER_WAY = 256  # pictures: several times what an engine draws at once, and few enough to keep in memory
+
+_FILE = "JSON lines, CSV with a heading of field names, or a prompt a line; - reads standard input."
+_FORMAT = "auto goes by .jsonl, .ndjson or .csv; JSON lines under another name are recognised."
+
+
+@spread
+def batch(
+    file: Annotated[str, typer.Argument(help=_FILE, show_default=False)],
+    *,
+    fields: RequestOptions,
+    models: ModelOptions,
+    format: Annotated[Format, option(_FORMAT, OUTPUT, "--format")] = Format.auto,
+    out: Annotated[Path, option("Folder for the pictures and their journal.", OUTPUT)] = Path("batch"),
+    quiet: Quiet = False,
+) -> None:
+    """Draw a file of prompts or requests.
+
+    Options hold for the lines that do not say otherwise. All lines are checked before anything is drawn.
+    The same command again goes on where it was stopped, and tries again what has failed.
+    """
+    from limner.cli.journal import Journal
+    from limner.request import GenerationRequest
+
+    defaults = fields.given()
+    GenerationRequest.of({"prompt": "", **defaults})  # what is wrong with an option is not said for each line
+    name = "standard input" if file == "-" else file
+    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    lines, faults = read_lines(raw, file, format, defaults)
+    if not lines and not faults:
+        raise InvalidRequest(f"{name} asks for nothing", hint="write a prompt a line, or see --format")
+    check_folder(out)
+    run = _Run(name, lines, Journal(out), sys.stderr.isatty() and not quiet)
+    if run.finished and not quiet:
+        terminal.note(f"{run.finished} of {_lines(len(lines))} drawn before")
+    try:
+        _refuse([*faults, *run.check(models)], name)
+        run.draw()
+    except KeyboardInterrupt:
+        terminal.say("stopped", f"{run.finished} of {_lines(len(lines))} drawn, and kept in {out}", "yellow")
+        terminal.say("hint", "the same command goes on with the others", "cyan")
+        raise typer.Exit(130) from None
+    if run.failed:
+        for fault in sorted(run.failed, key=lambda fault: fault.number):
+            terminal.say("failed", f"{name}:{fault.number}: {fault.why}", "red")
+        terminal.error(
+            f"{len(run.failed)} of {_lines(len(lines))} failed", "the same command tries them again"
+        )
+        raise typer.Exit(1)
+
+
+def _lines(number: int) -> str:
+    return f"{number} line{'s' * (number != 1)}"
+
+
+def _refuse(faults: Sequence[Fault], name: str) -> None:
+    """Raises InvalidRequest if there are any, having listed them."""
+    for fault in sorted(faults, key=lambda fault: fault.number):
+        terminal.error(f"{name}:{fault.number}: {fault.why}")
+    if faults:
+        raise InvalidRequest(
+            f"{_lines(len(faults))} of {name} cannot be drawn, so nothing was",
+            hint="`limner generate --help` lists the fields",
+        )
+
+
+class _Run:
+    """The lines of a file on their way to pictures.
+
+    Attributes:
+        finished: how many lines are drawn, now or before.
+        failed: lines that failed in this run.
+    """
+
+    def __init__(self, name: str, lines: Sequence[Line], journal: "Journal", visible: bool) -> None:
+        self._name, self._journal = name, journal
+        self._bar = terminal.Bar() if visible else None
+        todo = [line for line in lines if not journal.has(line)]
+        self.finished = len(lines) - len(todo)
+        self.failed: list[Fault] = []
+        # The lines of one model come one after another, so that none is loaded twice to draw.
+        self._by_model: dict[tuple[str | None, ...], list[Line]] = defaultdict(list)
+        for line in todo:
+            request = line.request
+            self._by_model[request.model, request.revision, request.variant].append(line)
+        self._total = sum(line.request.num_images for line in lines)
+        self._before = self._total - sum(line.request.num_images for line in todo)  # pictures
+        self._ended = 0  # pictures of this run
+        self._since = 0.0
+        self._taken = journal.names()
+        self._files: dict[str, dict[int, Path]] = defaultdict(dict)  # of lines under way, by fingerprint
+        self._errors: dict[str, dict[int, str]] = defaultdict(dict)
+        self._said = set[str]()
+
+    def check(self, options: ModelOptions) -> list[Fault]:
+        """Load the models, and find what cannot be drawn with them.
+
+        Raises:
+            LimnerError: the only model cannot be loaded.
+        """
+        if not self._by_model:
+            return []
+        faults = list[Fault]()
+        with terminal.passing("loading …", self._bar is not None):
+            from limner.pipeline.models import ModelCache
+
+            self._models = ModelCache(**options.given())
+            for lines in self._by_model.values():
+                try:
+                    model = self._models.get(lines[0].request)
+                except LimnerError as error:
+                    if len(self._by_model) == 1:
+                        raise
+                    faults += (Fault(line.number, error.message) for line in lines)
+                else:
+                    faults += _beyond(model, lines)
+        return faults
+
+    def draw(self) -> None:
+        """Draw what is left, once it is checked.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if not self._by_model:
+            return
+        from limner.pipeline.engine import Engine
+
+        self._since = time.monotonic()
+        ended: SimpleQueue[tuple[Line, int, Path, Handle | None]] = SimpleQueue()
+        try:
+            with self._journal.open(), Engine(self._models) as engine:
+                waiting, under_way = self._pictures(), 0
+                while True:
+                    for line, index, request in islice(waiting, _UNDER_WAY - under_way):
+                        under_way += 1
+                        path, is_there = self._place(line, request)
+                        if is_there:
+                            ended.put((line, index, path, None))
+                            continue
+                        handle = engine.submit(request)
+                        handle.when_done(functools.partial(ended.put, (line, index, path, handle)))
+                    self._show()
+                    if not under_way:
+                        return
+                    self._end(*ended.get())
+                    under_way -= 1
+        finally:
+            if self._bar:
+                self._bar.hide()
+
+    def _pictures(self) -> Iterator[tuple[Line, int, "GenerationRequest"]]:
+        """What is left to draw, picture by picture, so that none waits in memory for others of its line."""
+        for lines in self._by_model.values():
+            for line in lines:
+                first = self._journal.seed(line)
+                for index in range(line.request.num_images):
+                    own = {"seed": first + index, "num_images": 1}
+                    yield line, index, line.request.model_copy(update=own)
+
+    def _place(self, line: Line, request: "GenerationRequest") -> tuple[Path, bool]:
+        """The file for a picture, and whether it is there already: a run that was killed may have drawn it
+        without having finished its line."""
+        for number in count(1):
+            name = f"{line.number:05d}-{request.seed}{f'-{number}' * (number > 1)}.png"
+            path = self._journal.folder / name
+            if name in self._taken:
+                continue
+            if not path.exists():
+                return path, False
+            if _shows(path, request):
+                return path, True
+        raise AssertionError("count() ends")
+
+    def _end(self, line: Line, index: int, path: Path, handle: "Handle | None") -> None:
+        """Write a picture; note its line with the last one."""
+        key = line.fingerprint
+        files, errors = self._files[key], self._errors[key]
+        error = handle.exception() if handle else None
+        if error is not None:
+            errors[index] = error.message if isinstance(error, LimnerError) else repr(error)
+        else:
+            if handle:
+                self._write(line, path, handle)
+            files[index] = path
+            if self._bar and sys.stdout.isatty():
+                self._bar.hide()
+            typer.echo(os.fsencode(path))
+        self._ended += 1
+        if len(files) + len(errors) == line.request.num_images:
+            self._note(line, [files[i].name for i in sorted(files)], [errors[i] for i in sorted(errors)])
+            del self._files[key], self._errors[key]
+
+    def _write(self, line: Line, path: Path, handle: "Handle") -> None:
+        from limner.pipeline.metadata import write_picture
+
+        [picture] = handle.result().images
+        write_picture(picture, path)
+        for warning in picture.record.warnings:
+            if warning not in self._said:
+                self._said.add(warning)
+                if self._bar:
+                    self._bar.hide()
+                terminal.warning(f"{self._name}:{line.number}: {warning}")
+
+    def _note(self, line: Line, names: Sequence[str], errors: Sequence[str]) -> None:
+        from limner.cli.journal import Entry
+
+        entry = Entry(line=line.number, fingerprint=line.fingerprint, seed=self._journal.seed(line))
+        if errors:
+            self.failed.append(Fault(line.number, errors[0]))
+            self._journal.note(entry.model_copy(update={"error": errors[0]}))
+        else:
+            self.finished += 1
+            self._journal.note(entry.model_copy(update={"pictures": tuple(names)}))
+
+    def _show(self) -> None:
+        """How many pictures are done of all, at what pace, and the time left."""
+        if not self._bar:
+            return
+        done, spent = self._before + self._ended, time.monotonic() - self._since
+        pace, left = "", inf
+        if self._ended:
+            rate = self._ended / spent
+            pace = f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each"
+            left = (self._total - done) / rate
+        self._bar.update(done, self._total, f"{done} of {self._total} pictures", pace, left)
+
+
+def _beyond(model: "Model", lines: Iterable[Line]) -> Iterator[Fault]:
+    """Those of the lines that a model cannot draw."""
+    from limner.prompts.chunks import encode_prompt
+
+    @functools.cache  # a hundred thousand lines tend to have few settings
+    def check(settings: "GenerationRequest") -> None:
+        model.resolve(settings)
+        encode_prompt(settings.negative_prompt or "", model.tokenizer, settings.prompt_syntax)
+
+    for line in lines:
+        request = line.request
+        try:
+            check(request.model_copy(update={"prompt": "", "seed": 0, "num_images": 1}))
+            encode_prompt(request.prompt, model.tokenizer, request.prompt_syntax)
+        except LimnerError as error:
+            yield Fault(line.number, error.message)
+
+
+def _shows(path: Path, request: "GenerationRequest") -> bool:
+    """Whether a file is the picture of a request."""
+    from limner.pipeline.metadata import read_record
+
+    try:
+        record = read_record(path)
+    except InvalidPicture:
+        return False
+    asked = request.model_dump(exclude_none=True)
+    return record is not None and asked.items() <= record.request.model_dump().items()
