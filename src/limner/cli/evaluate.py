@@ -96,9 +96,8 @@ def _evaluate(
     device: str,
     precision: str,
 ) -> None:
-    from limner.picturebook.evaluation import judge, shown
+    from limner.picturebook.evaluation import fresh_scenes, judge, shown
     from limner.picturebook.probe import JUDGES, load_probe, see
-    from limner.picturebook.world import caption
     from limner.pipeline.metadata import write_picture
     from limner.pipeline.model import load
     from limner.request import GenerationRequest
@@ -116,8 +115,7 @@ def _evaluate(
     probe = load_probe(folder)
     base = drawer.resolve(GenerationRequest.of({"prompt": "", "model": name, "seed": seed, **fields}))
 
-    scenes = _scenes(world, count, seed)
-    words = [caption(scene, random.Random(f"words {seed} {i}")) for i, scene in enumerate(scenes)]
+    scenes, words = fresh_scenes(world, count, seed)
     began = time.monotonic()
     pictures = _draw(drawer, base, words)
     seconds = (time.monotonic() - began) / count
@@ -174,15 +172,6 @@ def _world(file: Path | None, model: Path) -> "World":
         return World(**fields)
     except TypeError as error:
         raise InvalidCheckpoint(f"{file or card} describes no world: {error}") from None
-
-
-def _scenes(world: "World", count: int, seed: int) -> list["Scene"]:
-    """Fresh ones, in turn of combinations that training knows and of those kept from it."""
-    scenes = []
-    for index in range(count):
-        rng = random.Random(f"evaluate {seed} {index}")
-        scenes.append(world.held_out_scene(rng) if index % 2 else world.training_scene(rng))
-    return scenes
 
 
 def _draw(model: "Model", base: "GenerationRequest", prompts: Sequence[str]) -> "Tensor":

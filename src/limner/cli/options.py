@@ -24,6 +24,7 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:
 _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
 _SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde or unipc."
 _REFERENCE = "picturebook (the default), a folder, or a hub id such as organisation/name."
+_SPEED = "exact, balanced or fast: the latter two change the picture a little to draw it sooner."
 _EXACT = "Draw each picture by itself, so that its bits do not depend on the others, or (default) share work."
 
 Text = str | None  # an option left out is None, and the model's own default holds
@@ -63,6 +64,7 @@ class RequestOptions(_Options):
     sigma_schedule: Annotated[Text, option("uniform, karras or exponential.", SAMPLING)] = None
     timestep_spacing: Annotated[Text, option("leading, linspace or trailing.", SAMPLING)] = None
     eta: Annotated[Number, option("0 to 1: ddim's share of fresh noise.", SAMPLING)] = None
+    speed: Annotated[Text, option(_SPEED, SAMPLING)] = None
     exact: Annotated[bool | None, option(_EXACT, SAMPLING, "--exact/--shared", show_default=False)] = None
     model: Annotated[Text, option(_REFERENCE, MODEL)] = None
     revision: Annotated[Text, option("Branch, tag or commit on the hub.", MODEL)] = None

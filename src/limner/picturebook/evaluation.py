@@ -5,6 +5,7 @@ gives figures.
 """
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,24 @@ from torch import Tensor
 
 from limner.picturebook.probe import Seen, SeenThing
 from limner.picturebook.scene import Relation, Scene, Thing
-from limner.picturebook.world import regions
+from limner.picturebook.world import World, caption, regions
 
 _SLACK = 0.04  # boxes of things side by side may overlap by so much of the picture's side
 _TOUCHING = 0.03  # one thing on another leaves no larger gap than this; one above another does
 _SUNK = 0.06  # and does not sink deeper into it than this
 _OFF_AXIS = 0.1  # above and on: how far the centres may be apart sideways
 _SIZE_TOLERANCE = 0.125  # of the asked extent; half of what parts the closest two sizes
+
+
+def fresh_scenes(world: World, count: int, seed: int) -> tuple[list[Scene], list[str]]:
+    """Scenes to evaluate on and a caption of each, in turn of combinations that training knows and of those
+    kept from it."""
+    scenes, words = [], []
+    for index in range(count):
+        rng = random.Random(f"evaluate {seed} {index}")
+        scenes.append(world.held_out_scene(rng) if index % 2 else world.training_scene(rng))
+        words.append(caption(scenes[-1], random.Random(f"words {seed} {index}")))
+    return scenes, words
 
 
 @dataclass(frozen=True)

@@ -327,8 +327,9 @@ class Engine:
     def _resolved(self, job: _Job, model: Model) -> _Resolved:
         """Raises InvalidRequest, and OutOfMemory for what could never be drawn."""
         request = model.resolve(job.handle.request)
-        guidance, sigmas = guidance_of(request), plan_of(request, model.scheduler).sigmas
-        rows = max(len(guidance.branches(sigma)) for sigma in sigmas[:-1])
+        plan = plan_of(request, model.scheduler)
+        guidance = guidance_of(request, plan)
+        rows = max(len(guidance.branches(sigma)) for sigma in plan.sigmas[:-1])
         shape = model.latent_shape(request)
         limits = self._limits_of(model)
         needed = model.backend.bytes + limits.most_for(model, shape, rows)

@@ -21,6 +21,7 @@ from limner.diffusion.samplers import SAMPLERS, Noise, Steps
 from limner.request import GenerationRequest
 
 from .calls import Answer, Call, Conditioning, DecodeLatents, Denoise, Denoised, EncodeText
+from .speed import SPEEDS, Speed
 
 Generation = Generator[Call, Any, Tensor]
 NoiseSource = Callable[[int, tuple[int, ...]], Noise]
@@ -60,8 +61,8 @@ def text_to_image(
         [1, 3, H, W], about [-1, 1].
     """
     assert request.seed is not None
-    plan = plan_of(request, model.scheduler)
-    guidance = guidance_of(request)
+    plan, speed = plan_of(request, model.scheduler), SPEEDS[request.speed]
+    guidance = guidance_of(request, plan)
     texts = {"positive": request.prompt, "negative": request.negative_prompt or ""}
     names = [name for name in texts if any(name in guidance.branches(sigma) for sigma in plan.sigmas[:-1])]
     encoded = yield EncodeText(
@@ -72,7 +73,7 @@ def text_to_image(
     noise = noise_source(request.seed, model.latent_shape(request))
     x = noise() * plan.start_scale
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
-    latents = yield from denoised(sampler, plan, guidance, conditionings)
+    latents = yield from denoised(sampler, plan, guidance, conditionings, speed)
     image: Tensor = yield DecodeLatents(latents / plan.end_scale)
     return image
 
@@ -90,22 +91,42 @@ def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
     )
 
 
-def guidance_of(request: GenerationRequest) -> Guidance:
+def guidance_of(request: GenerationRequest, plan: Plan) -> Guidance:
     """The guidance of a resolved request."""
     assert request.guidance_scale is not None
-    interval = request.guidance_interval or (0.0, math.inf)
+    lowest = SPEEDS[request.speed].lowest_guided(plan.sigmas)
+    interval = request.guidance_interval or (lowest, math.inf)
     return ClassifierFreeGuidance(request.guidance_scale, request.guidance_rescale, interval)
 
 
 def denoised(
-    sampler: Steps, plan: Plan, guidance: Guidance, conditionings: Mapping[str, Conditioning]
+    sampler: Steps,
+    plan: Plan,
+    guidance: Guidance,
+    conditionings: Mapping[str, Conditioning],
+    speed: Speed,
 ) -> Generator[Call, Denoised, Tensor]:
     """Walk a sampler to its end, asking the model at every sigma that it visits."""
     visited = plan.sigmas[:-1]
+    steps = len(visited)
+    deep: Mapping[str, Tensor] = {}  # features kept, and how many calls ago they were made
+    age = 0
     x, sigma = next(sampler)
     while True:
         step = max(1, sum(sigma <= s for s in visited))
-        answer = yield Denoise(x, sigma, plan.timestep(sigma), conditionings, guidance, step, len(visited))
+        anew = speed.runs_deep_layers(age, step, steps) or not deep.keys() >= set(guidance.branches(sigma))
+        answer = yield Denoise(
+            x,
+            sigma,
+            plan.timestep(sigma),
+            conditionings,
+            guidance,
+            step,
+            steps,
+            keep=anew and speed.reuse > 1,
+            deep=None if anew else deep,
+        )
+        deep, age = (answer.deep, 1) if anew else (deep, age + 1)
         try:
             x, sigma = sampler.send(answer.latents)
         except StopIteration as done:
