@@ -120,7 +120,7 @@ class _Run:
         self._before = self._total - sum(line.request.num_images for line in todo)  # pictures
         self._ended = 0  # pictures of this run
         self._since = 0.0
-        self._taken = journal.names()
+        self._taken = journal.all_names()
         self._files: dict[str, dict[int, Path]] = defaultdict(dict)  # of lines under way, by fingerprint
         self._errors: dict[str, dict[int, str]] = defaultdict(dict)
         self._said = set[str]()
@@ -167,7 +167,7 @@ class _Run:
                 while True:
                     for line, index, request in islice(waiting, _UNDER_WAY - under_way):
                         under_way += 1
-                        path, is_there = self._place(line, request)
+                        path, is_there = self._place(line, index, request)
                         if is_there:
                             ended.put((line, index, path, None))
                             continue
@@ -191,9 +191,12 @@ class _Run:
                     own = {"seed": first + index, "num_images": 1}
                     yield line, index, line.request.model_copy(update=own)
 
-    def _place(self, line: Line, request: "GenerationRequest") -> tuple[Path, bool]:
+    def _place(self, line: Line, index: int, request: "GenerationRequest") -> tuple[Path, bool]:
         """The file for a picture, and whether it is there already: a run that was killed may have drawn it
-        without having finished its line."""
+        without having finished its line, or only others of its line were thrown away."""
+        if names := self._journal.names(line):
+            path = self._journal.folder / names[index]
+            return path, path.is_file()
         for number in count(1):
             name = f"{line.number:05d}-{request.seed}{f'-{number}' * (number > 1)}.png"
             path = self._journal.folder / name
@@ -251,13 +254,14 @@ class _Run:
         """How many pictures are done of all, at what pace, and the time left."""
         if not self._bar:
             return
-        done, spent = self._before + self._ended, time.monotonic() - self._since
-        pace, left = "", inf
-        if self._ended:
-            rate = self._ended / spent
-            pace = f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each"
-            left = (self._total - done) / rate
+        done, rate = self._before + self._ended, self._ended / (time.monotonic() - self._since)
+        pace = "" if not rate else f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} s each"
+        left = (self._total - done) / rate if rate else inf
         self._bar.update(done, self._total, f"{done} of {self._total} pictures", pace, left)
+        if done == self._total:
+            self._bar.hide()
+            if not self.failed:
+                terminal.note(f"{self.finished} lines drawn, {pace}")
 
 
 def _beyond(model: "Model", lines: Iterable[Line]) -> Iterator[Fault]:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from limner.cli.lines import Line
 from limner.cli.output import make_folder
@@ -45,7 +45,7 @@ class Entry(BaseModel):
     line: int
     fingerprint: str
     seed: int
-    pictures: tuple[str, ...] = ()
+    pictures: tuple[Annotated[str, Field(pattern=r"^[^/\\]+$")], ...] = ()
     error: str | None = None
 
 
@@ -85,8 +85,12 @@ class Journal:
 
     def has(self, line: Line) -> bool:
         """Whether all pictures of a line are drawn, and still there."""
-        names = self._pictures.get(line.fingerprint)
-        return names is not None and all((self.folder / name).is_file() for name in names)
+        names = self.names(line)
+        return bool(names) and all((self.folder / name).is_file() for name in names)
+
+    def names(self, line: Line) -> tuple[str, ...]:
+        """The files of a line that was finished once; none of one that was not."""
+        return self._pictures.get(line.fingerprint, ())
 
     def seed(self, line: Line) -> int:
         """Of the line's first picture: its own, or one that is the same in every run."""
@@ -95,8 +99,8 @@ class Journal:
         digest = sha256(f"{self._seeds} {line.fingerprint}".encode()).digest()
         return int.from_bytes(digest[:8]) % (MAX_SEED - line.request.num_images)
 
-    def names(self) -> set[str]:
-        """The files that finished lines have."""
+    def all_names(self) -> set[str]:
+        """The files of all lines that were finished once."""
         return {name for names in self._pictures.values() for name in names}
 
     @contextmanager

@@ -16,7 +16,7 @@ COMMANDS = typer.main.get_command(app).commands
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["generate", "--help"], ["train", "--help"], ["--version"]]
+    "arguments", [["--help"], ["generate", "--help"], ["batch", "--help"], ["train", "--help"], ["--version"]]
 )
 def test_nothing_heavy_is_imported(arguments):
     program = f"""
@@ -33,6 +33,14 @@ main({arguments})
 def test_each_field_of_a_request_can_be_given():
     given = {parameter.name for parameter in COMMANDS["generate"].params}
     assert set(GenerationRequest.model_fields) <= given
+    assert given - {"prompt", "grid", "source"} <= {parameter.name for parameter in COMMANDS["batch"].params}
+
+
+def test_the_commands_are_in_the_order_of_their_use():
+    commands = typer.main.get_command(app)
+    listed = commands.list_commands(commands.make_context("limner", [], resilient_parsing=True))
+    assert listed[:4] == ["generate", "batch", "show", "models"]
+    assert listed[-2:] == ["train", "evaluate"]
 
 
 @pytest.mark.parametrize(
