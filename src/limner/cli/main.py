@@ -18,7 +18,6 @@ from limner.cli.evaluate import evaluate
 from limner.cli.generate import generate
 from limner.cli.models import models
 from limner.cli.show import show
-from limner.cli.tune import tune
 from limner.errors import LimnerError
 from limner.memory import keep_freed_memory
 
@@ -27,10 +26,9 @@ class _InOrder(TyperGroup):
     """Models are trained before they are evaluated; typer would put groups such as `train` last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=_ORDER.index)
+        names = super().list_commands(ctx)
+        return [*(name for name in names if name != "evaluate"), "evaluate"]
 
-
-_ORDER = ("generate", "batch", "show", "models", "tune", "train", "evaluate")
 
 app = typer.Typer(
     name="limner",
@@ -44,7 +42,6 @@ app.command()(generate)
 app.command()(batch)
 app.command()(show)
 app.command()(models)
-app.command()(tune)
 app.add_typer(train.app, name="train")
 app.command()(evaluate)
 
