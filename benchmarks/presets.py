@@ -100,7 +100,7 @@ def _report(
         about=(
             f"{count} prompts, half of them with combinations kept from training, drawn by the engine with "
             "each preset from the same seeds, in turns. PSNR is to the picture of `exact`. The shares are "
-            "the probe's; beside them stand the paired differences from `exact`, in points with 95 % intervals. "
+            "the probe's, with the paired differences from `exact` in points and their 95 % intervals. "
             f"{', '.join(f'{name} {value}' for name, value in environment.items())}."
         ),
         tables=[

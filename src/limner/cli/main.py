@@ -18,6 +18,7 @@ from limner.cli.evaluate import evaluate
 from limner.cli.generate import generate
 from limner.cli.models import models
 from limner.cli.show import show
+from limner.cli.tune import tune
 from limner.errors import LimnerError
 from limner.memory import keep_freed_memory
 
@@ -42,6 +43,7 @@ app.command()(generate)
 app.command()(batch)
 app.command()(show)
 app.command()(models)
+app.command()(tune)
 app.add_typer(train.app, name="train")
 app.command()(evaluate)
 

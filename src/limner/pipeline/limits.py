@@ -15,6 +15,7 @@ from limner.nn.vae import VAEConfig
 
 from .calls import Call, DecodeLatents, Denoise, EncodeImage, EncodeText
 from .model import Model
+from .tuning import Tuning
 
 # Rows times weights times latent pixels at which a forward pass is long enough to hide what it costs to
 # start, on devices of either kind: SD 1.5 at 512 x 512 has 3.5e12 a row, the shipped model 2.6e9.
@@ -37,12 +38,12 @@ class Limits:
 
     @classmethod
     def of(cls, device: torch.device) -> "Limits":
-        """Most of the device's memory, and nothing measured."""
+        """Most of the device's memory, and what was measured here."""
         if device.type == "cuda":
             whole = torch.cuda.get_device_properties(device).total_memory
         else:
             whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(int(_SHARE * whole))
+        return cls(int(_SHARE * whole), Tuning.stored().rows)
 
     def rows_of(self, model: Model, height: int, width: int) -> int:
         """How many rows of the U-Net pay at latents of this size, 2 or more: a guided picture has two."""

@@ -5,7 +5,6 @@ nothing is stored that fits, estimates serve.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 
 from limner.device import processor_facts
 from limner.errors import InvalidRequest
+from limner.weights.files import user_cache, whole_file
 
-_NEVER = 1 << 62  # scores
+NEVER = 1 << 62  # scores
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,11 @@ class Tuning:
         return tuning if tuning.machine == machine else cls(machine)
 
     def store(self) -> Path:
-        """Keep it for this user. Raises OSError."""
+        """Keep it for this user. Raises OutputError."""
         path = tuning_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         return path
 
     def attends_in_blocks(self, precision: str, scores: int) -> bool:
@@ -65,14 +64,13 @@ class Tuning:
         if known is None:
             # The fused kernel computes in bfloat16 as slowly as in fp32 where its library is not at home.
             at_home = not (precision == "bf16" and "AMD" in _processor())
-            known = _NEVER if at_home else 0
+            known = NEVER if at_home else 0
         return scores >= known
 
 
 def tuning_file() -> Path:
     """Where measurements are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "limner" / "tuning.json"
+    return user_cache() / "tuning.json"
 
 
 def this_machine() -> str:

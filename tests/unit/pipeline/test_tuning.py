@@ -1,0 +1,102 @@
+"""What was measured on a machine is found again there, and only there."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from limner.errors import InvalidRequest
+from limner.pipeline import measuring, tuning
+from limner.pipeline.limits import Limits, row_key
+from limner.pipeline.model import load
+from limner.pipeline.tuning import NEVER, Tuning, tuning_file
+from limner.request import GenerationRequest
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path))
+
+
+def test_stored_figures_are_found_again():
+    before = replace(Tuning.stored(), blocks_from={"bf16": 4096}, rows={"a 8x8 torch bf16": 4})
+    assert before.store() == tuning_file()
+    assert Tuning.stored() == before
+
+
+def test_figures_of_another_machine_do_not_count():
+    Tuning("a machine elsewhere", rows={"a": 4}).store()
+    assert Tuning.stored().rows == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"machine": "x", "rows": {"a": "many"}}', '{"machine": "x", "more": 1}']
+)
+def test_a_broken_file_is_named(text):
+    tuning_file().parent.mkdir(parents=True, exist_ok=True)
+    tuning_file().write_text(text)
+    with pytest.raises(InvalidRequest, match=r"tuning.json is broken"):
+        Tuning.stored()
+
+
+def test_attention_goes_by_the_table():
+    known = Tuning("here", blocks_from={"bf16": 4096, "fp32": NEVER})
+    assert known.attends_in_blocks("bf16", 4096)
+    assert not known.attends_in_blocks("bf16", 4095)
+    assert not known.attends_in_blocks("fp32", 1 << 40)
+
+
+def test_without_a_table_it_goes_by_the_processor(monkeypatch):
+    for processor, in_blocks in (("AMD EPYC AVX512", True), ("Intel Xeon AVX512", False)):
+        monkeypatch.setattr(tuning, "_processor", lambda processor=processor: processor)
+        assert Tuning("here").attends_in_blocks("bf16", 100) is in_blocks
+        assert not Tuning("here").attends_in_blocks("fp32", 100)
+
+
+def test_blocks_win_from_where_they_are_faster(monkeypatch):
+    fused = iter([9.0, 9.0, 1.0])  # at 4096, 1024 and 256 tokens
+
+    monkeypatch.setattr(measuring, "_seconds", lambda *_: [next(fused), 2.0])
+    assert measuring.blocks_from("fp32") == 1024 * 1024
+
+
+def test_the_fewest_rows_that_are_about_as_good_are_kept(checkpoint_folder, monkeypatch):
+    monkeypatch.setattr(measuring, "_ROWS", (2, 4, 8))
+    model = load(checkpoint_folder, precision="fp32")
+    request = model.resolve(GenerationRequest(prompt="", width=64, height=96))
+    assert [rows for rows, rate in measuring.rows_that_pay(model, request) if rate > 0][:1] == [2]
+
+    key, most = measuring.best_rows(model, request, {2: 10.0, 4: 19.2, 8: 20.0})
+    assert (key, most) == (row_key(model, 48, 32), 4)
+    Tuning(tuning.this_machine(), rows={key: most}).store()
+    limits = Limits.of(model.backend.device)
+    assert limits.rows_of(model, 48, 32) == 4
+    assert limits.rows_of(model, 32, 32) != 4
+
+
+def test_the_command_measures_and_stores(checkpoint_folder, monkeypatch, capsys):
+    from limner.cli.main import main
+
+    monkeypatch.setattr(measuring, "_TOKENS", (64,))
+    monkeypatch.setattr(measuring, "_ROWS", (2, 4))
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                "tune",
+                "--model",
+                str(checkpoint_folder),
+                "--precision",
+                "fp32",
+                "--width",
+                "64",
+                "--height",
+                "64",
+            ]
+        )
+    assert not ended.value.code
+    assert capsys.readouterr().out.splitlines()[-1] == str(tuning_file())
+    kept = json.loads(tuning_file().read_text())
+    assert set(kept["blocks_from"]) == {"fp32", "bf16"}
+    [(key, rows)] = kept["rows"].items()
+    assert key.endswith("torch fp32")
+    assert rows in (2, 4)
