@@ -86,9 +86,14 @@ class Denoised:
 
 @dataclass(frozen=True, eq=False)
 class DecodeLatents:
-    """Turn latents [1, C, h, w], as the U-Net knows them, into a picture. Answered by [1, 3, H, W]."""
+    """Turn latents [1, C, h, w], as the U-Net knows them, into a picture. Answered by [1, 3, H, W].
+
+    Attributes:
+        tiled: decode it piece by piece, which takes less memory and changes it a little.
+    """
 
     latents: Tensor
+    tiled: bool = False
 
 
 @dataclass(frozen=True, eq=False)

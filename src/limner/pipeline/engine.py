@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import inf, lcm
 
@@ -369,7 +369,8 @@ class Engine:
         if not group:
             return
         began = time.monotonic()
-        answers = self._answer(group[0].model, [drawing.call for drawing in group])
+        model = group[0].model
+        answers = self._answer(model, [self._affordable(model, drawing.call) for drawing in group])
         self._seconds += time.monotonic() - began
         for drawing, answer in zip(group, answers, strict=True):
             if not drawing.job.handle.done():  # else the next tick drops it
@@ -388,14 +389,21 @@ class Engine:
             return not is_text, min(drawing.ready for drawing in group), group[0].rank
 
         group = min(groups.values(), key=urgency)
-        model, call = group[0].model, group[0].call
-        limits = self._limits_of(model)
-        spare = limits.memory - self._resident(model)
-        most = max(1, min(limits.calls_of(model, call), spare // max(1, limits.needs(model, call))))
-        return _compatible(group)[:most]
+        model = group[0].model
+        call, limits = self._affordable(model, group[0].call), self._limits_of(model)
+        most = min(limits.calls_of(model, call), self._spare(model) // max(1, limits.needs(model, call)))
+        return _compatible(group)[: max(1, most)]
 
-    def _resident(self, model: Model) -> int:
-        return model.backend.bytes if isinstance(self._models, Model) else self._models.bytes
+    def _spare(self, model: Model) -> int:
+        """Bytes that forward passes may take beside the weights."""
+        resident = model.backend.bytes if isinstance(self._models, Model) else self._models.bytes
+        return self._limits_of(model).memory - resident
+
+    def _affordable(self, model: Model, call: Call) -> Call:
+        """The call, or where it would not fit, one like it that takes less memory."""
+        if isinstance(call, DecodeLatents) and self._limits_of(model).needs(model, call) > self._spare(model):
+            return replace(call, tiled=True)
+        return call
 
     def _answer(self, model: Model, calls: Sequence[Call]) -> list[Answer]:
         """Answer calls together; if that fails, by halves, until the one at fault stands alone."""
@@ -407,7 +415,10 @@ class Engine:
         except Exception as error:
             failure = error
         if len(calls) == 1:
-            return [Answer(error=_told(failure))]
+            [call], told = calls, _told(failure)
+            if isinstance(told, OutOfMemory) and isinstance(call, DecodeLatents) and not call.tiled:
+                return self._answer(model, [replace(call, tiled=True)])
+            return [Answer(error=told)]
         middle = len(calls) // 2
         return self._answer(model, calls[:middle]) + self._answer(model, calls[middle:])
 

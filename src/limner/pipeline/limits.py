@@ -15,6 +15,7 @@ from limner.nn.vae import VAEConfig
 
 from .calls import Call, DecodeLatents, Denoise, EncodeImage, EncodeText
 from .model import Model
+from .tiles import TILE
 from .tuning import Tuning
 
 # Rows times weights times latent pixels at which a forward pass is long enough to hide what it costs to
@@ -73,8 +74,7 @@ class Limits:
                 return len(call.branches) * unet_bytes(config.unet_config, height, width, size)
             case DecodeLatents():
                 height, width = call.latents.shape[2:]
-                factor = config.vae_config.downscale
-                return vae_bytes(config.vae_config, factor * height, factor * width, size)
+                return _decoder_bytes(config.vae_config, height, width, size, call.tiled)
             case EncodeImage():
                 height, width = call.image.shape[2:]
                 return vae_bytes(config.vae_config, height, width, size)
@@ -82,7 +82,7 @@ class Limits:
                 return 0  # next to nothing beside the others
 
     def most_for(self, model: Model, shape: tuple[int, ...], rows: int) -> int:
-        """Bytes that the most demanding forward pass of one picture makes, about.
+        """Bytes that the most demanding forward pass of one picture makes, about, if it is decoded in tiles.
 
         Args:
             shape: of its latents, [1, C, h, w].
@@ -93,7 +93,7 @@ class Limits:
         vae = model.checkpoint.vae_config
         return max(
             rows * unet_bytes(model.checkpoint.unet_config, height, width, size),
-            vae_bytes(vae, vae.downscale * height, vae.downscale * width, size),
+            _decoder_bytes(vae, height, width, size, tiled=True),
         )
 
 
@@ -110,6 +110,13 @@ def unet_bytes(config: UNetConfig, height: int, width: int, size: int) -> int:
     the eightfold width inside the feed-forward layers.
     """
     return 24 * config.block_out_channels[0] * height * width * size
+
+
+def _decoder_bytes(config: VAEConfig, height: int, width: int, size: int, tiled: bool) -> int:
+    """For latents of height x width."""
+    if tiled:
+        height, width = min(height, TILE), min(width, TILE)
+    return vae_bytes(config, config.downscale * height, config.downscale * width, size)
 
 
 def vae_bytes(config: VAEConfig, height: int, width: int, size: int) -> int:

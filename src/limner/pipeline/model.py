@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -34,6 +35,7 @@ from .images import to_images
 from .metadata import Picture, Record
 from .result import GenerationResult
 from .text import TextEncoder
+from .tiles import decode_in_tiles
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -154,7 +156,7 @@ class Model:
             case Denoise():
                 return Denoise, call.x.shape, call.deep is not None
             case DecodeLatents():
-                return DecodeLatents, call.latents.shape
+                return DecodeLatents, call.latents.shape, call.tiled
             case EncodeImage():
                 return EncodeImage, call.image.shape
 
@@ -243,14 +245,22 @@ class Model:
         ]
 
     def _decode(self, calls: Sequence[DecodeLatents]) -> list[Answer]:
-        scaled = torch.cat([call.latents for call in calls]) / self.checkpoint.vae_config.scaling_factor
-        [images], again, lost = self._finite(
-            lambda backend, which: (backend.decode(scaled[which]),), len(calls)
-        )
-        return [
+        config, tiled = self.checkpoint.vae_config, calls[0].tiled
+        scaled = torch.cat([call.latents for call in calls]) / config.scaling_factor
+
+        def decode(backend: Backend, which: Tensor) -> tuple[Tensor]:
+            if not tiled:
+                return (backend.decode(scaled[which]),)
+            rows = [scaled[row : row + 1] for row in which.tolist()]
+            return (torch.cat([decode_in_tiles(backend.decode, row, config.downscale) for row in rows]),)
+
+        [images], again, lost = self._finite(decode, len(calls))
+        answers = [
             self._answer(image, "the autoencoder's decoder", row in again, row in lost)
             for row, image in enumerate(images[:, None])
         ]
+        told = ("decoded in tiles, as the memory does not suffice for the whole",) * tiled
+        return [replace(answer, warnings=answer.warnings + told) for answer in answers]
 
     def _encode_image(self, calls: Sequence[EncodeImage]) -> list[Answer]:
         images = torch.cat([call.image for call in calls])
@@ -349,6 +359,7 @@ class Model:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "backend": self.backend.name,
+            **({"openvino": version("openvino")} if self.backend.name == "openvino" else {}),
             "device": gpu or f"{device.type} {torch.backends.cpu.get_cpu_capability()}",
             "precision": self.backend.precision,
             "threads": torch.get_num_threads(),
