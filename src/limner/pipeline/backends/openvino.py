@@ -284,8 +284,8 @@ def _converted(part: str, checkpoint: Checkpoint) -> Any:
     with warnings.catch_warnings():
         # `torch.export`, which is to take its place, fixes sizes that are left open here.
         warnings.filterwarnings("ignore", r"`torch\.jit\.trace(_method)?` is deprecated", DeprecationWarning)
-        # PyTorch's checks of its own arguments, which it passes over by itself unless filters are reset.
-        torch.jit.TracerWarning.ignore_lib_warnings()
+        # PyTorch looks at its own arguments, and silences that itself unless filters are reset.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python bool", module=r"torch\.nn\.")
         # Checking a trace means to run the network twice more.
         traced = decoders.TorchScriptPythonDecoder(
             network.eval(), example_input=inputs, trace_kwargs={"check_trace": False}
