@@ -370,6 +370,15 @@ def test_a_pickle_says_how_to_convert(limner, tmp_path):
     assert "hint:" in done.err
 
 
+def test_each_of_several_pictures_can_be_drawn_again_alone(tiny, limner):
+    """Its rows have the same bits alone as in company, on the CPU."""
+    drawn = limner("generate", "a house", "--model", tiny, "--steps", "3", "-n", "5", "--seed", "3")
+    for path in drawn.out.split()[1::2]:
+        again = limner("generate", "--from", path, "--out", "again")
+        assert again.code == 0
+        assert f"bit for bit the picture in {path}" in again.err
+
+
 # The real command
 
 

@@ -259,7 +259,7 @@ def _draw(
 
 
 def _as_recorded(models: ModelOptions, original: _Original | None) -> ModelOptions:
-    """Device and precision: as given, else those of the original where this machine has them."""
+    """Device, precision and backend: as given, else the original's where this machine has them."""
     import torch
 
     recorded = original.record.environment if original else {}
@@ -271,7 +271,8 @@ def _as_recorded(models: ModelOptions, original: _Original | None) -> ModelOptio
         precision = str(recorded.get("precision", "auto"))
         if on_cpu and precision == "fp16":
             precision = "auto"
-    return replace(models, device=device, precision=precision)
+    backend = models.backend or (str(recorded["backend"]) if "backend" in recorded else None)
+    return replace(models, device=device, precision=precision, backend=backend)
 
 
 def _tell(bar: terminal.Bar, taken: int, progress: "Progress") -> None:

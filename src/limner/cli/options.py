@@ -24,6 +24,8 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:
 _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
 _SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde or unipc."
 _REFERENCE = "picturebook (the default), a folder, or a hub id such as organisation/name."
+_COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
+_LOW_VRAM = "Keep only the network that is running on the GPU."
 _SPEED = "exact, balanced or fast: the latter two change the picture a little to draw it sooner."
 _EXACT = "Draw each picture by itself, so that its bits do not depend on the others, or (default) share work."
 
@@ -77,7 +79,9 @@ class ModelOptions(_Options):
 
     device: Annotated[Text, option("auto, cpu, cuda, cuda:1 …", MODEL)] = None
     precision: Annotated[Text, option("auto, fp32, bf16, fp16 or int8.", MODEL)] = None
-    backend: Annotated[str, option("What runs the networks: torch or openvino.", MODEL)] = "torch"
+    backend: Annotated[Text, option("What runs the networks: torch (the default) or openvino.", MODEL)] = None
+    compiled: Annotated[bool | None, option(_COMPILED, MODEL, "--compiled", show_default=False)] = None
+    low_vram: Annotated[bool | None, option(_LOW_VRAM, MODEL, "--low-vram", show_default=False)] = None
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,7 +1,7 @@
 """`limner tune`: measure what is fastest on this machine, once."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,8 +9,7 @@ from limner.cli import terminal
 from limner.cli.options import MODEL, PICTURE, ModelOptions, Text, Whole, option, spread
 
 if TYPE_CHECKING:
-    from limner.pipeline.backends.base import Precision
-    from limner.pipeline.model import BackendName
+    pass
 
 
 @spread
@@ -50,9 +49,7 @@ def tune(
             model,
             revision=revision,
             variant=variant,
-            device=models.device or "auto",
-            precision=cast("Precision", models.precision or "auto"),
-            backend=cast("BackendName", models.backend),
+            **models.given(),
         )
         request, rates = drawer.resolve(asked), {}
         terminal.note(f"rows of {model} at {request.width}x{request.height} …")

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -359,10 +358,10 @@ class Model:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "backend": self.backend.name,
-            **({"openvino": version("openvino")} if self.backend.name == "openvino" else {}),
             "device": gpu or f"{device.type} {torch.backends.cpu.get_cpu_capability()}",
             "precision": self.backend.precision,
             "threads": torch.get_num_threads(),
+            **self.backend.details,
         }
 
     @cached_property
@@ -381,6 +380,8 @@ class Source:
     device: torch.device
     precision: Precision
     backend: BackendName
+    compiled: bool
+    low_vram: bool
     warnings: tuple[str, ...]
 
     @property
@@ -419,8 +420,18 @@ class Source:
 
     def _backend(self) -> Backend:
         if self.backend == "torch":
-            return NativeBackend(self.checkpoint, self.device, self.precision).read()
+            return NativeBackend(
+                self.checkpoint,
+                self.device,
+                self.precision,
+                compiled=self.compiled,
+                low_vram=self.low_vram,
+            ).read()
         if self.backend == "openvino":
+            if self.compiled or self.low_vram:
+                raise InvalidRequest(
+                    "the openvino backend has no --compiled and no --low-vram", hint="leave them out"
+                )
             from .backends.openvino import OpenVINOBackend  # here, as its library is an extra
 
             return OpenVINOBackend(self.checkpoint, self.device, self.precision).read()
@@ -435,6 +446,8 @@ def find(
     device: str = "auto",
     precision: Precision | Literal["auto"] = "auto",
     backend: BackendName = "torch",
+    compiled: bool = False,
+    low_vram: bool = False,
 ) -> Source:
     """Find a model, fetching it if need be, and check its files. Arguments and errors as of `load`."""
     where = pick_device("cpu" if backend == "openvino" and device == "auto" else device)
@@ -449,7 +462,18 @@ def find(
     located = locate_model(reference, revision=revision, variant=variant)
     checkpoint = read_checkpoint(located.folder, variant)
     warnings = located.warnings + checkpoint.warnings
-    return Source(located.name, revision, variant, checkpoint, where, precision, backend, warnings)
+    return Source(
+        located.name,
+        revision,
+        variant,
+        checkpoint,
+        where,
+        precision,
+        backend,
+        compiled,
+        low_vram,
+        warnings,
+    )
 
 
 def load(
@@ -460,6 +484,8 @@ def load(
     device: str = "auto",
     precision: Precision | Literal["auto"] = "auto",
     backend: BackendName = "torch",
+    compiled: bool = False,
+    low_vram: bool = False,
 ) -> Model:
     """Load a model: the one that ships with Limner, a folder in the diffusers layout, or one from the hub.
 
@@ -470,6 +496,8 @@ def load(
         device: "cpu", "cuda", "cuda:1" …; "auto" is CUDA where there is one.
         precision: of the networks; "auto" is fp16 on CUDA, and on the CPU bf16 where it computes in that.
         backend: what runs the networks.
+        compiled: compile the U-Net for a GPU, which takes minutes once and pays for many pictures.
+        low_vram: keep only the network that is running on the GPU.
 
     Raises:
         ModelNotFound: nothing of this name.
@@ -477,7 +505,14 @@ def load(
         InvalidRequest: an unknown device, precision or backend.
     """
     source = find(
-        reference, revision=revision, variant=variant, device=device, precision=precision, backend=backend
+        reference,
+        revision=revision,
+        variant=variant,
+        device=device,
+        precision=precision,
+        backend=backend,
+        compiled=compiled,
+        low_vram=low_vram,
     )
     return source.load()
 

@@ -58,14 +58,11 @@ class Tuning:
             temporary.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         return path
 
-    def attends_in_blocks(self, precision: str, scores: int) -> bool:
-        """Whether attention on the CPU is faster in blocks, for so many scores of one head."""
-        known = self.blocks_from.get(precision)
-        if known is None:
-            # The fused kernel computes in bfloat16 as slowly as in fp32 where its library is not at home.
-            at_home = not (precision == "bf16" and "AMD" in _processor())
-            known = NEVER if at_home else 0
-        return scores >= known
+    def first_in_blocks(self, precision: str) -> int:
+        """The number of scores of one head from which attention on the CPU is faster in blocks."""
+        # The fused kernel computes in bfloat16 as slowly as in fp32 where its library is not at home.
+        guess = 0 if precision == "bf16" and "AMD" in _processor() else NEVER
+        return self.blocks_from.get(precision, guess)
 
 
 def tuning_file() -> Path:

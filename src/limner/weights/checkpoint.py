@@ -82,7 +82,15 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Number of weights in all components, from the headers."""
-        return sum(info.elements for path in self.weights.values() for info in read_infos(path).values())
+        return sum(self.parameters_by_part.values())
+
+    @property
+    def parameters_by_part(self) -> dict[str, int]:
+        """Number of weights of each component."""
+        return {
+            part: sum(info.elements for info in read_infos(path).values())
+            for part, path in self.weights.items()
+        }
 
     @property
     def size(self) -> int:

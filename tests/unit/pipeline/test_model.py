@@ -116,12 +116,28 @@ def test_a_vocabulary_larger_than_the_text_encoders_is_an_error(checkpoint_folde
         load(checkpoint_folder)
 
 
+def test_options_of_gpus_are_refused_on_the_cpu(checkpoint_folder):
+    for options in ({"compiled": True}, {"low_vram": True}):
+        with pytest.raises(InvalidRequest, match="for GPUs"):
+            load(checkpoint_folder, device="cpu", **options)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_draws_the_same_picture(checkpoint_folder, model):
-    there = load(checkpoint_folder, device="cuda", precision="fp32")
-    ours, theirs = (
-        torch.frombuffer(bytearray(draw(m).images[0].tobytes()), dtype=torch.uint8).int()
-        for m in (model, there)
-    )
-    assert (ours - theirs).abs().max() <= 1
+@pytest.mark.parametrize("options", [{}, {"compiled": True}, {"low_vram": True}])
+def test_cuda_draws_the_same_picture(checkpoint_folder, model, options):
+    there = load(checkpoint_folder, device="cuda", precision="fp32", **options)
+    for images in (1, 3):  # three guided pictures are six rows, filled up to eight where they are compiled
+        ours, theirs = (
+            torch.frombuffer(bytearray(draw(m, num_images=images).images[-1].tobytes()), dtype=torch.uint8)
+            for m in (model, there)
+        )
+        assert (ours.int() - theirs.int()).abs().max() <= 1
+    if options.get("low_vram"):
+        backend = there.backend
+        on_device = [
+            part
+            for part in (backend.text_encoder, backend.unet, backend.vae)
+            if next(part.parameters()).is_cuda
+        ]
+        assert on_device == [backend.vae]

@@ -56,6 +56,19 @@ def test_a_convolution_keeps_weights_for_two_sizes_and_its_bits_for_all():
     assert all(torch.equal(one, other) for one, other in zip(fresh, again, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("side", [8, 40])
+def test_rows_have_the_same_bits_in_any_company(networks, dtype, side):
+    """Maps of 8x8 and of 40x40, which PyTorch's kernels take in different ways."""
+    unet, vae = (pack(networks[name].eval().requires_grad_(False).to(dtype)) for name in ("unet", "vae"))
+    x, context = torch.randn(5, 4, side, side).to(dtype), torch.randn(5, 16, 32).to(dtype)
+    timesteps = torch.tensor([1.0, 200.0, 500.0, 700.0, 900.0])
+    together, pictures = unet(x, timesteps, context), vae.decode(x)
+    for some in (slice(0, 1), slice(1, 3), slice(2, 5)):
+        assert torch.equal(unet(x[some], timesteps[some], context[some]), together[some])
+        assert torch.equal(vae.decode(x[some]), pictures[some])
+
+
 @pytest.mark.parametrize(
     ("rows", "keys", "heads"), [(1, 1, 1), (600, 77, 5), (64, 64, 4), (1030, 1030, 2), (3, 5000, 8)]
 )

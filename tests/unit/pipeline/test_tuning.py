@@ -41,16 +41,15 @@ def test_a_broken_file_is_named(text):
 
 def test_attention_goes_by_the_table():
     known = Tuning("here", blocks_from={"bf16": 4096, "fp32": NEVER})
-    assert known.attends_in_blocks("bf16", 4096)
-    assert not known.attends_in_blocks("bf16", 4095)
-    assert not known.attends_in_blocks("fp32", 1 << 40)
+    assert known.first_in_blocks("bf16") == 4096
+    assert known.first_in_blocks("fp32") == NEVER
 
 
 def test_without_a_table_it_goes_by_the_processor(monkeypatch):
     for processor, in_blocks in (("AMD EPYC AVX512", True), ("Intel Xeon AVX512", False)):
         monkeypatch.setattr(tuning, "_processor", lambda processor=processor: processor)
-        assert Tuning("here").attends_in_blocks("bf16", 100) is in_blocks
-        assert not Tuning("here").attends_in_blocks("fp32", 100)
+        assert Tuning("here").first_in_blocks("bf16") == (0 if in_blocks else NEVER)
+        assert Tuning("here").first_in_blocks("fp32") == NEVER
 
 
 def test_blocks_win_from_where_they_are_faster(monkeypatch):

@@ -1,5 +1,6 @@
 """What a model needs of whatever runs its networks."""
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -30,6 +31,10 @@ class Backend(Protocol):
     @property
     def bytes(self) -> int:
         """What its weights take of the device's memory."""
+
+    @property
+    def details(self) -> Mapping[str, str | int]:
+        """What else decides about the bits of its pictures, for their records."""
 
     def refusal(self, call: Call) -> str | None:
         """Why it cannot answer such a call, in a clause; None if it can."""

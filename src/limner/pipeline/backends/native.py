@@ -1,5 +1,6 @@
 """The networks in PyTorch."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from limner.nn.layers import attention, attention_in_blocks
 from limner.nn.unet import CrossAttention, UNet2DConditionModel
 from limner.nn.vae import AutoencoderKL, SelfAttention2D
 from limner.pipeline.calls import Call
-from limner.pipeline.tuning import Tuning
+from limner.pipeline.tuning import NEVER, Tuning
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae
 
 from .base import Precision
@@ -29,8 +30,13 @@ class NativeBackend:
     On the CPU weights are packed and attention is computed as measured (`Tuning`); on GPUs feature maps are
     channels_last.
 
+    Args:
+        compiled: compile the U-Net, for GPUs: once for each of a few numbers of rows, which batches are
+            filled up to, and captured as CUDA graphs.
+        low_vram: keep only the network that is running on the GPU, the others in the machine's memory.
+
     Raises:
-        InvalidRequest: a precision that the device does not compute in.
+        InvalidRequest: a precision that the device does not compute in, or an option of GPUs for the CPU.
         InvalidCheckpoint: when a network is first used; `read` uses all.
     """
 
@@ -42,6 +48,9 @@ class NativeBackend:
         device: torch.device,
         precision: Precision,
         tuning: Tuning | None = None,
+        *,
+        compiled: bool = False,
+        low_vram: bool = False,
     ) -> None:
         if precision == "fp16" and device.type == "cpu":
             raise InvalidRequest(
@@ -52,7 +61,16 @@ class NativeBackend:
                 f"precision is {precision!r}, which PyTorch does not run this model in",
                 hint=f"use {', '.join(DTYPES)}, or --backend openvino for int8",
             )
+        if device.type == "cpu" and (compiled or low_vram):
+            raise InvalidRequest(
+                f"{'--compiled' if compiled else '--low-vram'} is for GPUs; this model runs on the CPU",
+                hint="leave it out",
+            )
+        if compiled and low_vram:
+            raise InvalidRequest("a compiled network cannot leave the GPU", hint="choose one of them")
         self.checkpoint, self.device, self.precision = checkpoint, device, precision
+        self.compiled, self.low_vram = compiled, low_vram
+        self._on_device: nn.Module | None = None  # with low_vram
         self._dtype = DTYPES[precision]
         self._tuning = Tuning.stored() if tuning is None else tuning
 
@@ -75,8 +93,10 @@ class NativeBackend:
 
     def _prepared(self, network: Network) -> Network:
         """On its device, in the form that is fastest there."""
-        network = network.to(self.device).eval().requires_grad_(False)
+        network = network.eval().requires_grad_(False)
         if self.device.type != "cpu":
+            if not self.low_vram:
+                network.to(self.device)
             nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
             return network
         for module in network.modules():
@@ -85,18 +105,38 @@ class NativeBackend:
         return pack(network) if can_pack() else network
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        in_blocks = self._tuning.attends_in_blocks(self.precision, q.shape[1] * k.shape[1])
+        in_blocks = q.shape[1] * k.shape[1] >= self._tuning.first_in_blocks(self.precision)
         return (attention_in_blocks if in_blocks else attention)(q, k, v, heads)
+
+    def _ready(self, network: Network) -> Network:
+        """A network that is about to run, on its device."""
+        if self.low_vram and network is not self._on_device:
+            if self._on_device is not None:
+                self._on_device.to("cpu")
+            self._on_device = network.to(self.device)
+        return network
+
+    @cached_property
+    def _compiled_unet(self) -> Callable[..., Tensor]:
+        return torch.compile(self.unet, mode="reduce-overhead", dynamic=False)
 
     @cached_property
     def bytes(self) -> int:
-        return self.checkpoint.parameters * self._dtype.itemsize
+        sizes = [count * self._dtype.itemsize for count in self.checkpoint.parameters_by_part.values()]
+        return max(sizes) if self.low_vram else sum(sizes)
+
+    @property
+    def details(self) -> dict[str, str | int]:
+        if self.device.type != "cpu":
+            return {"compiled": "yes"} if self.compiled else {}
+        first = self._tuning.first_in_blocks(self.precision)
+        return {"attention": "fused" if first == NEVER else f"in blocks from {first} scores"}
 
     def refusal(self, call: Call) -> str | None:
         return None
 
     def encode_text(self, ids: Tensor, clip_skip: int) -> Tensor:
-        hidden: Tensor = self.text_encoder(ids.to(self.device), clip_skip)[0]
+        hidden: Tensor = self._ready(self.text_encoder)(ids.to(self.device), clip_skip)[0]
         return hidden.float().cpu()
 
     def denoise(
@@ -109,20 +149,30 @@ class NativeBackend:
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         inputs = self._in(x), timesteps.to(self.device), self._in(context)
+        unet = self._ready(self.unet)
         if deep is not None:
-            return self.unet.forward_reusing(*inputs, deep).float().cpu(), None
+            return unet.forward_reusing(*inputs, deep).float().cpu(), None
         if keep:
-            output, deep = self.unet.forward_keeping(*inputs)
+            output, deep = unet.forward_keeping(*inputs)
             return output.float().cpu(), deep
-        return self.unet(*inputs).float().cpu(), None
+        if self.compiled:
+            filled = self._compiled_unet(*map(_filled_up, inputs))
+            return filled[: len(x)].float().cpu(), None
+        return unet(*inputs).float().cpu(), None
 
     def decode(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.vae.decode(self._in(latents))
+        images: Tensor = self._ready(self.vae).decode(self._in(latents))
         return images.float().cpu()
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.vae.encode(self._in(images))
+        mean, logvar = self._ready(self.vae).encode(self._in(images))
         return mean.float().cpu(), logvar.float().cpu()
 
     def _in(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self._dtype)
+
+
+def _filled_up(rows: Tensor) -> Tensor:
+    """Rows [B, …], the last one repeated up to a power of two: so few sizes are compiled."""
+    missing = (1 << (len(rows) - 1).bit_length()) - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows

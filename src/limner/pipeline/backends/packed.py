@@ -33,7 +33,7 @@ def can_pack() -> bool:
 
 
 def pack(network: Network) -> Network:
-    """Replace the linear layers, convolutions and bfloat16 norms inside a network, for inference.
+    """Replace the linear layers, convolutions and group norms inside a network, for inference.
 
     Returns:
         the network, whose parameters are then no longer those of a checkpoint.
@@ -46,8 +46,8 @@ def pack(network: Network) -> Network:
                 setattr(module, name, PackedPointwise(child.weight.flatten(1), child.bias))
             elif type(child) is nn.Conv2d:
                 setattr(module, name, PackedConv2d(child))
-            elif type(child) is nn.GroupNorm and child.weight.dtype == torch.bfloat16:
-                setattr(module, name, WideGroupNorm(child))
+            elif type(child) is nn.GroupNorm:
+                setattr(module, name, PackedGroupNorm(child))
     return network
 
 
@@ -106,10 +106,12 @@ class PackedConv2d(nn.Module):
         return self.weights[size]
 
 
-class WideGroupNorm(nn.Module):
-    """Group norm of bfloat16, in fp32 where PyTorch's own is slow: for small feature maps, channels_last.
+class PackedGroupNorm(nn.Module):
+    """Group norm whose rows have the same bits in any company, as all else that is packed has.
 
-    There it goes through each group by itself, and the few channels of one do not fill a vector of bfloat16.
+    PyTorch's kernel for feature maps that are channels_last and large spreads their sums over threads as the
+    batch happens to fall, so large ones go row by row. Small ones it takes group by group, where in bfloat16
+    the few channels of a group do not fill a vector: fp32 is faster.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -119,6 +121,7 @@ class WideGroupNorm(nn.Module):
         self.wide = norm.weight.detach().float(), norm.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] * x.shape[3] >= _LARGE_MAP:
-            return F.group_norm(x, self.groups, *self.narrow, self.eps)
-        return F.group_norm(x.float(), self.groups, *self.wide, self.eps).to(x.dtype)
+        if x.shape[2] * x.shape[3] < _LARGE_MAP:
+            return F.group_norm(x.float(), self.groups, *self.wide, self.eps).to(x.dtype)
+        rows = [F.group_norm(row, self.groups, *self.narrow, self.eps) for row in torch.split(x, 1)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)

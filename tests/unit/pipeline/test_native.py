@@ -1,0 +1,39 @@
+"""What the torch backend does for GPUs, as far as it can be tried without one."""
+
+import pytest
+import torch
+from torch import nn
+
+from limner.pipeline.backends.native import NativeBackend, _filled_up
+from limner.weights.checkpoint import read_checkpoint
+
+
+@pytest.mark.parametrize(("rows", "filled"), [(1, 1), (2, 2), (3, 4), (6, 8), (8, 8)])
+def test_batches_are_filled_up_to_powers_of_two(rows, filled):
+    batch = torch.arange(rows * 3.0).reshape(rows, 3)
+    full = _filled_up(batch)
+    assert full.shape == (filled, 3)
+    assert torch.equal(full[:rows], batch)
+    assert all(torch.equal(row, batch[-1]) for row in full[rows:])
+
+
+class Moved(nn.Module):
+    def __init__(self, name, log):
+        super().__init__()
+        self.name, self.log = name, log
+
+    def to(self, where):
+        self.log.append((self.name, str(where)))
+        return self
+
+
+def test_only_the_network_that_runs_is_on_a_small_gpu(checkpoint_folder):
+    backend = NativeBackend(read_checkpoint(checkpoint_folder), torch.device("cuda"), "fp16", low_vram=True)
+    log = []
+    text, unet = Moved("text", log), Moved("unet", log)
+    for network in (text, unet, unet, text):
+        assert backend._ready(network) is network
+    assert log == [("text", "cuda"), ("text", "cpu"), ("unet", "cuda"), ("unet", "cpu"), ("text", "cuda")]
+
+    whole = NativeBackend(read_checkpoint(checkpoint_folder), torch.device("cuda"), "fp16")
+    assert backend.bytes == 2 * max(backend.checkpoint.parameters_by_part.values()) < whole.bytes
