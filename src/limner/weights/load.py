@@ -7,10 +7,11 @@ become their parameters: a weight costs memory when it is first used, and a cast
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from limner.errors import InvalidCheckpoint
 
@@ -46,6 +47,21 @@ _OLD_ATTENTION = re.compile(
 _NEW_PROJECTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Skip the functions of `torch.nn.init`.
+
+    On the meta device they compute nothing, but import PyTorch's compiler, which takes longer than to load a
+    small model.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load_module(
     build: Callable[[], M],
     tensors: Mapping[str, Tensor],
@@ -70,7 +86,7 @@ def load_module(
         InvalidCheckpoint: naming every key that is missing, unexpected, given under two names, or of
             another shape or kind than the module expects (the first ten of each, and their number).
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         module = build()
     expected = module.state_dict()
 
