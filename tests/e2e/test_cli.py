@@ -397,7 +397,9 @@ def test_the_command_on_a_terminal_stopped_by_ctrl_c(tiny, tmp_path):
     process.send_signal(signal.SIGINT)
     while chunk := read(terminal):
         said += chunk
-    rest, _ = process.communicate(timeout=60)
+    with process.stdout as pipe:  # `communicate` would pass over what `readline` has read ahead
+        rest = pipe.read()
+    process.wait(timeout=60)
     os.close(terminal)
 
     assert process.returncode == 130

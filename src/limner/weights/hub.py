@@ -110,7 +110,7 @@ def locate_model(
 
 def list_models() -> list[ModelInfo]:
     """The shipped model and every Stable Diffusion checkpoint in the hub's cache, read from headers alone."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     infos = [
@@ -120,7 +120,7 @@ def list_models() -> list[ModelInfo]:
         for info in _describe(name, None, folder, "shipped")
     ]
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return infos
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
