@@ -64,7 +64,11 @@ class Contestant:
         try:
             kind, value = self._connection.recv()
         except EOFError:
-            raise RuntimeError("a contestant died; was there enough memory?") from None
+            self._process.join(5)
+            code = self._process.exitcode
+            raise RuntimeError(
+                f"a contestant died with exit code {code}; -9 tells of lacking memory"
+            ) from None
         if kind == "unavailable":
             raise Unavailable(value)
         if kind == "failed":

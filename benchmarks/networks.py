@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -312,9 +313,10 @@ def measure(group: Sequence[Entry], rounds: int, side: int, data: dict[str, Any]
                 running[entry.name] = stack.enter_context(Contestant(entry.make))
             except Unavailable as reason:
                 data["skipped"][entry.name] = str(reason)
+        if len(running) == 1 and len(group) > 1:
+            return  # nobody came
         peak = stack.enter_context(Contestant(partial(Peak, side)))
         for network in NETWORKS:
-            say(f"{network}: {', '.join(running)}")
             reference = running[BASELINE].ask("output", network)
             apart = {
                 name: difference(contestant.ask("output", network), reference)
@@ -327,6 +329,8 @@ def measure(group: Sequence[Entry], rounds: int, side: int, data: dict[str, Any]
             answers = alternate({**turns, **peaks}, rounds)
             for name in peaks:
                 data["gflops"].setdefault(name.split()[1], []).extend(answers[name])
+            medians = ", ".join(f"{name} {median(answers[name]):.3g} s" for name in running)
+            say(f"{network}: {medians}")
             for name in running:
                 if name != BASELINE or name not in data["networks"][network]:
                     data["networks"][network][name] = {
@@ -378,6 +382,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0], rounds=7)
     options.add_argument("--compile", action="store_true", help="diffusers compiled too, which takes minutes")
     options.add_argument("--checkpoint", type=Path, help="folder in the diffusers layout, for its weights")
+    options.add_argument("--only", nargs="+", default=[""], help="others than the baseline: parts of names")
     options.add_argument("--memory", type=float, default=20, help="GiB that contestants may take together")
     given = options.parse_args(argv)
     rounds = given.rounds = 1 if given.quick else given.rounds
@@ -394,7 +399,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "networks": {network: {} for network in NETWORKS},
             "skipped": {},
         }
-        taking_part = entries(folder, given.compile, given.quick)
+        baseline, *others = entries(folder, given.compile, given.quick)
+        taking_part = [baseline, *(e for e in others if any(part in e.name for part in given.only))]
         for group in heats(taking_part, checkpoint.parameters, given.memory * 2**30):
             measure(group, rounds, checkpoint.unet_config.sample_size, data)
     report(given, data, {entry.name: entry.precision for entry in taking_part}).publish(given)
