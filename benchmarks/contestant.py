@@ -37,7 +37,7 @@ class Contestant:
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._make), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, self._make))
         self._process.start()
         theirs.close()
         try:

@@ -370,7 +370,7 @@ def report(options: argparse.Namespace, data: dict[str, Any], precisions: dict[s
                 )
             )
         columns = ("", "time", f"{BASELINE} ÷ it", "GFLOP/s", "of peak", "largest diff.", "RMS diff.")
-        found.tables.append(Table(f"{title}, {work / 1e9:.3g} GFLOP", columns, rows))
+        found.tables.append(Table(f"{title}, {work / 1e12:.3g} TFLOP", columns, rows))
         times = {n: Spread.of(f["seconds"]) for n, f in data["networks"][network].items()}
         found.charts.append(Chart(title, "s", times))
     found.notes += [f"Peak {p}: {value:.0f} GFLOP/s." for p, value in peaks.items()]

@@ -197,7 +197,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = options.parse_args(argv)
     rounds, pictures = given.rounds, _PICTURES
     if given.quick:
-        rounds, pictures, given.batch, given.steps = 1, 4, 2, 4
+        rounds, given.batch, given.steps = 1, 2, 4
+        pictures = 257  # one more than are drawn without other processes
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (Path(scratch), given.batch, pictures)
         say("encoding pictures")
