@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from limner.pipeline.engine import Engine
     from limner.pipeline.handle import Handle, Progress
     from limner.pipeline.metadata import Picture
-    from limner.pipeline.model import Model, load
+    from limner.pipeline.model import BackendName, Model, load
     from limner.pipeline.models import ModelCache
     from limner.pipeline.result import GenerationResult
     from limner.request import GenerationRequest
@@ -94,13 +94,14 @@ def generate(
     variant: str | None = None,
     device: str = "auto",
     precision: "Precision | Literal['auto']" = "auto",
+    backend: "BackendName" = "torch",
     **fields: Any,
 ) -> "GenerationResult":
     """Load a model, draw with it and let it go. To draw more than once, keep what `load` returns.
 
     Args:
         prompt: what to draw.
-        model, revision, variant, device, precision: as of `load`.
+        model, revision, variant, device, precision, backend: as of `load`.
         **fields: of `GenerationRequest`, such as steps, guidance_scale, seed, num_images.
 
     Raises:
@@ -108,7 +109,9 @@ def generate(
     """
     from limner.pipeline.model import load
 
-    loaded = load(model, revision=revision, variant=variant, device=device, precision=precision)
+    loaded = load(
+        model, revision=revision, variant=variant, device=device, precision=precision, backend=backend
+    )
     return loaded.generate(prompt, **fields)
 
 
