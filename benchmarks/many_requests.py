@@ -34,6 +34,11 @@ _GUIDANCE, _STEPS = 4.0, 20
 _MIXED_STEPS = (8, 20, 30, 50)
 _LOAD = 0.9  # of what a queue that draws one at a time can just do
 _MOST_ALONE = 8  # requests a turn one by one, whose rate does not depend on how many there are
+_PRECISIONS = {
+    "default": "Limner in auto precision and diffusers in fp32, as each comes",
+    "fp32": "both in fp32",
+    "bf16": "both in bf16",
+}
 _IN_FLIGHT = 16  # requests of the soak at once
 
 
@@ -281,7 +286,7 @@ def report(options: argparse.Namespace, data: dict[str, Any], steps: int) -> Rep
     found = Report(
         "many_requests",
         "Many requests",
-        f"The shipped model in {options.precision}, 128 x 128, guidance {_GUIDANCE:g}, the checkpoint's own "
+        f"The shipped model, 128 x 128, {_PRECISIONS[options.precision]}, guidance {_GUIDANCE:g}, the checkpoint's own "
         "sampler, another prompt and seed for each request. Every ratio is of the same round, with a 95 % "
         "interval.",
         data=data,
@@ -330,7 +335,7 @@ def report(options: argparse.Namespace, data: dict[str, Any], steps: int) -> Rep
     found.notes.append(f"Arrivals are a Poisson process; each has {mix} steps, with equal chances.")
 
     passes, seconds = zip(*data["cancel"], strict=True)
-    step = 1 / statistics.median(data["at once"][1]["images per second"]["limner one by one"]) / steps
+    step = stream["seconds alone"] / statistics.mean(stream["steps"])
     found.notes.append(
         f"After a cancel the engine began at most {max(passes)} forward passes for that request, and was "
         f"rid of it after the time of {statistics.median(seconds) / step:.2f} steps (median), "
@@ -344,19 +349,26 @@ def report(options: argparse.Namespace, data: dict[str, Any], steps: int) -> Rep
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0], rounds=5)
-    options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both programs")
+    options.add_argument(
+        "--precision",
+        choices=("default", "fp32", "bf16"),
+        default="default",
+        help="of both programs; by default each as it comes: fp32 for diffusers, auto for Limner",
+    )
+    options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64], help="how many requests")
     options.add_argument("--requests", type=int, default=100, help="of a stream of arrivals")
     options.add_argument("--streams", type=int, default=3, help="of arrivals")
     options.add_argument("--soak", action="store_true", help="watch memory over a thousand requests too")
     given = options.parse_args(argv)
-    sizes, steps, rounds, streams = (1, 4, 16, 64), _STEPS, given.rounds, given.streams
+    sizes, steps, rounds, streams = given.at_once, _STEPS, given.rounds, given.streams
     marks, mixed, cancels = (100, 1000), _MIXED_STEPS, 20
     if given.quick:
-        sizes, steps, rounds, streams, given.requests = (1, 2), 2, 1, 1, 4
+        sizes, steps, rounds, streams, given.requests = [1, 2], 2, 1, 1, 4
         marks, mixed, cancels = (1, 4), (2, 4), 2
 
-    with Contestant(partial(Limner, given.precision)) as limner:
-        with Contestant(partial(Diffusers, given.precision)) as diffusers:
+    ours, theirs = {"default": ("auto", "fp32")}.get(given.precision, (given.precision, given.precision))
+    with Contestant(partial(Limner, ours)) as limner:
+        with Contestant(partial(Diffusers, theirs)) as diffusers:
             data: dict[str, Any] = {"at once": at_once(limner, diffusers, sizes, rounds, steps)}
         data["stream"] = arriving(limner, given.requests, streams, mixed)
         say("cancelling")
