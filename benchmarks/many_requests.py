@@ -287,7 +287,7 @@ def report(options: argparse.Namespace, data: dict[str, Any], steps: int) -> Rep
         "many_requests",
         "Many requests",
         f"The shipped model, 128 x 128, {_PRECISIONS[options.precision]}, guidance {_GUIDANCE:g}, the "
-        "checkpoint's own sampler, another prompt and seed for each request. Every ratio is of the same round, "
+        "checkpoint's own sampler, another prompt and seed for each request. Every ratio is of one round, "
         "with a 95 % interval.",
         data=data,
     )
