@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.contestant import Contestant, Unavailable
-from benchmarks.harness import Spread, alternate, ratio
+from benchmarks.harness import Spent, Spread, alternate, ratio, share_of_others, spent
 from benchmarks.networks import Entry, difference, heats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +78,15 @@ def test_a_ratio_is_of_the_same_round():
     assert twice == Spread(2.0, 2.0, 2.0)
     noisy = ratio([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     assert noisy.low < noisy.middle == 2.0 < noisy.high
+
+
+def test_others_are_noticed(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    before, after = Spent(clock=10, all=100, own=5), Spent(clock=20, all=130, own=15)
+    assert share_of_others(before, after) == pytest.approx(20 / 40)
+    assert share_of_others(None, after) is None
+    now = spent()
+    assert now is None or now.all >= now.own > 0
 
 
 def test_heats_fit_into_memory_and_hold_the_baseline():
