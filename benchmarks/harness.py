@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,12 +19,14 @@ T = TypeVar("T")
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("limner", "torch", "diffusers", "transformers", "accelerate", "openvino", "nncf", "numpy")
+_DISTURBED = 0.05  # of the cores' time that other programs may take
 _COLOURS = {"limner": "#2f6fb0", "diffusers": "#b9b9b9"}
 
 
 def parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that all commands have."""
+    """The options that all commands have; and when they began, by which the page tells who else was busy."""
     options = argparse.ArgumentParser(description=description)
+    options.set_defaults(began=spent())
     options.add_argument("--rounds", type=int, default=rounds, help="how often each contestant has its turn")
     options.add_argument("--out", type=Path, help=f"folder to write to; by default {RESULTS}")
     options.add_argument(
@@ -120,14 +123,23 @@ class Report:
 
     def publish(self, options: argparse.Namespace) -> None:
         """Print the page, and write it unless this was a quick run that named no folder."""
-        facts = machine()
+        others = share_of_others(options.began, spent())
+        facts = {
+            **machine(),
+            "other programs": "unknown" if others is None else f"{others:.1%} of the cores' time",
+        }
+        if others is not None and others > _DISTURBED:
+            self.notes.insert(
+                0, f"**Disturbed:** other programs took {others:.0%} of the cores' time meanwhile."
+            )
         page = self._markdown(facts)
         print(page)
         folder = options.out or (None if options.quick else RESULTS)
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        kept = {"name": self.name, "options": vars(options), "machine": facts, **self.data}
+        chosen = {name: value for name, value in vars(options).items() if name != "began"}
+        kept = {"name": self.name, "options": chosen, "machine": facts, **self.data}
         (folder / f"{self.name}.json").write_text(json.dumps(kept, indent=1, default=_plain) + "\n")
         (folder / f"{self.name}.md").write_text(page + "\n", encoding="utf-8")
         self._plot(folder / f"{self.name}.png")
@@ -186,6 +198,34 @@ def machine() -> dict[str, str]:
         "Python": platform.python_version(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds since some moment: on the clock, of all cores in use, and of this program's use of them."""
+
+    clock: float
+    all: float
+    own: float
+
+
+def spent() -> Spent | None:
+    """None where the system does not tell. Own are also the processes that were started and have ended."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return None
+    user, nice, system, _, _, *rest = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
+    everybody = user + nice + system + sum(rest[:3])  # interrupts, and what the host gave to others
+    own = sum(os.times()[:4])
+    return Spent(time.monotonic(), everybody / os.sysconf("SC_CLK_TCK"), own)
+
+
+def share_of_others(before: Spent | None, after: Spent | None) -> float | None:
+    """How much of the cores' time went to other programs."""
+    if before is None or after is None:
+        return None
+    others = after.all - before.all - (after.own - before.own)
+    return max(0.0, others) / (after.clock - before.clock) / (os.cpu_count() or 1)
 
 
 def _cpu() -> str:
