@@ -8,6 +8,7 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -391,6 +392,12 @@ class Source:
 
     def load(self) -> Model:
         """Read the weights. Raises as the function `load`."""
+        # Each thread that computes has OpenMP workers of its own as long as it lives. Where there are more of
+        # them than cores they sleep instead of spinning, and small forward passes take twice as long.
+        with ThreadPoolExecutor(1, "limner-reader") as reader:
+            return reader.submit(self._load).result()
+
+    def _load(self) -> Model:
         checkpoint = self.checkpoint
         try:
             scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
