@@ -38,7 +38,7 @@ from .model import Model
 from .models import ModelCache
 from .result import GenerationResult
 
-_LINGER = 2.0  # seconds that the thread waits for another request before it ends
+_LINGER = 0.05  # seconds that the idle thread stays: its OpenMP workers slow those of other threads down
 _STRETCH = 4  # how many times its own length a context may be repeated to fit others
 
 
