@@ -177,10 +177,14 @@ class SchedulerConfig:
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:
         """What the network was trained on."""
-        return self.noise_schedule_in(torch.float64)
+        return self._noise_schedule(torch.float64)
 
-    def noise_schedule_in(self, dtype: torch.dtype) -> NoiseSchedule:
-        """The noise schedule, computed in the arithmetic of `dtype`."""
+    @cached_property
+    def noise_schedule_fp32(self) -> NoiseSchedule:
+        """The same, computed in the arithmetic of float32."""
+        return self._noise_schedule(torch.float32)
+
+    def _noise_schedule(self, dtype: torch.dtype) -> NoiseSchedule:
         if self.trained_betas is not None:
             betas = torch.tensor(self.trained_betas, dtype=dtype)
             return NoiseSchedule.from_betas(betas, zero_terminal_snr=self.rescale_betas_zero_snr)

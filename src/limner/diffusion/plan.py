@@ -18,8 +18,6 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-import torch
-
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.samplers import SAMPLERS
 from limner.diffusion.schedule import (
@@ -160,7 +158,7 @@ def make_plan(
     spacing = spacing or config.timestep_spacing or peer.spacing
     sigma_schedule = sigma_schedule or (config.sigma_schedule if peer.sigma_schedules else "uniform")
     # In float32, as diffusers computes it: where a sigma's timestep is rounded, 1e-6 can make it another.
-    schedule = config.noise_schedule_in(torch.float32).capped(peer.infinity)
+    schedule = config.noise_schedule_fp32.capped(peer.infinity)
 
     timesteps = _spaced(peer, spacing, steps, len(schedule), config.steps_offset)
     sigmas = [schedule.sigma_at(t) for t in timesteps]

@@ -20,7 +20,7 @@ from .tuning import Tuning
 
 # Rows times weights times latent pixels at which a forward pass is long enough to hide what it costs to
 # start, on devices of either kind: SD 1.5 at 512 x 512 has 3.5e12 a row, the shipped model 2.6e9.
-_ENOUGH_WORK = {"cpu": 8e10, "cuda": 6e13}
+_ENOUGH_WORK = {"cpu": 1.4e11, "cuda": 6e13}
 _MOST_ROWS = {"cpu": 32, "cuda": 64}
 _SHARE = 0.9  # of a device's memory that may be used
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.nn.unet import GEGLU
+
 _OPERATORS = (
     "_reorder_linear_weight",
     "_linear_pointwise",
@@ -19,6 +21,7 @@ _OPERATORS = (
     "_convolution_pointwise",
 )
 _LARGE_MAP = 1024  # pixels from which PyTorch's group norm goes through all channels of a pixel together
+_CACHED_NUMBERS = 2**19  # in fp32, that stay in the cache between one pass over them and the next
 _KEPT_SIZES = 2  # of feature maps, that a convolution keeps weights in order for
 
 _mkldnn = torch.ops.mkldnn
@@ -39,8 +42,10 @@ def pack(network: Network) -> Network:
         the network, whose parameters are then no longer those of a checkpoint.
     """
     for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear:
+        for name, child in list(module.named_children()):
+            if type(child) is GEGLU:
+                setattr(module, name, PackedGEGLU(child))
+            elif type(child) is nn.Linear:
                 setattr(module, name, PackedLinear(child.weight, child.bias))
             elif type(child) is nn.Conv2d and child.kernel_size == (1, 1):
                 setattr(module, name, PackedPointwise(child.weight.flatten(1), child.bias))
@@ -61,6 +66,21 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
+
+
+class PackedGEGLU(nn.Module):
+    """GEGLU as two products, the second of which gates the first while it is still in the cache."""
+
+    def __init__(self, geglu: GEGLU) -> None:
+        super().__init__()
+        halves = geglu.proj.weight.detach().chunk(2)
+        self.weight, self.gate = (_mkldnn._reorder_linear_weight(half.contiguous()) for half in halves)
+        self.biases = geglu.proj.bias.detach().chunk(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = _mkldnn._linear_pointwise(x, self.gate, self.biases[1], "gelu", [], "none")
+        y: Tensor = _mkldnn._linear_pointwise.binary(x, gate, self.weight, self.biases[0], "mul")
         return y
 
 
@@ -121,7 +141,12 @@ class PackedGroupNorm(nn.Module):
         self.wide = norm.weight.detach().float(), norm.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] * x.shape[3] < _LARGE_MAP:
-            return F.group_norm(x.float(), self.groups, *self.wide, self.eps).to(x.dtype)
-        rows = [F.group_norm(row, self.groups, *self.narrow, self.eps) for row in torch.split(x, 1)]
+        large = x.shape[2] * x.shape[3] >= _LARGE_MAP
+        together = 1 if large else max(1, _CACHED_NUMBERS // x[0].numel())
+        rows = [
+            F.group_norm(row, self.groups, *self.narrow, self.eps)
+            if large
+            else F.group_norm(row.float(), self.groups, *self.wide, self.eps).to(x.dtype)
+            for row in torch.split(x, together)
+        ]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
