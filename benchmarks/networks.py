@@ -131,7 +131,7 @@ class Limner(_Networks):
             return self.backend.denoise(*given)[0]
         if network == "vae":
             return self.backend.decode(*given)
-        return self.backend.encode_text(*given, 1)
+        return self.backend.encode_text(*given, 1)[0]
 
 
 class Peak:
@@ -177,7 +177,7 @@ def inputs(checkpoint: "Checkpoint") -> dict[str, "tuple[Tensor, ...]"]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    unet, text = checkpoint.unet_config, checkpoint.text_config
+    unet, text = checkpoint.unet_config, checkpoint.text_configs["text_encoder"]
     side, length = unet.sample_size, text.max_position_embeddings
     x = torch.randn(2, unet.in_channels, side, side, generator=generator)
     context = torch.randn(2, length, unet.cross_attention_dim, generator=generator)
@@ -235,7 +235,10 @@ def random_checkpoint(folder: Path, tiny: bool) -> Path:
                 )
     shipped = read_checkpoint(SHIPPED["picturebook"])  # for what no network looks at
     save_checkpoint(
-        folder, **networks, tokenizer=shipped.tokenizer, scheduler_config=shipped.scheduler_config
+        folder,
+        **networks,
+        tokenizer=shipped.tokenizers["text_encoder"],
+        scheduler_config=shipped.scheduler_config,
     )
     return folder
 
@@ -253,7 +256,7 @@ def flops(checkpoint: "Checkpoint") -> dict[str, int]:
         networks: dict[str, Callable[..., Any]] = {
             "unet": UNet2DConditionModel(checkpoint.unet_config),
             "vae": AutoencoderKL(checkpoint.vae_config).decode,
-            "text_encoder": CLIPTextModel(checkpoint.text_config),
+            "text_encoder": CLIPTextModel(checkpoint.text_configs["text_encoder"]),
         }
     counts = {}
     for name, given in inputs(checkpoint).items():

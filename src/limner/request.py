@@ -22,6 +22,8 @@ Spacing = Literal["leading", "linspace", "trailing"]
 SpeedName = Literal["exact", "balanced", "fast"]
 
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+Pair = tuple[Annotated[int, Field(ge=0, le=16_384)], Annotated[int, Field(ge=0, le=16_384)]]
+Source = Annotated[str, Field(min_length=1, max_length=64 << 20)]
 Prompt = Annotated[str, Field(max_length=65_536)]
 
 
@@ -47,6 +49,18 @@ class GenerationRequest(BaseModel):
         num_images: how many pictures.
         clip_skip: 1 takes the text encoder's last layer, 2 the one before it, as AUTOMATIC1111 counts.
         prompt_syntax: "a1111" or "literal" for none.
+        image: a picture to begin with: its path or a data URL. Models for inpainting, editing or depth maps
+            need one.
+        strength: how much of it is drawn anew, 0 to 1; None is all of it for models that are made for
+            inpainting, and 0.8 for others.
+        mask: a picture that is white where an inpainting model is to draw anew.
+        depth: a depth map, the nearer the whiter, for a model that takes one.
+        image_guidance_scale: how closely an editing model keeps to the picture.
+        original_size, target_size: height and width that XL is told; None is the picture's own.
+        crop: top and left that XL is told.
+        aesthetic_score, negative_aesthetic_score: that the refiner of XL is told, 1 to 10.
+        refiner: a model that takes over on the way, such as the refiner of XL.
+        refiner_start: the share of the steps after which it does.
         speed: "balanced" and "fast" change the picture a little to draw it sooner.
         exact: the picture's bits do not depend on what else is drawn at the same time, which costs speed.
             Without it, company changes the rounding.
@@ -73,6 +87,18 @@ class GenerationRequest(BaseModel):
     num_images: Annotated[int, Field(ge=1, le=1000)] = 1
     clip_skip: Annotated[int, Field(ge=1, le=64)] = 1
     prompt_syntax: PromptSyntax = "a1111"
+    image: Source | None = None
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    mask: Source | None = None
+    depth: Source | None = None
+    image_guidance_scale: Annotated[float, Field(ge=1, le=100)] = 1.5
+    original_size: Pair | None = None
+    target_size: Pair | None = None
+    crop: Pair = (0, 0)
+    aesthetic_score: Annotated[float, Field(ge=0, le=10)] = 6.0
+    negative_aesthetic_score: Annotated[float, Field(ge=0, le=10)] = 2.5
+    refiner: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    refiner_start: Annotated[float, Field(gt=0, lt=1)] | None = None
     speed: SpeedName = "exact"
     exact: bool = False
 
@@ -89,6 +115,8 @@ class GenerationRequest(BaseModel):
             raise ValueError(
                 f"seed {self.seed} and {self.num_images} images pass the largest seed {MAX_SEED}"
             )
+        if (self.refiner is None) != (self.refiner_start is None):
+            raise ValueError("refiner and refiner_start go together: give both or neither")
         if self.eta and self.sampler not in (None, "ddim"):
             raise ValueError(f"eta is ddim's; the sampler is {self.sampler}")
         return self
@@ -100,10 +128,12 @@ class GenerationRequest(BaseModel):
         Raises:
             InvalidRequest: naming each field at fault, what it was given and what it expects.
         """
-        interval = fields.get("guidance_interval")
-        given = {**fields, "guidance_interval": tuple(interval)} if isinstance(interval, list) else fields
+        given = {
+            name: tuple(value) if name in _PAIRS and isinstance(value, list) else value
+            for name, value in fields.items()
+        }
         try:
-            return cls.model_validate(dict(given))
+            return cls.model_validate(given)
         except ValidationError as error:
             raise _refusal(error) from None
 
@@ -114,12 +144,14 @@ class GenerationRequest(BaseModel):
         Raises:
             InvalidRequest: as `of`.
         """
-        interval = texts.get("guidance_interval")
-        given = texts if interval is None else {**texts, "guidance_interval": tuple(interval.split())}
+        given = {name: tuple(text.split()) if name in _PAIRS else text for name, text in texts.items()}
         try:
-            return cls.model_validate(dict(given), strict=False).model_dump(exclude_unset=True)
+            return cls.model_validate(given, strict=False).model_dump(exclude_unset=True)
         except ValidationError as error:
             raise _refusal(error) from None
+
+
+_PAIRS = ("guidance_interval", "original_size", "target_size", "crop")
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:

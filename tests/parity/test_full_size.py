@@ -14,7 +14,7 @@ from limner.nn.clip import CLIPTextConfig, CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 from limner.pipeline.calls import DecodeLatents
-from limner.pipeline.generation import text_to_image, watch
+from limner.pipeline.generation import picture_of, watch
 from limner.pipeline.model import load
 from limner.request import GenerationRequest
 from limner.weights.save import save_checkpoint
@@ -100,7 +100,7 @@ def test_pipeline(ours, theirs, assert_close):
     request = ours.resolve(GenerationRequest.of({**fields, "steps": 3, "seed": 5}))
     [(latents, image)] = [
         (call.latents, answer.value)
-        for call, answer in watch(text_to_image(request, ours), ours)
+        for call, answer in watch(picture_of(request, ours), ours)
         if isinstance(call, DecodeLatents)
     ]
     expected = theirs(

@@ -18,7 +18,7 @@ from limner.nn.clip import CLIPTextConfig, CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 from limner.pipeline.calls import DecodeLatents
-from limner.pipeline.generation import text_to_image, watch
+from limner.pipeline.generation import picture_of, watch
 from limner.pipeline.model import load
 from limner.request import GenerationRequest
 from limner.weights.save import save_checkpoint
@@ -73,7 +73,7 @@ def draw(model, **fields):
     request = model.resolve(GenerationRequest.of({"prompt_syntax": "literal", **fields}))
     [drawn] = [
         (call.latents, answer.value)
-        for call, answer in watch(text_to_image(request, model), model)
+        for call, answer in watch(picture_of(request, model), model)
         if isinstance(call, DecodeLatents)
     ]
     return drawn

@@ -268,16 +268,18 @@ def _beyond(model: "Model", lines: Iterable[Line]) -> Iterator[Fault]:
     """Those of the lines that a model cannot draw."""
     from limner.prompts.chunks import encode_prompt
 
+    tokenizer = next(iter(model.tokenizers.values()))
+
     @functools.cache  # a hundred thousand lines tend to have few settings
     def check(settings: "GenerationRequest") -> None:
         model.resolve(settings)
-        encode_prompt(settings.negative_prompt or "", model.tokenizer, settings.prompt_syntax)
+        encode_prompt(settings.negative_prompt or "", tokenizer, settings.prompt_syntax)
 
     for line in lines:
         request = line.request
         try:
             check(request.model_copy(update={"prompt": "", "seed": 0, "num_images": 1}))
-            encode_prompt(request.prompt, model.tokenizer, request.prompt_syntax)
+            encode_prompt(request.prompt, tokenizer, request.prompt_syntax)
         except LimnerError as error:
             yield Fault(line.number, error.message)
 

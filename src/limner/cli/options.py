@@ -13,7 +13,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-PICTURE, PROMPT, SAMPLING, MODEL, OUTPUT = "Picture", "Prompt", "Sampling", "Model", "Output"
+PICTURE, PROMPT, IMAGE, SAMPLING = "Picture", "Prompt", "Picture to begin with", "Sampling"
+MODEL, XL, OUTPUT = "Model", "Stable Diffusion XL", "Output"
 
 
 def option(help: str, panel: str, *names: str, **more: Any) -> Any:
@@ -24,6 +25,7 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:
 _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
 _SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde or unipc."
 _REFERENCE = "picturebook (the default), a folder, or a hub id such as organisation/name."
+_TOLD = "In pixels, that XL is told; by default the picture's own."
 _COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
 _LOW_VRAM = "Keep only the network that is running on the GPU."
 _SPEED = "exact, balanced or fast: the latter two change the picture a little to draw it sooner."
@@ -32,6 +34,7 @@ _EXACT = "Draw each picture by itself, so that its bits do not depend on the oth
 Text = str | None  # an option left out is None, and the model's own default holds
 Whole = int | None
 Number = float | None
+Sides = tuple[int, int] | None
 
 Quiet = Annotated[bool, option("No progress or notes, only warnings.", OUTPUT, "--quiet", "-q")]
 
@@ -54,6 +57,24 @@ class RequestOptions(_Options):
     ] = None
     negative_prompt: Annotated[Text, option("What to steer away from.", PROMPT)] = None
     prompt_syntax: Annotated[Text, option(_SYNTAX, PROMPT)] = None
+    image: Annotated[Text, option("A picture to begin with.", IMAGE, metavar="PICTURE")] = None
+    strength: Annotated[Number, option("0 to 1: how much of it is drawn anew.", IMAGE)] = None
+    mask: Annotated[
+        Text, option("White where to draw anew, for inpainting models.", IMAGE, metavar="PICTURE")
+    ] = None
+    depth: Annotated[
+        Text, option("A depth map, nearer is whiter, for depth models.", IMAGE, metavar="PICTURE")
+    ] = None
+    image_guidance_scale: Annotated[
+        Number, option("How closely editing models keep to the picture.", IMAGE)
+    ] = None
+    refiner: Annotated[Text, option("A model that takes over on the way, as XL's refiner.", MODEL)] = None
+    refiner_start: Annotated[Number, option("0 to 1: after which share of the steps.", MODEL)] = None
+    original_size: Annotated[Sides, option(_TOLD, XL, metavar="HEIGHT WIDTH")] = None
+    target_size: Annotated[Sides, option(_TOLD, XL, metavar="HEIGHT WIDTH")] = None
+    crop: Annotated[Sides, option("Top and left that XL is told.", XL, metavar="TOP LEFT")] = None
+    aesthetic_score: Annotated[Number, option("That XL's refiner is told, 0 to 10.", XL)] = None
+    negative_aesthetic_score: Annotated[Number, option("Of what to steer away from.", XL)] = None
     clip_skip: Annotated[Whole, option("1: the text encoder's last layer, 2: one before …", PROMPT)] = None
     steps: Annotated[Whole, option("Sampler steps.", SAMPLING)] = None
     guidance_scale: Annotated[Number, option("How closely to follow the prompt; 1: off.", SAMPLING)] = None

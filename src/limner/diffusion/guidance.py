@@ -80,3 +80,33 @@ class ClassifierFreeGuidance:
         every = tuple(range(1, x.ndim))
         ratio = reference.std(every, keepdim=True) / output.std(every, keepdim=True)  # [B, 1, 1, 1]
         return scalings.denoised(x, output * (1.0 + self.rescale * (ratio - 1.0)))
+
+
+@dataclass(frozen=True)
+class EditGuidance:
+    """Guidance by a text and by a picture to edit (Brooks et al. 2023, arXiv:2211.09800, equation 3).
+
+    denoised = negative + image_scale * (image - negative) + scale * (positive - image)
+
+    The branch "image" is told the picture, but not the text; "negative" neither.
+
+    Args:
+        scale: of the text.
+        image_scale: how closely to keep to the picture.
+    """
+
+    scale: float
+    image_scale: float
+
+    def branches(self, sigma: float) -> tuple[str, ...]:
+        """All three, or the first alone where both scales are 1."""
+        return ("positive",) if self.scale == self.image_scale == 1.0 else ("positive", "image", "negative")
+
+    def combine(
+        self, denoised: Mapping[str, Tensor], x: Tensor, sigma: float, scalings: Scalings[float]
+    ) -> Tensor:
+        """As `ClassifierFreeGuidance.combine`."""
+        if "image" not in denoised:
+            return denoised["positive"]
+        positive, image, negative = (denoised[name] for name in ("positive", "image", "negative"))
+        return negative + self.image_scale * (image - negative) + self.scale * (positive - image)

@@ -101,6 +101,7 @@ class Plan:
         end_scale: the divisor that gives the latents to decode.
         options: the sampler's keyword arguments.
         schedule: the noise schedule, with no infinite sigma.
+        begun, left: how many steps of the whole run lie before these and behind them.
     """
 
     sampler: str
@@ -112,6 +113,34 @@ class Plan:
     end_scale: float
     options: Mapping[str, Any]
     schedule: NoiseSchedule = field(repr=False)
+    begun: int = 0
+    left: int = 0
+
+    def part(self, begin: int, end: int | None = None) -> "Plan":
+        """The steps from `begin` up to `end`: what begins with a picture, or is handed over on the way."""
+        steps = len(self.timesteps)
+        end = steps if end is None else end
+        if not 0 <= begin < end <= steps:
+            raise ValueError(f"steps {begin} to {end} are no part of {steps}")
+        options = dict(self.options)
+        legs = options.pop("legs", None)
+        if legs is not None and (begin, end) == (0, steps):
+            options["legs"] = legs
+        elif legs is not None and self.sampler == "ddim":
+            options["legs"] = legs[begin:end]
+        return replace(
+            self,
+            sigmas=self.sigmas[begin : end + 1],
+            timesteps=self.timesteps[begin:end],
+            options=options,
+            begun=self.begun + begin,
+            left=self.left + steps - end,
+        )
+
+    def step_at(self, share: float) -> int:
+        """The first step that is told a timestep below this share of the way, as diffusers cuts a run."""
+        cutoff = round(len(self.schedule) * (1.0 - share))
+        return sum(timestep >= cutoff for timestep in self.timesteps)
 
     def timestep(self, sigma: float) -> float:
         """What the network is told at a sigma that the sampler yields."""

@@ -225,7 +225,9 @@ class CLIPTextModel(nn.Module):
         if config.projection:
             self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
-    def forward(self, input_ids: Tensor, clip_skip: int = 1) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input_ids: Tensor, clip_skip: int = 1, *, final_norm: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Embed tokens.
 
         Args:
@@ -233,10 +235,12 @@ class CLIPTextModel(nn.Module):
                 which is how CLIP finds it.
             clip_skip: how many layers before the end the hidden states are taken, counted as
                 AUTOMATIC1111 does: 1 is the last layer, 2 the one before it.
+            final_norm: whether the hidden states pass through the final norm, as 1.x and 2.x have it; XL
+                takes them as they are.
 
         Returns:
-            hidden states [B, T, C], behind the final norm, and the pooled embedding [B, C or
-            projection_dim] at the end token, always of the last layer.
+            hidden states [B, T, C], and the pooled embedding [B, C or projection_dim] at the end token,
+            always of the last layer and behind the final norm.
 
         Raises:
             ValueError: clip_skip is outside 1 to the number of layers.
@@ -248,7 +252,9 @@ class CLIPTextModel(nn.Module):
             model.embeddings(input_ids), causal=True, checkpointed=self.gradient_checkpointing
         )
         last = model.final_layer_norm(states[-1])
-        hidden = last if clip_skip == 1 else model.final_layer_norm(states[-clip_skip])
+        hidden = states[-clip_skip]
+        if final_norm:
+            hidden = last if clip_skip == 1 else model.final_layer_norm(hidden)
         rows = torch.arange(len(input_ids), device=input_ids.device)
         pooled = last[rows, input_ids.argmax(dim=-1)]
         return hidden, self.text_projection(pooled) if self.config.projection else pooled

@@ -33,6 +33,8 @@ class UNetConfig:
         use_linear_projection: `proj_in` and `proj_out` are linear rather than 1x1 convolutions.
         addition_embed_type: None, or "text_time" where the pooled text embedding and sizes join the
             time embedding (XL); the two fields after it then give its widths.
+        time_cond_proj_dim: width of an embedding of the guidance scale, where the model was distilled to
+            take one.
         sample_size: the latents' side in training.
     """
 
@@ -51,6 +53,7 @@ class UNetConfig:
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None
     sample_size: int = 64
 
     def __post_init__(self) -> None:
@@ -127,7 +130,6 @@ class UNetConfig:
                 "resnet_skip_time_act": (False,),
                 "resnet_time_scale_shift": ("default",),
                 "reverse_transformer_layers_per_block": (None,),
-                "time_cond_proj_dim": (None,),
                 "time_embedding_act_fn": (None,),
                 "time_embedding_dim": (None,),
                 "time_embedding_type": ("positional",),
@@ -163,15 +165,36 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class TimestepEmbedding(nn.Module):
-    """Two linear layers with SiLU in between."""
+def guidance_embedding(scale: Tensor, channels: int) -> Tensor:
+    """Sines, then cosines of a guidance scale (Luo et al. 2023), [B] -> [B, channels], float32.
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    As for timesteps, but that the lowest frequency is 1 / 10000 itself.
+    """
+    half = channels // 2
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=scale.device) * (-math.log(10000.0) / (half - 1))
+    )
+    angles = 1000.0 * (scale.float()[:, None] - 1.0) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU in between.
+
+    Args:
+        condition_channels: of what is added to the timestep before them, or None for nothing.
+    """
+
+    def __init__(self, in_channels: int, channels: int, condition_channels: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(in_channels, channels)
         self.linear_2 = nn.Linear(channels, channels)
+        if condition_channels is not None:
+            self.cond_proj = nn.Linear(condition_channels, in_channels, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is not None:
+            x = x + self.cond_proj(condition)
         y: Tensor = self.linear_2(F.silu(self.linear_1(x)))
         return y
 
@@ -357,7 +380,7 @@ class UNet2DConditionModel(nn.Module):
         last = len(widths) - 1
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], time_channels)
+        self.time_embedding = TimestepEmbedding(widths[0], time_channels, config.time_cond_proj_dim)
         if config.addition_embed_type == "text_time":
             self.add_embedding = TimestepEmbedding(
                 config.projection_class_embeddings_input_dim or 0, time_channels
@@ -395,6 +418,7 @@ class UNet2DConditionModel(nn.Module):
         context: Tensor,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """Predict noise, velocity or clean latents, whichever the weights were trained for.
 
@@ -403,12 +427,15 @@ class UNet2DConditionModel(nn.Module):
             timesteps: [B], each row its own.
             context: [B, T, cross_attention_dim].
             pooled: [B, P] pooled text embedding, for "text_time" models only.
-            sizes: [B, 6] original height, width, crop top, left, target height, width, likewise.
+            sizes: [B, 6] original height, width, crop top, left, target height, width, likewise; or [B, 5]
+                with an aesthetic score in place of the target's (the refiner of XL).
+            guidance: [B] guidance scale that the output is to have, for models with `time_cond_proj_dim`
+                (latent consistency models: Luo et al. 2023).
 
         Returns:
             [B, out_channels, h, w].
         """
-        return self._walk(x, timesteps, context, pooled, sizes, None)[0]
+        return self._walk(x, timesteps, context, pooled, sizes, guidance, None)[0]
 
     def forward_keeping(
         self,
@@ -417,9 +444,10 @@ class UNet2DConditionModel(nn.Module):
         context: Tensor,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `forward`, and the deep features [B, C, h', w'] that `forward_reusing` takes."""
-        return self._walk(x, timesteps, context, pooled, sizes, None)
+        return self._walk(x, timesteps, context, pooled, sizes, guidance, None)
 
     def forward_reusing(
         self,
@@ -429,6 +457,7 @@ class UNet2DConditionModel(nn.Module):
         deep: Tensor,
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """As `forward`, but of all layers only the outermost run (DeepCache: Ma et al. 2023).
 
@@ -436,7 +465,7 @@ class UNet2DConditionModel(nn.Module):
             deep: what `forward_keeping` gave for the same rows at a noise level nearby. It stands for what
                 the layers further in would say, which changes little from step to step.
         """
-        return self._walk(x, timesteps, context, pooled, sizes, deep)[0]
+        return self._walk(x, timesteps, context, pooled, sizes, guidance, deep)[0]
 
     def _walk(
         self,
@@ -445,11 +474,12 @@ class UNet2DConditionModel(nn.Module):
         context: Tensor,
         pooled: Tensor | None,
         sizes: Tensor | None,
+        guidance: Tensor | None,
         deep: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Down and up again; the inner part, whose outcome is `deep`, only where that is not given."""
         time = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
-        time = self.time_embedding(time)
+        time = self.time_embedding(time, self._guidance(guidance, time))
         if self.config.addition_embed_type == "text_time":
             time = time + self.add_embedding(self._text_and_sizes(pooled, sizes).to(x.dtype))
         time = F.silu(time)  # each residual block starts with it
@@ -489,6 +519,15 @@ class UNet2DConditionModel(nn.Module):
             if stage.upsamplers and index == len(stage.resnets) - 1:
                 x = stage.upsamplers[0](x, skips[-1].shape[2:])  # an odd size was rounded up on the way down
         return x
+
+    def _guidance(self, scale: Tensor | None, like: Tensor) -> Tensor | None:
+        """[B, time_cond_proj_dim], or None where the model wants no guidance scale."""
+        channels = self.config.time_cond_proj_dim
+        if channels is None:
+            return None
+        if scale is None:
+            raise ValueError("this U-Net is conditioned on a guidance scale: give it")
+        return guidance_embedding(scale, channels).to(like.dtype)
 
     def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
         if pooled is None or sizes is None:

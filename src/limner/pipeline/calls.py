@@ -6,7 +6,7 @@ value, so it can be grouped with calls of other generations and answered in one 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,13 +16,26 @@ from limner.prompts.chunks import PromptSyntax
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """A text as the U-Net sees it.
+    """All that the U-Net is told beside the noisy latents and their timestep.
 
     Attributes:
-        context: hidden states [1, T, C], T a multiple of the tokenizer's length.
+        context: hidden states of a text [1, T, C], T a multiple of the tokenizer's length.
+        pooled: the text's pooled embedding [1, P], for XL.
+        sizes: the original height and width, crop top and left, and target height and width or an aesthetic
+            score, for XL.
+        channels: [1, K, h, w] that stand behind the latents' own: of a mask, a picture, a depth map.
+        guidance: the scale that the network itself is to guide with, if it was distilled to.
     """
 
     context: Tensor
+    pooled: Tensor | None = None
+    sizes: tuple[float, ...] = ()
+    channels: Tensor | None = None
+    guidance: float | None = None
+
+
+Role = Literal["model", "refiner"]
+"""Which of a request's models a call is for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class EncodeText:
     syntax: PromptSyntax
     clip_skip: int
     exact: bool = False
+    role: Role = "model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +78,7 @@ class Denoise:
     steps: int
     keep: bool = False
     deep: Mapping[str, Tensor] | None = None
+    role: Role = "model"
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -92,6 +107,7 @@ class DecodeLatents:
         tiled: decode it piece by piece, which takes less memory and changes it a little.
     """
 
+    role: ClassVar[Role] = "model"
     latents: Tensor
     tiled: bool = False
 
@@ -103,6 +119,7 @@ class EncodeImage:
     Answered by their mean and standard deviation, each [1, C, h, w], as the U-Net knows them.
     """
 
+    role: ClassVar[Role] = "model"
     image: Tensor
 
 

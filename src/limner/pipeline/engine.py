@@ -30,7 +30,7 @@ from limner.errors import (
 from limner.request import GenerationRequest
 
 from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeText
-from .generation import Generation, guidance_of, plan_of, text_to_image
+from .generation import Generation, guidance_of, picture_of, plan_of
 from .handle import Handle, Progress
 from .limits import Limits
 from .metadata import Picture
@@ -328,7 +328,7 @@ class Engine:
         """Raises InvalidRequest, and OutOfMemory for what could never be drawn."""
         request = model.resolve(job.handle.request)
         plan = plan_of(request, model.scheduler)
-        guidance = guidance_of(request, plan)
+        guidance = guidance_of(request, plan, model.traits)
         rows = max(len(guidance.branches(sigma)) for sigma in plan.sigmas[:-1])
         shape = model.latent_shape(request)
         limits = self._limits_of(model)
@@ -350,7 +350,7 @@ class Engine:
         assert request.seed is not None
         job.since = job.since or time.monotonic()
         own = request.model_copy(update={"seed": request.seed + job.begun, "num_images": 1})
-        generation = text_to_image(own, model)
+        generation = picture_of(own, model)
         self._drawings.append(_Drawing(job, job.begun, own, model, generation, next(generation), self._tick))
         if isinstance(self._models, ModelCache):
             self._models.hold(model)

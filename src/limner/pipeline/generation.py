@@ -1,6 +1,6 @@
 """How a picture comes about, as plain sequential code: coroutines that yield calls and are sent answers.
 
-    generation = text_to_image(request, model)
+    generation = picture_of(request, model)
     image = run(generation, model)
 
 Nothing here touches a network. A generation can therefore run alone (`run`), be watched (`watch`: the
@@ -9,18 +9,32 @@ answer to a `Denoise` holds a preview), run in company of many (`Engine`), and b
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from limner.diffusion.config import SchedulerConfig
-from limner.diffusion.guidance import ClassifierFreeGuidance, Guidance
+from limner.diffusion.guidance import ClassifierFreeGuidance, EditGuidance, Guidance
 from limner.diffusion.plan import Plan, make_plan
 from limner.diffusion.samplers import SAMPLERS, Noise, Steps
 from limner.request import GenerationRequest
+from limner.weights.checkpoint import Kind
 
-from .calls import Answer, Call, Conditioning, DecodeLatents, Denoise, Denoised, EncodeText
+from .calls import (
+    Answer,
+    Call,
+    Conditioning,
+    DecodeLatents,
+    Denoise,
+    Denoised,
+    EncodeImage,
+    EncodeText,
+    Role,
+)
+from .images import read_gray, read_pixels
 from .speed import SPEEDS, Speed
 
 Generation = Generator[Call, Any, Tensor]
@@ -33,11 +47,33 @@ class AnswersCalls(Protocol):
     def answer(self, calls: Sequence[Call]) -> list[Answer]: ...
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What sets a model apart from plain text-to-image.
+
+    Attributes:
+        kind: what its U-Net is given beside the noisy latents.
+        sizes: how many sizes it is told: 6 (XL), 5 (its refiner) or 0.
+        zero_negative: no negative prompt means an embedding of zeros.
+        guides_itself: the guidance scale is an input of the network.
+        scaling_factor: of the latents as the U-Net knows them.
+    """
+
+    kind: Kind = "text"
+    sizes: int = 0
+    zero_negative: bool = False
+    guides_itself: bool = False
+    scaling_factor: float = 1.0
+
+
 class Facts(Protocol):
     """What a generation needs to know of a model, without touching a network."""
 
     @property
     def scheduler(self) -> SchedulerConfig: ...
+
+    @property
+    def traits(self) -> Traits: ...
 
     def latent_shape(self, request: GenerationRequest) -> tuple[int, ...]: ...
 
@@ -48,40 +84,144 @@ def cpu_noise(seed: int, shape: tuple[int, ...]) -> Noise:
     return lambda: torch.randn(shape, generator=generator)
 
 
-def text_to_image(
-    request: GenerationRequest, model: Facts, noise_source: NoiseSource = cpu_noise
+def picture_of(
+    request: GenerationRequest,
+    model: Facts,
+    noise_source: NoiseSource = cpu_noise,
+    refiner: Facts | None = None,
 ) -> Generation:
     """Draw one picture.
 
     Args:
         request: resolved, its seed that of this picture.
         model: facts about the model whose calls these will be.
+        refiner: facts about the model that the request names to finish the picture.
 
     Returns:
         [1, 3, H, W], about [-1, 1].
     """
     assert request.seed is not None
-    plan, speed = plan_of(request, model.scheduler), SPEEDS[request.speed]
-    guidance = guidance_of(request, plan)
-    texts = {"positive": request.prompt, "negative": request.negative_prompt or ""}
-    names = [name for name in texts if any(name in guidance.branches(sigma) for sigma in plan.sigmas[:-1])]
-    encoded = yield EncodeText(
-        tuple(texts[name] for name in names), request.prompt_syntax, request.clip_skip, request.exact
-    )
-    conditionings = dict(zip(names, encoded, strict=True))
+    plan = plan_of(request, model.scheduler)
+    shape = model.latent_shape(request)
+    noise = noise_source(request.seed, shape)
+    if request.image is None or model.traits.kind == "edit" or plan.begun == 0:
+        x = noise() * plan.start_scale
+    else:
+        mean, spread = yield EncodeImage(read_pixels(request.image, request))
+        x = mean + spread * noise()
+        x = x + plan.sigmas[0] * noise()
+    beside = yield from _channels(request, model.traits, shape[2:], noise)
 
-    noise = noise_source(request.seed, model.latent_shape(request))
-    x = noise() * plan.start_scale
-    sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
-    latents = yield from denoised(sampler, plan, guidance, conditionings, speed)
-    image: Tensor = yield DecodeLatents(latents / plan.end_scale)
+    if refiner is None or request.refiner_start is None:
+        x = yield from _denoised(request, model, plan, x, noise, beside)
+    else:
+        handover = plan.step_at(request.refiner_start)
+        x = yield from _denoised(request, model, plan.part(0, handover), x, noise, beside)
+        last = plan_of(request, refiner.scheduler).part(handover)
+        x = yield from _denoised(request, refiner, last, x, noise, {}, role="refiner")
+        plan = last
+    image: Tensor = yield DecodeLatents(x / plan.end_scale)
     return image
+
+
+def _denoised(
+    request: GenerationRequest,
+    model: Facts,
+    plan: Plan,
+    x: Tensor,
+    noise: Noise,
+    beside: Mapping[str, Tensor],
+    role: Role = "model",
+) -> Generator[Call, Any, Tensor]:
+    """Have one model read the prompts and walk its part of the way."""
+    guidance = guidance_of(request, plan, model.traits)
+    conditionings = yield from _conditionings(request, model.traits, plan, guidance, beside, role)
+    sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
+    return (yield from denoised(sampler, plan, guidance, conditionings, SPEEDS[request.speed], role))
+
+
+def _conditionings(
+    request: GenerationRequest,
+    traits: Traits,
+    plan: Plan,
+    guidance: Guidance,
+    beside: Mapping[str, Tensor],
+    role: Role,
+) -> Generator[Call, Any, dict[str, Conditioning]]:
+    """What the U-Net is told in each branch of the guidance."""
+    names = list(dict.fromkeys(name for sigma in plan.sigmas[:-1] for name in guidance.branches(sigma)))
+    zero = traits.zero_negative and request.negative_prompt is None
+    texts = {name: request.prompt if name == "positive" else request.negative_prompt or "" for name in names}
+    read = [name for name in names if name == "positive" or not zero]
+    encoded = yield EncodeText(
+        tuple(texts[name] for name in read), request.prompt_syntax, request.clip_skip, request.exact, role
+    )
+    found: dict[str, Conditioning] = dict(zip(read, encoded, strict=True))
+    for name in names:
+        told = found.get(name) or _silence(found["positive"])
+        found[name] = replace(
+            told,
+            sizes=_sizes(request, traits, negative=name != "positive"),
+            channels=beside.get(name),
+            guidance=request.guidance_scale if traits.guides_itself else None,
+        )
+    return found
+
+
+def _silence(told: Conditioning) -> Conditioning:
+    """An embedding of zeros, as long as a text's of one chunk is at least."""
+    assert told.pooled is not None
+    return replace(told, context=torch.zeros_like(told.context), pooled=torch.zeros_like(told.pooled))
+
+
+def _sizes(request: GenerationRequest, traits: Traits, *, negative: bool) -> tuple[float, ...]:
+    """What XL is told about the size of the picture (Podell et al. 2023, section 2.2)."""
+    if not traits.sizes:
+        return ()
+    assert request.height is not None
+    assert request.width is not None
+    whole = request.height, request.width
+    first = (*(request.original_size or whole), *request.crop)
+    if traits.sizes == 6:
+        return (*first, *(request.target_size or whole))
+    return (*first, request.negative_aesthetic_score if negative else request.aesthetic_score)
+
+
+def _channels(
+    request: GenerationRequest, traits: Traits, size: Sequence[int], noise: Noise
+) -> Generator[Call, Any, dict[str, Tensor]]:
+    """What stands behind the latents' own channels, in each branch: nothing in most models.
+
+    Args:
+        size: height and width of the latents.
+    """
+    if traits.kind == "text":
+        return {}
+    assert request.image is not None
+    pixels = read_pixels(request.image, request)  # [1, 3, H, W]
+    if traits.kind == "depth":
+        assert request.depth is not None
+        depth = read_gray(request.depth, request)  # [1, 1, H, W]
+        depth = F.interpolate(depth, tuple(size), mode="bicubic", align_corners=False)
+        low, high = depth.amin(), depth.amax()
+        channels = 2.0 * (depth - low) / (high - low).clamp(min=1e-6) - 1.0
+        return {"positive": channels, "negative": channels}
+    if traits.kind == "edit":
+        mean, _ = yield EncodeImage(pixels)
+        picture = mean / traits.scaling_factor  # these models were trained on the autoencoder's own scale
+        return {"positive": picture, "image": picture, "negative": torch.zeros_like(picture)}
+    assert request.mask is not None
+    mask = (read_gray(request.mask, request) >= 0.5).float()  # 1 is drawn anew
+    mean, spread = yield EncodeImage(pixels * (1.0 - mask))
+    small = F.interpolate(mask, tuple(size))
+    channels = torch.cat([small, mean + spread * noise()], dim=1)
+    return {"positive": channels, "negative": channels}
 
 
 def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
     """The sigmas and timesteps of a resolved request. Raises ValueError where they cannot be had."""
     assert request.steps is not None
-    return make_plan(
+    plan = make_plan(
         scheduler,
         request.steps,
         sampler=request.sampler,
@@ -89,11 +229,23 @@ def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
         sigma_schedule=request.sigma_schedule,
         options={"eta": request.eta} if request.eta else None,
     )
+    if request.image is None or request.strength is None:
+        return plan
+    taken = min(int(request.steps * request.strength), request.steps)
+    if taken == 0:
+        raise ValueError(
+            f"a strength of {request.strength} leaves none of {request.steps} steps; raise one of them"
+        )
+    return plan.part(request.steps - taken)
 
 
-def guidance_of(request: GenerationRequest, plan: Plan) -> Guidance:
+def guidance_of(request: GenerationRequest, plan: Plan, traits: Traits) -> Guidance:
     """The guidance of a resolved request."""
     assert request.guidance_scale is not None
+    if traits.guides_itself:
+        return ClassifierFreeGuidance(1.0)
+    if traits.kind == "edit":
+        return EditGuidance(request.guidance_scale, request.image_guidance_scale)
     lowest = SPEEDS[request.speed].lowest_guided(plan.sigmas)
     interval = request.guidance_interval or (lowest, math.inf)
     return ClassifierFreeGuidance(request.guidance_scale, request.guidance_rescale, interval)
@@ -105,15 +257,16 @@ def denoised(
     guidance: Guidance,
     conditionings: Mapping[str, Conditioning],
     speed: Speed,
+    role: Role = "model",
 ) -> Generator[Call, Denoised, Tensor]:
     """Walk a sampler to its end, asking the model at every sigma that it visits."""
     visited = plan.sigmas[:-1]
-    steps = len(visited)
+    steps = plan.begun + len(visited) + plan.left
     deep: Mapping[str, Tensor] = {}  # features kept, and how many calls ago they were made
     age = 0
     x, sigma = next(sampler)
     while True:
-        step = max(1, sum(sigma <= s for s in visited))
+        step = plan.begun + max(1, sum(sigma <= s for s in visited))
         anew = speed.runs_deep_layers(age, step, steps) or not deep.keys() >= set(guidance.branches(sigma))
         answer = yield Denoise(
             x,
@@ -125,6 +278,7 @@ def denoised(
             steps,
             keep=anew and speed.reuse > 1,
             deep=None if anew else deep,
+            role=role,
         )
         deep, age = (answer.deep, 1) if anew else (deep, age + 1)
         try:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -41,18 +42,25 @@ def rows_that_pay(model: Model, request: GenerationRequest) -> Iterator[tuple[in
 
     Ends when memory does, or when twice as many rows gain nothing any more.
     """
-    _, channels, height, width = model.latent_shape(request)
-    text = model.checkpoint.text_config
+    _, _, height, width = model.latent_shape(request)
+    checkpoint = model.checkpoint
+    length = max(text.max_position_embeddings for text in checkpoint.text_configs.values())
     limits, best = Limits.of(model.backend.device), 0.0
     for rows in _ROWS:
         needed = model.backend.bytes + limits.most_for(model, model.latent_shape(request), rows)
         if needed > limits.memory:
             return
-        x = torch.randn(rows, channels, height, width)
-        context = torch.randn(rows, text.max_position_embeddings, text.hidden_size)
+        x = torch.randn(rows, checkpoint.unet_config.in_channels, height, width)
+        context = torch.randn(rows, length, checkpoint.unet_config.cross_attention_dim)
+        more: dict[str, Any] = {}
+        if checkpoint.sizes:
+            more["pooled"] = torch.randn(rows, checkpoint.pooled_channels)
+            more["sizes"] = torch.full((rows, checkpoint.sizes), 8.0 * height)
+        if checkpoint.unet_config.time_cond_proj_dim is not None:
+            more["guidance"] = torch.full((rows,), 7.5)
         timesteps = torch.full((rows,), 500.0)
         with torch.inference_mode():
-            [seconds] = _seconds(partial(model.backend.denoise, x, timesteps, context))
+            [seconds] = _seconds(partial(model.backend.denoise, x, timesteps, context, **more))
         yield rows, rows / seconds
         if rows / seconds < _NEAR * best:
             return

@@ -7,12 +7,12 @@ import platform
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -24,17 +24,17 @@ from limner.diffusion.prediction import scalings
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, UnsupportedModel
 from limner.prompts.tokenizer import Tokenizer
 from limner.request import MAX_SEED, GenerationRequest
-from limner.weights.checkpoint import CARD, Checkpoint, read_checkpoint, weights_hash
+from limner.weights.checkpoint import CARD, Checkpoint, Kind, read_checkpoint, weights_hash
 from limner.weights.hub import locate_model
 
 from .backends.base import Backend, Precision
 from .backends.native import NativeBackend
 from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText
-from .generation import plan_of
-from .images import to_images
+from .generation import Traits, plan_of
+from .images import image_source, open_image, to_images
 from .metadata import Picture, Record
 from .result import GenerationResult
-from .text import TextEncoder
+from .text import TextEncoder, Tower
 from .tiles import decode_in_tiles
 
 if TYPE_CHECKING:
@@ -42,6 +42,16 @@ if TYPE_CHECKING:
 
 BackendName = Literal["torch", "openvino"]
 
+T = TypeVar("T")
+
+_IMAGES = {"image", "mask", "depth"}
+_NEEDED: dict[Kind, set[str]] = {
+    "text": set(),
+    "edit": {"image"},
+    "inpainting": {"image", "mask"},
+    "depth": {"image", "depth"},
+}
+_STRENGTH = 0.8
 _STEPS, _GUIDANCE_SCALE = 30, 7.5  # where neither the request nor the model says
 
 
@@ -52,6 +62,7 @@ class Model:
     Attributes:
         name: as it was asked for: "picturebook", a folder, a hub id.
         revision, variant: as they were asked for.
+        tokenizers: of each text encoder.
         backend: runs its networks.
         warnings: what its user should know about how it was found and read.
     """
@@ -61,7 +72,7 @@ class Model:
     variant: str | None
     checkpoint: Checkpoint
     scheduler: SchedulerConfig
-    tokenizer: Tokenizer
+    tokenizers: Mapping[str, Tokenizer]
     backend: Backend
     warnings: tuple[str, ...] = ()
 
@@ -73,7 +84,7 @@ class Model:
         Args:
             prompt: what to draw.
             request: a whole request, in place of a prompt and fields.
-            **fields: of `GenerationRequest`.
+            **fields: of `GenerationRequest`; pictures may be PIL images.
 
         Raises:
             InvalidRequest: a field that is unknown, out of range or beyond this model.
@@ -81,6 +92,8 @@ class Model:
             OutOfMemory: the pictures are too large for this machine.
         """
         if request is None:
+            for name in fields.keys() & _IMAGES:
+                fields[name] = None if fields[name] is None else image_source(fields[name])
             request = GenerationRequest.of({"prompt": prompt, "model": self.name, **fields})
         elif prompt is not None or fields:
             raise InvalidRequest("both a request and fields of one were given", hint="give one of them")
@@ -104,23 +117,27 @@ class Model:
             InvalidRequest: the request is beyond this model.
         """
         defaults = self._card.get("defaults", {})
-        native = self.checkpoint.unet_config.sample_size * self.checkpoint.vae_config.downscale
+        self._check_pictures(request)
+        kind = self.traits.kind
+        width, height = self._own_size(request)
         filled = {
             "model": self.name,
             "revision": self.revision,
             "variant": self.variant,
-            "width": native,
-            "height": native,
+            "width": width,
+            "height": height,
             "steps": _STEPS,
             "guidance_scale": _GUIDANCE_SCALE,
             **defaults,
+            **({"width": width, "height": height} if request.image is not None else {}),
+            **({"strength": _STRENGTH} if request.image is not None and kind in ("text", "depth") else {}),
             "seed": secrets.randbelow(MAX_SEED - request.num_images),
             **request.model_dump(exclude_none=True, exclude={"model", "revision", "variant"}),
         }
         request = GenerationRequest.of(filled)
-        layers = self.checkpoint.text_config.num_hidden_layers
-        if request.clip_skip > layers:
-            raise InvalidRequest(f"clip_skip is {request.clip_skip}; this text encoder has {layers} layers")
+        layers = min(text.num_hidden_layers for text in self.checkpoint.text_configs.values())
+        if request.clip_skip + self._skipped > layers:
+            raise InvalidRequest(f"clip_skip is {request.clip_skip}; the text encoder has {layers} layers")
         for name in ("width", "height"):
             side, unit = getattr(request, name), self.checkpoint.vae_config.downscale
             if side % unit:
@@ -135,6 +152,43 @@ class Model:
             "sigma_schedule": plan.sigma_schedule,
         }
         return request.model_copy(update=names)
+
+    def _check_pictures(self, request: GenerationRequest) -> None:
+        """Refuse a request that lacks a picture that this model needs, or has one that it has no use for."""
+        kind, given = self.traits.kind, {name for name in _IMAGES if getattr(request, name) is not None}
+        needed = _NEEDED[kind]
+        lacking, idle = needed - given, given - needed - {"image"}
+        if lacking:
+            raise InvalidRequest(f"{self.name}, a model for {kind}, needs {' and '.join(sorted(needed))}")
+        if idle:
+            raise InvalidRequest(
+                f"{self.name} has no use for {' and '.join(sorted(idle))}",
+                hint="leave it out, or name a model that is made for it",
+            )
+        if request.strength is not None and ("image" not in given or kind == "edit"):
+            raise InvalidRequest(f"strength is {request.strength}, but there is no picture to begin with")
+
+    def _own_size(self, request: GenerationRequest) -> tuple[int, int]:
+        """Width and height where the request says nothing: those of its picture, or what the model is made
+        for."""
+        unit = self.checkpoint.vae_config.downscale
+        if request.image is None:
+            side = self.checkpoint.unet_config.sample_size * unit
+            return side, side
+        width, height = open_image(request.image).size
+        return max(64, width // unit * unit), max(64, height // unit * unit)
+
+    @cached_property
+    def traits(self) -> Traits:
+        """What sets it apart from plain text-to-image."""
+        read = self.checkpoint
+        return Traits(
+            read.kind,
+            read.sizes,
+            read.zero_negative,
+            read.unet_config.time_cond_proj_dim is not None,
+            read.vae_config.scaling_factor,
+        )
 
     def latent_shape(self, request: GenerationRequest) -> tuple[int, ...]:
         """[1, C, h, w] of a resolved request."""
@@ -202,21 +256,31 @@ class Model:
         rows = [(call, name) for call in calls for name in call.branches]
         around = {id(call): scalings(self.scheduler.prediction_type, call.sigma) for call in calls}
 
+        told = [call.conditionings[name] for call, name in rows]
         x = torch.cat([call.x * around[id(call)].c_in for call, _ in rows])  # [R, C, h, w]
+        if told[0].channels is not None:
+            x = torch.cat([x, torch.cat([_there(one.channels) for one in told])], dim=1)
         timesteps = torch.tensor([call.timestep for call, _ in rows])
-        contexts = [call.conditionings[name].context for call, name in rows]
+        contexts = [one.context for one in told]
         # Attention does not change when its context is repeated whole, unlike when it is padded.
         length = math.lcm(*(context.shape[1] for context in contexts))
         context = torch.cat([c.repeat(1, length // c.shape[1], 1) for c in contexts])  # [R, T, C]
         known = [call.deep[name] for call, name in rows if call.deep is not None]
         deep = torch.cat(known) if known else None
         keep = any(call.keep for call in calls)
+        more: dict[str, Tensor] = {}
+        if told[0].pooled is not None:
+            more["pooled"] = torch.cat([_there(one.pooled) for one in told])  # [R, P]
+            more["sizes"] = torch.tensor([one.sizes for one in told])  # [R, 6 or 5]
+        if told[0].guidance is not None:
+            more["guidance"] = torch.tensor([_there(one.guidance) for one in told])  # [R]
 
         def forward(backend: Backend, which: Tensor) -> tuple[Tensor, ...]:
             output, kept = backend.denoise(
                 x[which],
                 timesteps[which],
                 context[which],
+                **{name: rows[which] for name, rows in more.items()},
                 keep=keep,
                 deep=None if deep is None else deep[which.to(deep.device)],
             )
@@ -321,17 +385,32 @@ class Model:
 
     @cached_property
     def _texts(self) -> TextEncoder:
-        return TextEncoder(self.tokenizer, self.backend.encode_text)
+        towers = []
+        for part, tokenizer in self.tokenizers.items():
+
+            def encode(ids: Tensor, clip_skip: int, part: str = part) -> tuple[Tensor, Tensor]:
+                skip = clip_skip + self._skipped
+                return self.backend.encode_text(ids, skip, part=part, final_norm=not self._skipped)
+
+            towers.append(Tower(tokenizer, encode))
+        return TextEncoder(towers, pooled=self.checkpoint.pooled_channels > 0)
+
+    @property
+    def _skipped(self) -> int:
+        """Layers of the text encoders that are never used: XL takes the last but one, without a norm."""
+        return 1 if self.family.startswith("xl") else 0
 
     def picture(self, image: Tensor, request: GenerationRequest, warnings: Sequence[str]) -> Picture:
         """A finished picture [1, 3, H, W] with the record of what drew it."""
         told = tuple(dict.fromkeys([*self.warnings, *warnings]))
+        pictures = {name: _digest(getattr(request, name)) for name in _IMAGES}
+        request = request.model_copy(update={name: digest for name, digest in pictures.items() if digest})
         record = Record(request=request, model=self.identity, environment=self.environment(), warnings=told)
         return Picture(to_images(image)[0], record)
 
     @property
     def family(self) -> str:
-        """ "sd1", "sd2" or "custom"."""
+        """ "sd1", "sd2", "xl", "xl_refiner" or "custom"."""
         return self.checkpoint.family
 
     @cached_property
@@ -342,7 +421,8 @@ class Model:
     @cached_property
     def geometry(self) -> str:
         """A short hash over the networks' shapes: what figures about speed hold for."""
-        configs = self.checkpoint.unet_config, self.checkpoint.vae_config, self.checkpoint.text_config
+        read = self.checkpoint
+        configs = read.unet_config, read.vae_config, tuple(read.text_configs.values())
         return hashlib.sha256(repr(configs).encode()).hexdigest()[:12]
 
     @cached_property
@@ -404,23 +484,13 @@ class Source:
         except ValueError as error:
             path = checkpoint.folder / "scheduler" / "scheduler_config.json"
             raise UnsupportedModel(f"{path}: {error}") from None
-        text = checkpoint.text_config
-        tokenizer = Tokenizer.from_folder(
-            checkpoint.tokenizer, default_max_length=text.max_position_embeddings
-        )
-        if tokenizer.vocab_size > text.vocab_size or tokenizer.max_length > text.max_position_embeddings:
-            raise InvalidCheckpoint(
-                f"{checkpoint.tokenizer} has {tokenizer.vocab_size} tokens and texts of "
-                f"{tokenizer.max_length}; its text encoder knows {text.vocab_size} and "
-                f"{text.max_position_embeddings}"
-            )
         return Model(
             name=self.name,
             revision=self.revision,
             variant=self.variant,
             checkpoint=checkpoint,
             scheduler=scheduler,
-            tokenizer=tokenizer,
+            tokenizers=read_tokenizers(checkpoint),
             backend=self._backend(),
             warnings=self.warnings,
         )
@@ -443,6 +513,21 @@ class Source:
 
             return OpenVINOBackend(self.checkpoint, self.device, self.precision).read()
         raise InvalidRequest(f"backend is {self.backend!r}; expected {', '.join(get_args(BackendName))}")
+
+
+def read_tokenizers(checkpoint: Checkpoint) -> dict[str, Tokenizer]:
+    """The tokenizer of each text encoder. Raises InvalidCheckpoint where one does not fit its encoder."""
+    tokenizers = {}
+    for part, folder in checkpoint.tokenizers.items():
+        text = checkpoint.text_configs[part]
+        tokenizer = Tokenizer.from_folder(folder, default_max_length=text.max_position_embeddings)
+        if tokenizer.vocab_size > text.vocab_size or tokenizer.max_length > text.max_position_embeddings:
+            raise InvalidCheckpoint(
+                f"{folder} has {tokenizer.vocab_size} tokens and texts of {tokenizer.max_length}; its text "
+                f"encoder knows {text.vocab_size} and {text.max_position_embeddings}"
+            )
+        tokenizers[part] = tokenizer
+    return tokenizers
 
 
 def find(
@@ -522,6 +607,19 @@ def load(
         low_vram=low_vram,
     )
     return source.load()
+
+
+def _digest(source: str | None) -> str | None:
+    """What stands for a picture's pixels in a record; None for a path, which stands for itself."""
+    if source is None or not source.startswith("data:"):
+        return None
+    return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
+
+
+def _there(value: T | None) -> T:
+    """What all rows of a batch have if the first one has it."""
+    assert value is not None
+    return value
 
 
 def _not_finite(outputs: Sequence[Tensor]) -> set[int]:

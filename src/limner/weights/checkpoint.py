@@ -23,12 +23,19 @@ from .files import read_json, user_cache, whole_file
 from .load import Names, load_module, text_encoder_name, unet_name, vae_name
 from .tensors import PICKLE_HINT, files_of, open_tensors, read_infos
 
-Family = Literal["sd1", "sd2", "custom"]
+Family = Literal["sd1", "sd2", "xl", "xl_refiner", "custom"]
+Kind = Literal["text", "inpainting", "edit", "depth"]
 
 MODEL_INDEX = "model_index.json"
 CARD = "limner.json"  # what Limner knows of a model beyond what diffusers does
 # Component -> the stem of its weight files, as diffusers and transformers name them.
-WEIGHT_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+WEIGHT_STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -39,17 +46,51 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
+_PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
+    "LatentConsistencyModelPipeline",
+)
+_TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
+_TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 _COMPONENT_CLASSES: Mapping[str, tuple[str, ...] | None] = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "text_encoder": _TEXT_CLASSES,
+    "text_encoder_2": _TEXT_CLASSES,
+    "tokenizer": _TOKENIZER_CLASSES,
+    "tokenizer_2": _TOKENIZER_CLASSES,
     "scheduler": None,  # any class: which of them a sampler stands for is not a question of files
 }
-_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator")
 
 K = TypeVar("K", UNetConfig, VAEConfig, CLIPTextConfig, CLIPVisionConfig)
 M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """What a `model_index.json` says.
+
+    Attributes:
+        parts: the components with weights: "unet", "vae", and "text_encoder", "text_encoder_2" or both.
+        zero_negative: no negative prompt means an embedding of zeros, not that of an empty text.
+    """
+
+    parts: tuple[str, ...]
+    zero_negative: bool = False
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Those of the parts that read texts."""
+        return tuple(part for part in self.parts if part in TOKENIZER_OF)
 
 
 @dataclass(frozen=True)
@@ -58,26 +99,57 @@ class Checkpoint:
 
     Attributes:
         folder: with `model_index.json`.
+        text_configs: text encoder ("text_encoder", "text_encoder_2") -> its geometry. Where there are two,
+            the U-Net sees the hidden states of the first beside those of the second.
         scheduler_config: `scheduler/scheduler_config.json` as it stands.
-        tokenizer: the folder of the tokenizer's files.
-        weights: component ("unet", "vae", "text_encoder") -> safetensors file, or index of its shards.
+        tokenizers: text encoder -> the folder of its tokenizer's files.
+        weights: component -> safetensors file, or index of its shards.
+        zero_negative: as in `ModelIndex`.
         warnings: what the caller should know about the choice of files.
     """
 
     folder: Path
     unet_config: UNetConfig
     vae_config: VAEConfig
-    text_config: CLIPTextConfig
+    text_configs: Mapping[str, CLIPTextConfig]
     scheduler_config: Mapping[str, Any]
-    tokenizer: Path
+    tokenizers: Mapping[str, Path]
     weights: Mapping[str, Path]
+    zero_negative: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
     def family(self) -> Family:
         """SD 1.x and 2.x differ in their text encoders; "custom" is any other geometry."""
+        if self.sizes:
+            return "xl" if self.sizes == 6 else "xl_refiner"
         families: dict[int, Family] = {768: "sd1", 1024: "sd2"}
-        return families.get(self.text_config.hidden_size, "custom")
+        return families.get(self.unet_config.cross_attention_dim, "custom")
+
+    @property
+    def kind(self) -> Kind:
+        """What the U-Net is given beside the noisy latents: nothing, a mask and the masked picture, a picture
+        to edit, or a depth map."""
+        latent = self.vae_config.latent_channels
+        kinds: dict[int, Kind] = {0: "text", latent + 1: "inpainting", latent: "edit", 1: "depth"}
+        return kinds[self.unet_config.in_channels - latent]
+
+    @property
+    def pooled_channels(self) -> int:
+        """Width of the pooled text embedding that the U-Net is given; 0 for none."""
+        if self.unet_config.addition_embed_type is None:
+            return 0
+        last = list(self.text_configs.values())[-1]
+        return last.projection_dim if last.projection else last.hidden_size
+
+    @property
+    def sizes(self) -> int:
+        """How many sizes the U-Net is told: 6, 5 (the refiner of XL) or 0."""
+        unet = self.unet_config
+        if unet.addition_embed_type is None:
+            return 0
+        rest = (unet.projection_class_embeddings_input_dim or 0) - self.pooled_channels
+        return rest // (unet.addition_time_embed_dim or 1)
 
     @property
     def parameters(self) -> int:
@@ -129,9 +201,11 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Autoen
     return _load(checkpoint, "vae", checkpoint.vae_config, AutoencoderKL, vae_name, dtype)
 
 
-def load_text_encoder(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> CLIPTextModel:
-    """The text encoder with its weights, in `dtype` or as stored. Raises as `load_module`."""
-    return _load(checkpoint, "text_encoder", checkpoint.text_config, CLIPTextModel, text_encoder_name, dtype)
+def load_text_encoder(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, part: str = "text_encoder"
+) -> CLIPTextModel:
+    """A text encoder with its weights, in `dtype` or as stored. Raises as `load_module`."""
+    return _load(checkpoint, part, checkpoint.text_configs[part], CLIPTextModel, text_encoder_name, dtype)
 
 
 def weights_hash(checkpoint: Checkpoint) -> str:
@@ -148,8 +222,8 @@ def weights_hash(checkpoint: Checkpoint) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
-def check_model_index(path: Path) -> None:
-    """Check that a `model_index.json` describes a Stable Diffusion pipeline that Limner can run.
+def read_model_index(path: Path) -> ModelIndex:
+    """Read a `model_index.json`, which must describe a Stable Diffusion pipeline that Limner can run.
 
     Raises:
         UnsupportedModel: another pipeline, or a component of another class.
@@ -157,30 +231,41 @@ def check_model_index(path: Path) -> None:
     """
     index = read_json(path)
     pipeline = index.get("_class_name")
-    if pipeline != "StableDiffusionPipeline":
-        raise UnsupportedModel(f"{path} describes a {pipeline!r}, expected 'StableDiffusionPipeline'")
+    if pipeline not in _PIPELINES:
+        raise UnsupportedModel(f"{path} describes a {pipeline!r}, expected {' or '.join(_PIPELINES)}")
     # Besides components there are only settings such as "requires_safety_checker": false.
     components = {name: value for name, value in index.items() if isinstance(value, list)}
-    for name, value in components.items():
-        if value == [None, None] or name in _NOT_LOADED:
+    given = {name: value for name, value in components.items() if value != [None, None]}
+    for name, value in given.items():
+        if name in _NOT_LOADED:
             continue
         if name not in _COMPONENT_CLASSES:
             raise UnsupportedModel(f"{path} has a component {name!r} ({value}), which Limner does not know")
         classes = _COMPONENT_CLASSES[name]
         if classes is not None and value[-1:] not in [[cls] for cls in classes]:
             raise UnsupportedModel(f"{path}: {name!r} is {value}, expected {' or '.join(classes)}")
-    for name in _COMPONENT_CLASSES:
-        if components.get(name, [None, None]) == [None, None]:
-            raise InvalidCheckpoint(f"{path} names no {name!r}, which a StableDiffusionPipeline needs")
+    needed = {"unet", "vae", "scheduler"}
+    for encoder, tokenizer in TOKENIZER_OF.items():
+        if encoder in given or tokenizer in given:
+            needed |= {encoder, tokenizer}
+    if not needed & TOKENIZER_OF.keys():
+        needed |= {"text_encoder", "tokenizer"}
+    for name in sorted(needed - given.keys()):
+        raise InvalidCheckpoint(f"{path} names no {name!r}, which a {pipeline} needs")
+    return ModelIndex(
+        tuple(part for part in WEIGHT_STEMS if part in given),
+        "XL" in pipeline and index.get("force_zeros_for_empty_prompt", True) is True,
+    )
 
 
 def choose_weights(
-    files: Collection[str], variant: str | None, *, source: str
+    files: Collection[str], parts: Collection[str], variant: str | None, *, source: str
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Choose the weight file of each component among the files of a folder or of a repository.
 
     Args:
         files: paths within the checkpoint, such as "unet/diffusion_pytorch_model.fp16.safetensors".
+        parts: the components.
         variant: a component that has no file of it takes its plain one, with a warning.
         source: names the checkpoint in messages.
 
@@ -190,7 +275,7 @@ def choose_weights(
     Raises:
         ModelNotFound, PickleRefused, InvalidCheckpoint: as `read_checkpoint`.
     """
-    there = {part: _variants(files, part) for part in WEIGHT_STEMS}
+    there = {part: _variants(files, part) for part in parts}
     _refuse_pickles(files, there, source)
     variants = sorted({v for found in there.values() for v in found if v is not None})
     if variant is not None and variant not in variants:
@@ -230,16 +315,19 @@ def variants_of(folder: Path) -> list[str | None]:
 def _read_folder(folder: Path, variant: str | None) -> Checkpoint:
     if not (folder / MODEL_INDEX).is_file():
         raise _no_checkpoint(folder)
-    check_model_index(folder / MODEL_INDEX)
-    weights, warnings = choose_weights(_weight_files(folder), variant, source=str(folder))
+    index = read_model_index(folder / MODEL_INDEX)
+    weights, warnings = choose_weights(_weight_files(folder), index.parts, variant, source=str(folder))
     return Checkpoint(
         folder=folder,
         unet_config=read_config(folder / "unet" / "config.json", UNetConfig),
         vae_config=read_config(folder / "vae" / "config.json", VAEConfig),
-        text_config=read_config(folder / "text_encoder" / "config.json", CLIPTextConfig),
+        text_configs={
+            part: read_config(folder / part / "config.json", CLIPTextConfig) for part in index.text_encoders
+        },
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-        tokenizer=folder / "tokenizer",
+        tokenizers={part: folder / TOKENIZER_OF[part] for part in index.text_encoders},
         weights={part: folder / file for part, file in weights.items()},
+        zero_negative=index.zero_negative,
         warnings=warnings,
     )
 
@@ -322,32 +410,40 @@ def read_config(path: Path, config: type[K]) -> K:
 
 def _check_together(checkpoint: Checkpoint) -> None:
     folder, unet, vae = checkpoint.folder, checkpoint.unet_config, checkpoint.vae_config
-    if unet.addition_embed_type is not None:
-        raise UnsupportedModel(
-            f"{folder}: the U-Net is one of Stable Diffusion XL, expected one of 1.x or 2.x"
-        )
-    if unet.in_channels != vae.latent_channels and vae.latent_channels == unet.out_channels:
-        raise UnsupportedModel(
-            f"{folder}: the U-Net takes {unet.in_channels} channels, a latent has {vae.latent_channels}",
-            hint="inpainting and image-editing checkpoints, which take more, are not supported",
-        )
+    latent = vae.latent_channels
+    texts = checkpoint.text_configs.values()
     for what, given, expected in (
-        ("U-Net out_channels and VAE latent_channels", unet.out_channels, vae.latent_channels),
+        ("U-Net out_channels and VAE latent_channels", unet.out_channels, latent),
         (
-            "U-Net cross_attention_dim and text encoder hidden_size",
+            "U-Net cross_attention_dim and the text encoders' hidden_size",
             unet.cross_attention_dim,
-            checkpoint.text_config.hidden_size,
+            sum(text.hidden_size for text in texts),
         ),
     ):
         if given != expected:
             raise InvalidCheckpoint(f"{folder}: {what} must agree, but are {given} and {expected}")
-    tokenizer = checkpoint.tokenizer
-    if not (tokenizer / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            if not (tokenizer / name).is_file():
-                raise InvalidCheckpoint(
-                    f"{tokenizer / name} is missing: expected tokenizer.json, or vocab.json and merges.txt"
-                )
+    if unet.in_channels - latent not in (0, 1, latent, latent + 1):
+        raise UnsupportedModel(
+            f"{folder}: the U-Net takes {unet.in_channels} channels, a latent has {latent}",
+            hint=f"expected {latent}, {latent + 1} (depth), {2 * latent} (editing) or {2 * latent + 1} "
+            "(inpainting)",
+        )
+    if unet.addition_embed_type is not None:
+        joint, one = unet.projection_class_embeddings_input_dim or 0, unet.addition_time_embed_dim or 0
+        pooled = checkpoint.pooled_channels
+        if one <= 0 or joint not in (pooled + 5 * one, pooled + 6 * one):
+            raise InvalidCheckpoint(
+                f"{folder}: the U-Net takes {joint} numbers beside the timestep, expected those of the "
+                f"pooled text, {pooled}, and 5 or 6 times addition_time_embed_dim, {one}"
+            )
+    elif len(texts) > 1:
+        raise UnsupportedModel(f"{folder} has two text encoders, but not the U-Net of XL")
+    for tokenizer in checkpoint.tokenizers.values():
+        if not (tokenizer / "tokenizer.json").is_file():
+            for name in ("vocab.json", "merges.txt"):
+                if not (tokenizer / name).is_file():
+                    there = "expected tokenizer.json, or vocab.json and merges.txt"
+                    raise InvalidCheckpoint(f"{tokenizer / name} is missing: {there}")
 
 
 def _load(

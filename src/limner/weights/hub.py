@@ -18,9 +18,10 @@ from .checkpoint import (
     MODEL_INDEX,
     PICKLE_SUFFIXES,
     TOKENIZER_FILES,
-    check_model_index,
+    TOKENIZER_OF,
     choose_weights,
     read_checkpoint,
+    read_model_index,
     variants_of,
 )
 from .tensors import PICKLE_HINT, read_index
@@ -56,7 +57,7 @@ class ModelInfo:
         name, revision, variant: what `locate_model` finds it by; the revision is a commit, and None for a
             shipped model.
         where: "shipped" or "hub cache".
-        family: "sd1", "sd2" or "custom".
+        family: "sd1", "sd2", "xl", "xl_refiner" or "custom".
         parameters: number of weights in all components.
         bytes: size of the weight files.
         problem: why it cannot be used; then family is "" and the figures are 0.
@@ -174,12 +175,12 @@ def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedMo
         return Path(hf_hub_download(repo, file, revision=revision))
 
     try:
-        check_model_index(fetch(MODEL_INDEX))  # before gigabytes are fetched in vain
-        weights, _ = choose_weights(files, variant, source=repo)
+        index = read_model_index(fetch(MODEL_INDEX))  # before gigabytes are fetched in vain
+        weights, _ = choose_weights(files, index.parts, variant, source=repo)
         wanted = {
             MODEL_INDEX,
             "scheduler/scheduler_config.json",
-            *(f"tokenizer/{name}" for name in TOKENIZER_FILES),
+            *(f"{TOKENIZER_OF[part]}/{name}" for part in index.text_encoders for name in TOKENIZER_FILES),
         }
         for part, file in weights.items():
             wanted |= {f"{part}/config.json", file}

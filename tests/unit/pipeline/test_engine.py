@@ -22,7 +22,7 @@ from limner.errors import (
 )
 from limner.pipeline.calls import DecodeLatents, Denoise, EncodeText
 from limner.pipeline.engine import Engine
-from limner.pipeline.generation import run, text_to_image
+from limner.pipeline.generation import picture_of, run
 from limner.pipeline.images import to_images
 from limner.pipeline.limits import Limits
 from limner.pipeline.model import find, load
@@ -83,7 +83,7 @@ def ask(**fields):
 
 def alone(model, request):
     request = model.resolve(request)
-    return to_images(run(text_to_image(request, model), model))[0]
+    return to_images(run(picture_of(request, model), model))[0]
 
 
 def far(one, other):
@@ -273,7 +273,7 @@ def test_an_answer_that_is_not_finite_is_that_requests_error_alone(spy):
 
 
 def _denoises(request, model):
-    generation = text_to_image(request, model)
+    generation = picture_of(request, model)
     call, answer = next(generation), None
     while True:
         if isinstance(call, Denoise):
@@ -319,7 +319,7 @@ def test_a_failing_batch_is_split_until_the_culprit_stands_alone(spy):
 
 def _final_latents(model, request):
     request = model.resolve(request)
-    generation = text_to_image(request, model)
+    generation = picture_of(request, model)
     call = next(generation)
     while not isinstance(call, DecodeLatents):
         call = generation.send(model.answer([call])[0].value)

@@ -5,7 +5,7 @@ import torch
 
 from limner.diffusion.config import SchedulerConfig
 from limner.pipeline.calls import Answer, Conditioning, DecodeLatents, Denoise, Denoised, EncodeText
-from limner.pipeline.generation import run, text_to_image, watch
+from limner.pipeline.generation import Traits, picture_of, run, watch
 from limner.pipeline.model import load
 from limner.request import GenerationRequest
 
@@ -14,6 +14,7 @@ class FakeModel:
     """Answers calls without networks, and keeps them."""
 
     scheduler = SchedulerConfig()
+    traits = Traits()
 
     def __init__(self):
         self.calls = []
@@ -48,7 +49,7 @@ def request(**fields):
 
 def test_a_generation_asks_for_text_then_denoising_then_the_picture():
     model = FakeModel()
-    image = run(text_to_image(request(), model), model)
+    image = run(picture_of(request(), model), model)
     assert [type(call) for call in model.calls] == [EncodeText, *[Denoise] * 5, DecodeLatents]
     assert model.calls[0].prompts == ("a red house", "")
     assert [call.step for call in model.calls[1:-1]] == [1, 2, 3, 4, 5]
@@ -58,13 +59,13 @@ def test_a_generation_asks_for_text_then_denoising_then_the_picture():
 
 def test_without_guidance_the_negative_prompt_is_not_even_encoded():
     model = FakeModel()
-    run(text_to_image(request(guidance_scale=1.0, negative_prompt="fog"), model), model)
+    run(picture_of(request(guidance_scale=1.0, negative_prompt="fog"), model), model)
     assert model.calls[0].prompts == ("a red house",)
 
 
 def test_guidance_outside_its_interval_is_off():
     model = FakeModel()
-    run(text_to_image(request(guidance_interval=(1.0, 5.0)), model), model)
+    run(picture_of(request(guidance_interval=(1.0, 5.0)), model), model)
     guided = {call.sigma: call.guidance.branches(call.sigma) for call in model.calls[1:-1]}
     assert {len(names) for sigma, names in guided.items() if 1 < sigma <= 5} == {2}
     assert {len(names) for sigma, names in guided.items() if not 1 < sigma <= 5} == {1}
@@ -72,7 +73,7 @@ def test_guidance_outside_its_interval_is_off():
 
 def test_heun_looks_ahead_and_still_counts_its_steps():
     model = FakeModel()
-    run(text_to_image(request(sampler="heun"), model), model)
+    run(picture_of(request(sampler="heun"), model), model)
     steps = [call.step for call in model.calls[1:-1]]
     assert len(steps) == 9
     assert steps == sorted(steps)
@@ -81,7 +82,7 @@ def test_heun_looks_ahead_and_still_counts_its_steps():
 
 def test_closing_what_is_watched_closes_the_generation():
     model = FakeModel()
-    generation = text_to_image(request(), model)
+    generation = picture_of(request(), model)
     watched = watch(generation, model)
     next(watched)
     next(watched)
@@ -95,7 +96,7 @@ def test_an_answer_that_is_an_error_ends_the_generation():
         def answer(self, calls):
             return [Answer(error=ValueError("broken"))]
 
-    generation = text_to_image(request(), FakeModel())
+    generation = picture_of(request(), FakeModel())
     with pytest.raises(ValueError, match="broken"):
         run(generation, Broken())
     assert generation.gi_frame is None
@@ -104,9 +105,9 @@ def test_an_answer_that_is_an_error_ends_the_generation():
 def test_the_noise_depends_on_the_seed_alone():
     first, second, other = FakeModel(), FakeModel(), FakeModel()
     images = [
-        run(text_to_image(request(sampler="euler_a"), first), first),
-        run(text_to_image(request(sampler="euler_a"), second), second),
-        run(text_to_image(request(sampler="euler_a", seed=2), other), other),
+        run(picture_of(request(sampler="euler_a"), first), first),
+        run(picture_of(request(sampler="euler_a"), second), second),
+        run(picture_of(request(sampler="euler_a", seed=2), other), other),
     ]
     assert torch.equal(images[0], images[1])
     assert not torch.allclose(images[0], images[2])

@@ -66,7 +66,7 @@ def test_emphasis_and_clip_skip_reach_the_picture(model):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"clip_skip": 9}, "this text encoder has 2 layers"),
+        ({"clip_skip": 9}, "the text encoder has 2 layers"),
         ({"sampler": "dpmpp_2m", "steps": 1000, "timestep_spacing": "linspace"}, "steps is 1000"),
         ({"colour": "red"}, "colour is not a field"),
         ({"width": 65}, "width is 65"),

@@ -5,7 +5,7 @@ import torch
 
 from limner.pipeline.calls import Denoise
 from limner.pipeline.engine import Engine
-from limner.pipeline.generation import run, text_to_image, watch
+from limner.pipeline.generation import picture_of, run, watch
 from limner.pipeline.images import to_images
 from limner.pipeline.model import load
 from limner.pipeline.speed import SPEEDS, Speed
@@ -23,7 +23,7 @@ def ask(model, **fields):
 
 
 def calls_of(model, request):
-    return [call for call, _ in watch(text_to_image(request, model), model) if isinstance(call, Denoise)]
+    return [call for call, _ in watch(picture_of(request, model), model) if isinstance(call, Denoise)]
 
 
 def test_reused_features_give_the_same_where_nothing_has_changed(networks):
@@ -70,7 +70,7 @@ def test_features_are_made_when_a_branch_has_none(model):
 @pytest.mark.parametrize("sampler", ["euler", "heun", "pndm", "dpmpp_2m_sde"])
 def test_pictures_are_near_the_exact_ones(model, sampler):
     exact, fast = (
-        run(text_to_image(ask(model, steps=20, sampler=sampler, speed=speed), model), model)
+        run(picture_of(ask(model, steps=20, sampler=sampler, speed=speed), model), model)
         for speed in ("exact", "balanced")
     )
     distance = (exact - fast).square().mean().sqrt() / exact.std()
@@ -79,7 +79,7 @@ def test_pictures_are_near_the_exact_ones(model, sampler):
 
 def test_presets_share_an_engine(model):
     requests = [ask(model, seed=seed, speed=speed) for seed, speed in enumerate([*SPEEDS, *SPEEDS])]
-    expected = [to_images(run(text_to_image(request, model), model))[0] for request in requests]
+    expected = [to_images(run(picture_of(request, model), model))[0] for request in requests]
     with Engine(model) as engine:
         handles = [engine.submit(request) for request in requests]
         for handle, alone in zip(handles, expected, strict=True):

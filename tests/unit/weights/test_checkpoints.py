@@ -71,14 +71,17 @@ def test_older_names_load_to_the_same_weights(checkpoint_folder):
         assert all(torch.equal(tensor, after.state_dict()[key]) for key, tensor in before.items())
 
 
+PARTS = ("unet", "vae", "text_encoder")
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "error", "message"),
     [
         (
             "model_index.json",
-            {"_class_name": "StableDiffusionXLPipeline"},
+            {"_class_name": "StableDiffusion3Pipeline"},
             UnsupportedModel,
-            "StableDiffusionXLPipeline",
+            "StableDiffusion3Pipeline",
         ),
         ("model_index.json", {"unet": ["diffusers", "UNet3D"]}, UnsupportedModel, "UNet3D.*expected UNet2D"),
         ("model_index.json", {"unet": []}, UnsupportedModel, "expected UNet2D"),
@@ -110,8 +113,8 @@ def test_older_names_load_to_the_same_weights(checkpoint_folder):
             "latent_channels is 0, expected a positive",
         ),
         ("unet/config.json", {"block_out_channels": 5}, InvalidCheckpoint, r"unet/config\.json"),
-        ("unet/config.json", {"in_channels": 9}, UnsupportedModel, "takes 9 channels"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, UnsupportedModel, "Stable Diffusion XL"),
+        ("unet/config.json", {"in_channels": 7}, UnsupportedModel, "takes 7 channels"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, InvalidCheckpoint, "takes 0 numbers"),
         ("vae/config.json", {"latent_channels": 8}, InvalidCheckpoint, "must agree, but are 4 and 8"),
         ("text_encoder/config.json", {"hidden_size": 64}, InvalidCheckpoint, "must agree, but are 32 and 64"),
     ],
@@ -231,16 +234,16 @@ def test_choice_among_the_names_in_the_field():
         "text_encoder/model.fp16.safetensors",
         "text_encoder/pytorch_model.bin",
     ]
-    assert choose_weights(files, None, source="x") == (
+    assert choose_weights(files, PARTS, None, source="x") == (
         {"unet": files[0], "vae": files[4], "text_encoder": files[6]},
         (),
     )
-    assert choose_weights(files, "fp16", source="x") == (
+    assert choose_weights(files, PARTS, "fp16", source="x") == (
         {"unet": files[2], "vae": files[5], "text_encoder": files[7]},
         (),
     )
     with pytest.raises(ModelNotFound, match="it has only fp16"):
-        choose_weights(files, "00001-of-00002", source="x")
+        choose_weights(files, PARTS, "00001-of-00002", source="x")
 
 
 def test_hash_follows_the_bytes_of_the_weights(checkpoint_folder, tmp_path, monkeypatch):

@@ -28,7 +28,11 @@ def test_save_then_load_is_identity(checkpoint_folder, networks, scheduler_confi
 def test_saving_over_the_folder_it_was_loaded_from(checkpoint_folder):
     checkpoint = read_checkpoint(checkpoint_folder)
     parts = {part: load(checkpoint) for part, load in LOADERS.items()}
-    arguments = {**parts, "tokenizer": checkpoint.tokenizer, "scheduler_config": checkpoint.scheduler_config}
+    arguments = {
+        **parts,
+        "tokenizer": checkpoint.tokenizers["text_encoder"],
+        "scheduler_config": checkpoint.scheduler_config,
+    }
     with pytest.raises(OutputError, match="not empty"):
         save_checkpoint(checkpoint_folder, **arguments)
     before = {p: p.read_bytes() for p in checkpoint_folder.rglob("*") if p.is_file()}

@@ -39,8 +39,14 @@ class Backend(Protocol):
     def refusal(self, call: Call) -> str | None:
         """Why it cannot answer such a call, in a clause; None if it can."""
 
-    def encode_text(self, ids: Tensor, clip_skip: int) -> Tensor:
-        """Token ids [B, T] -> hidden states [B, T, C], with `clip_skip` as AUTOMATIC1111 counts."""
+    def encode_text(
+        self, ids: Tensor, clip_skip: int, *, part: str = "text_encoder", final_norm: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids [B, T] -> hidden states [B, T, C] and pooled embeddings [B, P] of a text encoder.
+
+        Args:
+            clip_skip, final_norm: as `CLIPTextModel.forward`.
+        """
 
     def denoise(
         self,
@@ -48,6 +54,9 @@ class Backend(Protocol):
         timesteps: Tensor,
         context: Tensor,
         *,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -56,6 +65,7 @@ class Backend(Protocol):
         Args:
             timesteps: [B].
             context: [B, T, C].
+            pooled, sizes, guidance: as `UNet2DConditionModel.forward`, for the models that want them.
             deep: features kept at an earlier step; the blocks that made them are not run.
         """
 

@@ -76,12 +76,15 @@ class NativeBackend:
 
     def read(self) -> "NativeBackend":
         """Read every network now."""
-        _ = self.text_encoder, self.unet, self.vae
+        _ = self.text_encoders, self.unet, self.vae
         return self
 
     @cached_property
-    def text_encoder(self) -> CLIPTextModel:
-        return self._prepared(load_text_encoder(self.checkpoint, self._dtype))
+    def text_encoders(self) -> dict[str, CLIPTextModel]:
+        return {
+            part: self._prepared(load_text_encoder(self.checkpoint, self._dtype, part))
+            for part in self.checkpoint.text_configs
+        }
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
@@ -135,9 +138,12 @@ class NativeBackend:
     def refusal(self, call: Call) -> str | None:
         return None
 
-    def encode_text(self, ids: Tensor, clip_skip: int) -> Tensor:
-        hidden: Tensor = self._ready(self.text_encoder)(ids.to(self.device), clip_skip)[0]
-        return hidden.float().cpu()
+    def encode_text(
+        self, ids: Tensor, clip_skip: int, *, part: str = "text_encoder", final_norm: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        network = self._ready(self.text_encoders[part])
+        hidden, pooled = network(ids.to(self.device), clip_skip, final_norm=final_norm)
+        return hidden.float().cpu(), pooled.float().cpu()
 
     def denoise(
         self,
@@ -145,20 +151,31 @@ class NativeBackend:
         timesteps: Tensor,
         context: Tensor,
         *,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        inputs = self._in(x), timesteps.to(self.device), self._in(context)
         unet = self._ready(self.unet)
+        inputs = {
+            "x": self._in(x),
+            "timesteps": timesteps.to(self.device),
+            "context": self._in(context),
+            "pooled": None if pooled is None else self._in(pooled),
+            "sizes": None if sizes is None else sizes.to(self.device),
+            "guidance": None if guidance is None else guidance.to(self.device),
+        }
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         if deep is not None:
-            return unet.forward_reusing(*inputs, deep).float().cpu(), None
+            return unet.forward_reusing(**given, deep=deep).float().cpu(), None
         if keep:
-            output, deep = unet.forward_keeping(*inputs)
+            output, deep = unet.forward_keeping(**given)
             return output.float().cpu(), deep
         if self.compiled:
-            filled = self._compiled_unet(*map(_filled_up, inputs))
+            filled = self._compiled_unet(**{name: _filled_up(rows) for name, rows in given.items()})
             return filled[: len(x)].float().cpu(), None
-        return unet(*inputs).float().cpu(), None
+        return unet(**given).float().cpu(), None
 
     def decode(self, latents: Tensor) -> Tensor:
         images: Tensor = self._ready(self.vae).decode(self._in(latents))

@@ -25,12 +25,11 @@ from torch import Tensor, nn
 
 from limner import __version__
 from limner.diffusion.config import SchedulerConfig
-from limner.errors import InvalidRequest, OutputError
+from limner.errors import InvalidRequest, OutputError, UnsupportedModel
 from limner.nn.clip import CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, timestep_embedding
 from limner.pipeline.calls import Call, Denoise
-from limner.pipeline.generation import text_to_image, watch
-from limner.prompts.tokenizer import Tokenizer
+from limner.pipeline.generation import picture_of, watch
 from limner.request import GenerationRequest
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
 from limner.weights.files import user_cache, whole_folder
@@ -82,6 +81,11 @@ class OpenVINOBackend:
                 f"precision is {precision!r}, which OpenVINO does not compute in on this CPU",
                 hint=f"use {', '.join(possible)}",
             )
+        if checkpoint.family.startswith("xl") or checkpoint.unet_config.time_cond_proj_dim is not None:
+            raise UnsupportedModel(
+                "the openvino backend runs SD 1.x and 2.x, neither XL nor latent consistency models",
+                hint="use --backend torch",
+            )
         self.checkpoint, self.precision = checkpoint, precision
         self._inner = best if precision == "int8" else precision  # of what is not quantised
         self._openvino = _library("openvino")
@@ -108,9 +112,13 @@ class OpenVINOBackend:
     def refusal(self, call: Call) -> str | None:
         return None
 
-    def encode_text(self, ids: Tensor, clip_skip: int) -> Tensor:
+    def encode_text(
+        self, ids: Tensor, clip_skip: int, *, part: str = "text_encoder", final_norm: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        assert part == "text_encoder"
+        assert final_norm
         [states] = self._run("text_encoder", ids)
-        return states[-clip_skip]
+        return states[-clip_skip], states[-1][torch.arange(len(ids)), ids.argmax(dim=-1)]
 
     def denoise(
         self,
@@ -118,9 +126,13 @@ class OpenVINOBackend:
         timesteps: Tensor,
         context: Tensor,
         *,
+        pooled: Tensor | None = None,
+        sizes: Tensor | None = None,
+        guidance: Tensor | None = None,
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        assert pooled is sizes is guidance is None
         # Within the graph the timestep would be rounded to bfloat16's eight bits, before its sines are taken.
         time = timestep_embedding(timesteps, self.checkpoint.unet_config.block_out_channels[0])
         if deep is not None:
@@ -186,7 +198,11 @@ class OpenVINOBackend:
 
     def _folder(self, part: str) -> Path:
         """Where a graph is kept; the name tells all that it depends on."""
-        configs = self.checkpoint.unet_config, self.checkpoint.vae_config, self.checkpoint.text_config
+        configs = (
+            self.checkpoint.unet_config,
+            self.checkpoint.vae_config,
+            *self.checkpoint.text_configs.values(),
+        )
         made_of = f"{weights_hash(self.checkpoint)} {configs}"
         versions = f"limner{__version__}-torch{torch.__version__}-openvino{version('openvino')}"
         if part == "unet" and self.precision == "int8":
@@ -299,7 +315,8 @@ def _converted(part: str, checkpoint: Checkpoint) -> Any:
 
 def _traceable(part: str, checkpoint: Checkpoint) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A network in fp32, not shared with anyone, and small inputs to it."""
-    unet, vae, text = checkpoint.unet_config, checkpoint.vae_config, checkpoint.text_config
+    unet, vae = checkpoint.unet_config, checkpoint.vae_config
+    [text] = checkpoint.text_configs.values()
     if part == "text_encoder":
         ids = torch.zeros(2, text.max_position_embeddings, dtype=torch.long)
         return _States(load_text_encoder(checkpoint, torch.float32)), (ids,)
@@ -335,13 +352,11 @@ class _Recording(OpenVINOBackend):
 
 def _samples(checkpoint: Checkpoint, precision: Precision) -> list[tuple[Any, ...]]:
     """What the U-Net is given while a few pictures are drawn, at the size that the model is made for."""
-    from limner.pipeline.model import Model  # which imports this module
+    from limner.pipeline.model import Model, read_tokenizers  # which imports this module
 
     scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
-    length = checkpoint.text_config.max_position_embeddings
-    tokenizer = Tokenizer.from_folder(checkpoint.tokenizer, default_max_length=length)
     backend = _Recording(checkpoint, precision)
-    model = Model("calibration", None, None, checkpoint, scheduler, tokenizer, backend)
+    model = Model("calibration", None, None, checkpoint, scheduler, read_tokenizers(checkpoint), backend)
     side = max(
         64, checkpoint.unet_config.sample_size * checkpoint.vae_config.downscale
     )  # 64: a request's least
@@ -349,7 +364,7 @@ def _samples(checkpoint: Checkpoint, precision: Precision) -> list[tuple[Any, ..
         request = GenerationRequest(
             prompt=prompt, seed=seed, steps=_STEPS, sampler="ddim", width=side, height=side
         )
-        for call, _ in watch(text_to_image(model.resolve(request), model), model):
+        for call, _ in watch(picture_of(model.resolve(request), model), model):
             if isinstance(call, Denoise) and call.step == call.steps:
                 break  # what follows is the decoder's
     return backend.seen
