@@ -62,6 +62,12 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def build_on_meta(build: Callable[[], M]) -> M:
+    """Build a module whose parameters have names, shapes and dtypes, but no memory."""
+    with torch.device("meta"), _Uninitialised():
+        return build()
+
+
 def load_module(
     build: Callable[[], M],
     tensors: Mapping[str, Tensor],
@@ -86,8 +92,7 @@ def load_module(
         InvalidCheckpoint: naming every key that is missing, unexpected, given under two names, or of
             another shape or kind than the module expects (the first ten of each, and their number).
     """
-    with torch.device("meta"), _Uninitialised():
-        module = build()
+    module = build_on_meta(build)
     expected = module.state_dict()
 
     given: dict[str, Tensor] = {}

@@ -1,0 +1,241 @@
+"""Key maps between the hub's names and those of single files, generated from a network's config.
+
+A single file holds all networks under the names of the code they were trained with: CompVis
+(https://github.com/CompVis/latent-diffusion) and SGM (https://github.com/Stability-AI/generative-models) for
+U-Net and autoencoder, transformers or OpenCLIP (https://github.com/mlfoundations/open_clip) for text. What a
+network's tensors are called on the hub, and their shapes, is asked of the network itself; what is written
+here is only how a module's path is spelled in the other layout. The same maps serve to load, to export and
+to find what a LoRA is for.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from limner.nn.clip import CLIPTextConfig, CLIPTextModel
+from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.vae import AutoencoderKL, VAEConfig
+
+from .load import build_on_meta
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+# Hub module within a block -> single file's.
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_OUTER = {  # of the U-Net, and of a ControlNet
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "controlnet_mid_block": "middle_block_out.0",
+    "controlnet_cond_embedding.conv_in": "input_hint_block.0",
+    "controlnet_cond_embedding.conv_out": "input_hint_block.14",
+}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_OPENCLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_OPENCLIP_OUTER = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
+}
+_IN_PROJ = ("q_proj", "k_proj", "v_proj")  # in the order of their rows
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor of a network is in a single file.
+
+    Attributes:
+        single: its key there.
+        part: "unet", "vae", "text_encoder", "text_encoder_2" or "controlnet".
+        name, shape: of the hub's parameter.
+        rows: of the single file's tensor, where that holds several of the hub's (OpenCLIP's queries, keys and
+            values); None for all of it.
+        transform: how the single file's tensor becomes the hub's: "conv1x1", a 1x1 convolution whose weight
+            is a linear layer's, or "transpose".
+    """
+
+    single: str
+    part: str
+    name: str
+    shape: Shape
+    rows: tuple[int, int] | None = None
+    transform: Literal["same", "conv1x1", "transpose"] = "same"
+
+    @property
+    def single_shape(self) -> Shape:
+        """Of the single file's tensor; where that holds several of the hub's, of this one's rows."""
+        match self.transform:
+            case "conv1x1":
+                return (*self.shape, 1, 1)
+            case "transpose":
+                return self.shape[::-1]
+        return self.shape
+
+    def from_single(self, tensor: Tensor) -> Tensor:
+        """The hub's tensor, a view of the single file's."""
+        if self.rows:
+            tensor = tensor[slice(*self.rows)]
+        return tensor.t() if self.transform == "transpose" else tensor.view(self.shape)
+
+    def to_single(self, tensor: Tensor) -> Tensor:
+        """The single file's tensor, or this one's rows of it: a view of the hub's."""
+        return tensor.t() if self.transform == "transpose" else tensor.reshape(self.single_shape)
+
+
+def unet_entries(config: UNetConfig, prefix: str = "model.diffusion_model.") -> list[Entry]:
+    """The U-Net of CompVis and SGM."""
+    shapes = _shapes(lambda: UNet2DConditionModel(config))
+    return [Entry(prefix + _renamed(name, config), "unet", name, shape) for name, shape in shapes.items()]
+
+
+def unet_modules(config: UNetConfig) -> dict[str, str]:
+    """Hub module -> single file's module, for every module of a U-Net that has weights; no prefix."""
+    names = _shapes(lambda: UNet2DConditionModel(config))
+    return {(hub := name.rpartition(".")[0]): _unet_module(hub, config) for name in names}
+
+
+def controlnet_entries(config: UNetConfig, shapes: Shapes, prefix: str = "control_model.") -> list[Entry]:
+    """A ControlNet for a U-Net (https://github.com/lllyasviel/ControlNet).
+
+    Args:
+        config: the U-Net's.
+        shapes: the ControlNet's parameters, by their hub names.
+    """
+    return [
+        Entry(prefix + _renamed(name, config), "controlnet", name, shape) for name, shape in shapes.items()
+    ]
+
+
+def vae_entries(config: VAEConfig, prefix: str = "first_stage_model.") -> list[Entry]:
+    """The autoencoder of CompVis and SGM."""
+    levels = len(config.block_out_channels)
+    entries = []
+    for name, shape in _shapes(lambda: AutoencoderKL(config)).items():
+        module, _, kind = name.rpartition(".")
+        # Linear layers were 1x1 convolutions there, and are all in attention.
+        squeezed = kind == "weight" and len(shape) == 2
+        single = f"{prefix}{_vae_module(module, levels)}.{kind}"
+        entries.append(Entry(single, "vae", name, shape, transform="conv1x1" if squeezed else "same"))
+    return entries
+
+
+def clip_entries(config: CLIPTextConfig, part: str, prefix: str) -> list[Entry]:
+    """A text encoder under transformers' own names."""
+    shapes = _shapes(lambda: CLIPTextModel(config))
+    return [Entry(prefix + name, part, name, shape) for name, shape in shapes.items()]
+
+
+def openclip_entries(config: CLIPTextConfig, part: str, prefix: str) -> list[Entry]:
+    """A text encoder under OpenCLIP's names, with queries, keys and values in one tensor."""
+    entries = []
+    for name, shape in _shapes(lambda: CLIPTextModel(config)).items():
+        if name in _OPENCLIP_OUTER:
+            transform: Literal["same", "transpose"] = "transpose" if "projection" in name else "same"
+            entries.append(Entry(prefix + _OPENCLIP_OUTER[name], part, name, shape, transform=transform))
+            continue
+        _, _, _, layer, *path, kind = name.split(".")
+        block, module = f"{prefix}transformer.resblocks.{layer}.", ".".join(path)
+        if path[-1] in _IN_PROJ:
+            first = _IN_PROJ.index(path[-1]) * shape[0]
+            rows = (first, first + shape[0])
+            entries.append(Entry(f"{block}attn.in_proj_{kind}", part, name, shape, rows))
+        else:
+            entries.append(Entry(f"{block}{_OPENCLIP_LAYER[module]}.{kind}", part, name, shape))
+    return entries
+
+
+def by_single(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Key of the single file -> the entries that its tensor holds, in the order of their rows."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.single, []).append(entry)
+    return {key: sorted(held, key=lambda entry: entry.rows or (0, 0)) for key, held in found.items()}
+
+
+def single_shapes(entries: Iterable[Entry]) -> dict[str, Shape]:
+    """The keys and shapes of a single file that holds exactly these."""
+    shapes: dict[str, Shape] = {}
+    for key, held in by_single(entries).items():
+        rest = held[0].single_shape[1:]
+        shapes[key] = (sum(entry.single_shape[0] for entry in held), *rest)
+    return shapes
+
+
+def _shapes(build: Callable[[], torch.nn.Module]) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in build_on_meta(build).state_dict().items()}
+
+
+def _renamed(name: str, config: UNetConfig) -> str:
+    module, _, kind = name.rpartition(".")
+    return f"{_unet_module(module, config)}.{kind}"
+
+
+def _unet_module(name: str, config: UNetConfig) -> str:
+    """Blocks are numbered through all levels there: on the way down each level's residual blocks, then its
+    downsampling; on the way up one residual block more per level, and upsampling within the last of them."""
+    layers = config.layers_per_block
+    match name.split("."):
+        case ["down_blocks", level, "downsamplers", _, _]:
+            return f"input_blocks.{(int(level) + 1) * (layers + 1)}.0.op"
+        case ["down_blocks", level, kind, index, *path]:
+            return f"input_blocks.{1 + int(level) * (layers + 1) + int(index)}.{_within(kind, path)}"
+        case ["mid_block", "attentions", _, *path]:
+            return f"middle_block.1.{'.'.join(path)}"
+        case ["mid_block", "resnets", index, *path]:
+            return f"middle_block.{2 * int(index)}.{_RESNET['.'.join(path)]}"
+        case ["up_blocks", level, "upsamplers", _, _]:
+            column = 2 if config.up_block_types[int(level)] == "CrossAttnUpBlock2D" else 1
+            return f"output_blocks.{int(level) * (layers + 1) + layers}.{column}.conv"
+        case ["up_blocks", level, kind, index, *path]:
+            return f"output_blocks.{int(level) * (layers + 1) + int(index)}.{_within(kind, path)}"
+        case ["controlnet_down_blocks", index]:
+            return f"zero_convs.{index}.0"
+        case ["controlnet_cond_embedding", "blocks", index]:
+            return f"input_hint_block.{2 * (int(index) + 1)}"  # an activation between each two
+    return _OUTER[name]
+
+
+def _within(kind: str, path: list[str]) -> str:
+    return f"1.{'.'.join(path)}" if kind == "attentions" else f"0.{_RESNET['.'.join(path)]}"
+
+
+def _vae_module(name: str, levels: int) -> str:
+    """Levels on the way up are numbered from the picture's side there, thus backwards."""
+    match name.split("."):
+        case [coder, "mid_block", "attentions", _, *path]:
+            return f"{coder}.mid.attn_1.{_VAE_ATTENTION['.'.join(path)]}"
+        case [coder, "mid_block", "resnets", index, layer]:
+            return f"{coder}.mid.block_{int(index) + 1}.{layer}"
+        case [coder, "down_blocks" | "up_blocks" as way, number, kind, index, layer]:
+            level = int(number) if way == "down_blocks" else levels - 1 - int(number)
+            side = f"{coder}.{way.removesuffix('_blocks')}.{level}"
+            if kind == "resnets":
+                return f"{side}.block.{index}.{layer.replace('conv_shortcut', 'nin_shortcut')}"
+            return f"{side}.{kind.removesuffix('rs')}.{layer}"  # "downsamplers" -> "downsample"
+        case [coder, "conv_norm_out"]:
+            return f"{coder}.norm_out"
+    return name
