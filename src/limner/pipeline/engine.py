@@ -13,7 +13,7 @@ import atexit
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -24,12 +24,13 @@ import torch
 from limner.errors import (
     DeadlineExceeded,
     EngineClosed,
+    InvalidRequest,
     OutOfMemory,
     QueueFull,
 )
 from limner.request import GenerationRequest
 
-from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeText
+from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeText, Role
 from .generation import Generation, guidance_of, picture_of, plan_of
 from .handle import Handle, Progress
 from .limits import Limits
@@ -71,7 +72,7 @@ class _Job:
     handle: Handle
     rank: tuple[int, int]  # priority, the highest first, then age
     deadline: float
-    loading: Future[Model] | None = None
+    loading: Future[list[Model]] | None = None
     plan: "_Resolved | None" = None  # once its model was there
     begun: int = 0  # pictures
     since: float = 0.0  # when the first began
@@ -99,7 +100,7 @@ class _Drawing:
     job: _Job
     index: int
     request: GenerationRequest  # of this picture alone
-    model: Model
+    models: Mapping[Role, Model]
     generation: Generation
     call: Call
     ready: int = 0  # the tick that the call was made in
@@ -109,6 +110,11 @@ class _Drawing:
     @property
     def rank(self) -> tuple[int, int, int]:
         return *self.job.rank, self.index
+
+    @property
+    def model(self) -> Model:
+        """The one that its call is for."""
+        return self.models[self.call.role]
 
     @property
     def group(self) -> Hashable:
@@ -289,10 +295,11 @@ class Engine:
             if job.plan is not None and job.plan.place in full:
                 continue
             try:
-                model = self._model_of(job)
-                if model is None:
+                models = self._models_of(job)
+                if models is None:
                     continue
-                plan = job.plan = job.plan or self._resolved(job, model)
+                model = models["model"]
+                plan = job.plan = job.plan or self._resolved(job, models)
                 height, width = model.latent_shape(plan.request)[2:]
                 most = self._limits_of(model).rows_of(model, height, width)
                 while job.begun < plan.request.num_images and plan.place not in full:
@@ -300,39 +307,51 @@ class Engine:
                         full.add(plan.place)
                     else:
                         taken[plan.place] += plan.rows
-                        self._begin(job, plan.request, model)
+                        self._begin(job, plan.request, models)
             except Exception as error:
                 self._end(job, "failed", error)
             else:
                 if job.begun == plan.request.num_images:
                     self._waiting.remove(job)
 
-    def _model_of(self, job: _Job) -> Model | None:
-        """Its model, if that is in memory; otherwise it is being loaded.
+    def _models_of(self, job: _Job) -> dict[Role, Model] | None:
+        """Its models, if they are in memory; otherwise they are being loaded.
 
-        It is looked up whenever it is needed, as it may have been forgotten in the meantime.
+        They are looked up whenever they are needed, as they may have been forgotten in the meantime.
         """
+        wanted = _wanted(job.handle.request)
         if isinstance(self._models, Model):
-            return self._models
+            if len(wanted) > 1:
+                raise InvalidRequest(
+                    "this engine has one model, and the request names a refiner too",
+                    hint="give the engine a ModelCache instead of a model",
+                )
+            return {"model": self._models}
         if job.loading is not None and job.loading.done():
             loading, job.loading = job.loading, None
-            return loading.result()
-        model = self._models.find(job.handle.request)
-        if model is None and job.loading is None:
+            return dict(zip(wanted, loading.result(), strict=True))
+        found = {role: self._models.find(request) for role, request in wanted.items()}
+        there = {role: model for role, model in found.items() if model is not None}
+        if len(there) == len(wanted):
+            return there
+        if job.loading is None:
             self._loader = self._loader or ThreadPoolExecutor(1, "limner-loader")
-            job.loading = self._loader.submit(self._models.get, job.handle.request)
+            job.loading = self._loader.submit(self._models.get_all, list(wanted.values()))
             job.loading.add_done_callback(lambda _: self._wake())
-        return model
+        return None
 
-    def _resolved(self, job: _Job, model: Model) -> _Resolved:
+    def _resolved(self, job: _Job, models: Mapping[Role, Model]) -> _Resolved:
         """Raises InvalidRequest, and OutOfMemory for what could never be drawn."""
+        model = models["model"]
         request = model.resolve(job.handle.request)
+        if "refiner" in models:
+            models["refiner"].check_refines(model, request)
         plan = plan_of(request, model.scheduler)
         guidance = guidance_of(request, plan, model.traits)
         rows = max(len(guidance.branches(sigma)) for sigma in plan.sigmas[:-1])
         shape = model.latent_shape(request)
         limits = self._limits_of(model)
-        needed = model.backend.bytes + limits.most_for(model, shape, rows)
+        needed = sum(one.backend.bytes for one in models.values()) + limits.most_for(model, shape, rows)
         if needed > limits.memory:
             raise OutOfMemory(
                 f"{request.width}x{request.height} pixels take about {needed / 1e9:.1f} GB; "
@@ -346,14 +365,15 @@ class Engine:
             self._limits = Limits.of(model.backend.device)
         return self._limits
 
-    def _begin(self, job: _Job, request: GenerationRequest, model: Model) -> None:
+    def _begin(self, job: _Job, request: GenerationRequest, models: Mapping[Role, Model]) -> None:
         assert request.seed is not None
         job.since = job.since or time.monotonic()
         own = request.model_copy(update={"seed": request.seed + job.begun, "num_images": 1})
-        generation = picture_of(own, model)
-        self._drawings.append(_Drawing(job, job.begun, own, model, generation, next(generation), self._tick))
+        generation = picture_of(own, models["model"], refiner=models.get("refiner"))
+        self._drawings.append(_Drawing(job, job.begun, own, models, generation, next(generation), self._tick))
         if isinstance(self._models, ModelCache):
-            self._models.hold(model)
+            for model in models.values():
+                self._models.hold(model)
         job.begun += 1
 
     def _leave(self, drawing: _Drawing) -> None:
@@ -361,7 +381,8 @@ class Engine:
         drawing.generation.close()
         self._drawings.remove(drawing)
         if isinstance(self._models, ModelCache):
-            self._models.let_go(drawing.model)
+            for model in drawing.models.values():
+                self._models.let_go(model)
 
     def _step(self) -> None:
         """Answer one group of calls."""
@@ -453,7 +474,7 @@ class Engine:
     def _finish(self, drawing: _Drawing, image: torch.Tensor, latents: torch.Tensor) -> None:
         job = drawing.job
         assert job.plan is not None
-        picture = drawing.model.picture(image, drawing.request, drawing.warnings)
+        picture = drawing.models["model"].picture(image, drawing.request, drawing.warnings)
         job.pictures[drawing.index] = picture
         self._leave(drawing)
         job.handle.publish(self._progress(drawing, latents, picture))
@@ -475,6 +496,15 @@ class Engine:
             self._ended[how] += 1
             self._unfinished -= 1
             self._changed.notify_all()
+
+
+def _wanted(request: GenerationRequest) -> dict[Role, GenerationRequest]:
+    """The models of a request, each as a request for it alone."""
+    wanted: dict[Role, GenerationRequest] = {"model": request}
+    if request.refiner is not None:
+        named = {"model": request.refiner, "revision": None, "variant": request.variant}
+        wanted["refiner"] = request.model_copy(update=named)
+    return wanted
 
 
 def _compatible(group: list[_Drawing]) -> list[_Drawing]:

@@ -104,7 +104,8 @@ def picture_of(
     plan = plan_of(request, model.scheduler)
     shape = model.latent_shape(request)
     noise = noise_source(request.seed, shape)
-    if request.image is None or model.traits.kind == "edit" or plan.begun == 0:
+    anew = model.traits.kind == "edit" or (model.traits.kind == "inpainting" and plan.begun == 0)
+    if request.image is None or anew:
         x = noise() * plan.start_scale
     else:
         mean, spread = yield EncodeImage(read_pixels(request.image, request))

@@ -153,6 +153,22 @@ class Model:
         }
         return request.model_copy(update=names)
 
+    def check_refines(self, first: "Model", request: GenerationRequest) -> None:
+        """Raise InvalidRequest unless this model can take over from another on the way."""
+        ours, theirs = self.checkpoint.vae_config, first.checkpoint.vae_config
+        if self.traits.kind != "text" or ours.latent_channels != theirs.latent_channels:
+            raise InvalidRequest(
+                f"{self.name} cannot take over from {first.name}: it needs {self.traits.kind} and latents of "
+                f"{ours.latent_channels} channels, and has latents of {theirs.latent_channels}"
+            )
+        assert request.refiner_start is not None
+        plan = plan_of(request, first.scheduler)
+        if not 0 < plan.step_at(request.refiner_start) < len(plan.timesteps):
+            raise InvalidRequest(
+                f"refiner_start is {request.refiner_start}, which leaves one model none of the "
+                f"{len(plan.timesteps)} steps"
+            )
+
     def _check_pictures(self, request: GenerationRequest) -> None:
         """Refuse a request that lacks a picture that this model needs, or has one that it has no use for."""
         kind, given = self.traits.kind, {name for name in _IMAGES if getattr(request, name) is not None}

@@ -1,7 +1,7 @@
 """Models in memory, as many as fit, loaded once however many ask."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from threading import Condition
 from typing import Any
@@ -42,8 +42,11 @@ class ModelCache:
                 self._models.move_to_end(key)
             return self._models.get(key)
 
-    def get(self, request: GenerationRequest) -> Model:
+    def get(self, request: GenerationRequest, *, beside: int = 0) -> Model:
         """The model of a request, loaded if need be, once there is room beside those that are held.
+
+        Args:
+            beside: bytes of models that the caller holds and does not let go before this returns.
 
         Raises:
             OutOfMemory: it is larger than the bound.
@@ -60,13 +63,26 @@ class ModelCache:
         assert future is not None
         if ours:
             try:
-                future.set_result(self._load(key))
+                future.set_result(self._load(key, beside))
             except BaseException as error:
                 future.set_exception(error)
             finally:
                 with self._changed:
                     del self._loading[key]
         return future.result()
+
+    def get_all(self, requests: Sequence[GenerationRequest]) -> list[Model]:
+        """The models of several requests that are to be in memory together. Raises as `get`."""
+        models: list[Model] = []
+        try:
+            for request in requests:
+                together = sum(model.backend.bytes for model in set(models))
+                models.append(self.get(request, beside=together))
+                self.hold(models[-1])
+        finally:
+            for model in models:
+                self.let_go(model)
+        return models
 
     def hold(self, model: Model) -> None:
         """Do not forget this model until it is let go as often."""
@@ -93,11 +109,12 @@ class ModelCache:
         with self._changed:
             return self._sum()
 
-    def _load(self, key: Key) -> Model:
+    def _load(self, key: Key, beside: int) -> Model:
         source = self._source(key[0], revision=key[1], variant=key[2], **self._options)
-        if source.bytes > self._max_bytes:
+        if beside + source.bytes > self._max_bytes:
+            more = f" beside {beside / 1e9:.1f} GB of another model" if beside else ""
             raise OutOfMemory(
-                f"{key[0]} takes {source.bytes / 1e9:.1f} GB of memory; "
+                f"{key[0]} takes {source.bytes / 1e9:.1f} GB of memory{more}; "
                 f"models may take {self._max_bytes / 1e9:.1f} GB",
                 hint="raise the bound, or choose a lower precision",
             )

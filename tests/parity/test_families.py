@@ -1,0 +1,281 @@
+"""The families beyond plain 1.x and 2.x: folders that diffusers wrote, drawn by both programs.
+
+1e-4 of their standard deviation for latents, as for the plain pipelines.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from inspect import signature
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from limner import GenerationRequest, ModelCache, load
+from limner.errors import InvalidRequest
+from limner.nn.clip import CLIPTextConfig
+from limner.nn.unet import UNetConfig
+from limner.nn.vae import VAEConfig
+from limner.pipeline.calls import DecodeLatents
+from limner.pipeline.engine import Engine
+from limner.pipeline.generation import picture_of, watch
+from limner.pipeline.images import image_source
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+TOLERANCE = 1e-4
+PROMPT, NEGATIVE = "a red house (left) of a [green] tree, at night!", "blurry, dark"
+WIDTH, HEIGHT = 104, 72  # 13x9 latents
+ASK = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance_scale": 6.0, "steps": 6, "seed": 7}
+
+VAE = VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
+TEXT = CLIPTextConfig(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, projection_dim=32
+)
+TEXT_2 = replace(TEXT, hidden_size=48, hidden_act="gelu", projection_dim=40, projection=True)
+UNET = UNetConfig(
+    block_out_channels=(16, 32, 32, 32),
+    layers_per_block=1,
+    attention_head_dim=4,
+    cross_attention_dim=32,
+    norm_num_groups=4,
+)
+XL_UNET = UNetConfig(
+    block_out_channels=(16, 32, 32),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=(1, 2, 4),
+    transformer_layers_per_block=(1, 1, 2),
+    cross_attention_dim=80,
+    use_linear_projection=True,
+    norm_num_groups=4,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=40 + 6 * 8,
+)
+REFINER_UNET = replace(
+    XL_UNET, cross_attention_dim=48, projection_class_embeddings_input_dim=40 + 5 * 8, layers_per_block=2
+)
+
+# name -> pipeline, U-Net, text encoders, the reference's scheduler config, further arguments of the pipeline
+FAMILIES = {
+    "xl": ("StableDiffusionXLPipeline", XL_UNET, (TEXT, TEXT_2), "sdxl-base", {}),
+    "refiner": (
+        "StableDiffusionXLImg2ImgPipeline",
+        REFINER_UNET,
+        (None, TEXT_2),
+        "sdxl-base",
+        {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False},
+    ),
+    "inpainting": (
+        "StableDiffusionInpaintPipeline", replace(UNET, in_channels=9), (TEXT,), "sd15", {},
+    ),
+    "edit": (
+        "StableDiffusionInstructPix2PixPipeline", replace(UNET, in_channels=8), (TEXT,), "sd15", {},
+    ),
+    "depth": (
+        "StableDiffusionDepth2ImgPipeline",
+        replace(UNET, in_channels=5),
+        (TEXT,),
+        "sd15",
+        {"depth_estimator": None, "feature_extractor": None},
+    ),
+    "img2img": ("StableDiffusionImg2ImgPipeline", UNET, (TEXT,), "sd15", {}),
+    "distilled": (
+        "StableDiffusionPipeline", replace(UNET, time_cond_proj_dim=12), (TEXT,), "sd15", {},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, reference, randomise):
+    """A folder of each family, as diffusers saves it."""
+    diffusers.utils.logging.disable_progress_bar()
+    root = tmp_path_factory.mktemp("families")
+    for seed, (name, (pipeline, unet, texts, known, more)) in enumerate(FAMILIES.items()):
+        cls = getattr(diffusers, pipeline)
+        parts = {
+            "unet": diffusers.UNet2DConditionModel.from_config(unet.to_dict()),
+            "vae": diffusers.AutoencoderKL.from_config(VAE.to_dict()),
+        }
+        for number, text in enumerate(texts, start=1):
+            end = "" if number == 1 else f"_{number}"
+            parts[f"text_encoder{end}"] = text and _text_encoder(text)
+            parts[f"tokenizer{end}"] = text and _tokenizer(root, reference, number)
+        for number, part in enumerate(parts.values()):
+            if isinstance(part, torch.nn.Module):
+                randomise(part, 20 * seed + number)
+        scheduler = reference / "configs" / known / "scheduler" / "scheduler_config.json"
+        parts["scheduler"] = diffusers.DDIMScheduler.from_config(json.loads(scheduler.read_text()))
+        if "safety_checker" in signature(cls.__init__).parameters:
+            more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        cls(**parts, **more).save_pretrained(root / name)
+    return root
+
+
+def _text_encoder(config):
+    kind = "CLIPTextModelWithProjection" if config.projection else "CLIPTextModel"
+    theirs = transformers.CLIPTextConfig(**{**config.to_dict(), "eos_token_id": 49407, "bos_token_id": 49406})
+    return getattr(transformers, kind)(theirs)
+
+
+def _tokenizer(root, reference, number):
+    folder = root / f"tokenizer-{number}"
+    if not folder.exists():
+        name = "tokenizer" if number == 1 else f"tokenizer_{number}"
+        shutil.copytree(reference / "configs" / "sdxl-base" / name, folder)
+        for file in ("vocab.json", "merges.txt"):
+            shutil.copyfile(reference / "tokenizer" / file, folder / file)
+    return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    """Smooth colours, so that resampling and blurring would show."""
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    rows = np.stack([2 * x, 3 * y, 255 - x - y], axis=-1)
+    return Image.fromarray(rows.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def mask():
+    """White in a box with no edge on the grid of latents."""
+    image = Image.new("L", (WIDTH, HEIGHT))
+    image.paste(255, (21, 10, 75, 51))
+    return image
+
+
+@torch.no_grad()
+def theirs(folder, name, **fields):
+    """Final latents by diffusers."""
+    cls = getattr(diffusers, FAMILIES[name][0])
+    more = {"depth_estimator": None, "feature_extractor": None} if name == "depth" else {}
+    pipeline = cls.from_pretrained(folder / name, local_files_only=True, **more)
+    pipeline.set_progress_bar_config(disable=True)
+    named = {"seed": "generator", "steps": "num_inference_steps"}
+    fields = {named.get(field, field): value for field, value in {**ASK, **fields}.items()}
+    fields["generator"] = torch.Generator("cpu").manual_seed(fields["generator"])
+    return pipeline(output_type="latent", **fields).images
+
+
+def ours(folder, name, **fields):
+    """Final latents by Limner."""
+    model = load(folder / name, precision="fp32")
+    for field in {"image", "mask", "depth"} & fields.keys():
+        fields[field] = image_source(fields[field])
+    request = GenerationRequest.of({"prompt_syntax": "literal", "sampler": "ddim", **ASK, **fields})
+    for call, _ in watch(picture_of(model.resolve(request), model), model):
+        if isinstance(call, DecodeLatents):
+            latents = call.latents
+    return latents
+
+
+def assert_same(one, other):
+    assert one.shape == other.shape
+    assert other.std() > 0.1
+    difference = float((one - other).abs().max() / other.std())
+    assert difference <= TOLERANCE, f"they differ by {difference:.1e} of their standard deviation"
+
+
+SIZE = {"width": WIDTH, "height": HEIGHT}
+
+
+@pytest.mark.parametrize("negative", [NEGATIVE, None, ""])
+def test_xl(folders, negative):
+    assert_same(
+        ours(folders, "xl", **SIZE, negative_prompt=negative),
+        theirs(folders, "xl", **SIZE, negative_prompt=negative),
+    )
+
+
+def test_another_layer_of_both_text_encoders(folders):
+    # Without guidance, as their clip_skip leaves the negative prompt where it is.
+    assert_same(
+        ours(folders, "xl", **SIZE, clip_skip=2, guidance_scale=1.0),
+        theirs(folders, "xl", **SIZE, clip_skip=1, guidance_scale=1.0),
+    )
+
+
+def test_what_xl_is_told_of_sizes(folders):
+    sizes = {"original_size": (300, 200), "target_size": (64, 96)}
+    found = ours(folders, "xl", **SIZE, **sizes, crop=(5, 11))
+    negative = {f"negative_{name}": size for name, size in sizes.items()}
+    crops = {"crops_coords_top_left": (5, 11), "negative_crops_coords_top_left": (5, 11)}
+    expected = theirs(folders, "xl", **SIZE, **sizes, **negative, **crops)
+    assert_same(found, expected)
+
+
+def test_a_picture_to_begin_with(folders, picture):
+    for strength in (0.5, 1.0):
+        assert_same(
+            ours(folders, "img2img", image=picture, strength=strength),
+            theirs(folders, "img2img", image=picture, strength=strength),
+        )
+
+
+def test_the_refiner_alone(folders, picture):
+    scores = {"aesthetic_score": 7.0, "negative_aesthetic_score": 1.5}
+    assert_same(
+        ours(folders, "refiner", image=picture, strength=0.5, **scores),
+        theirs(folders, "refiner", image=picture, strength=0.5, **scores),
+    )
+
+
+def test_the_refiner_takes_over(folders):
+    base = theirs(folders, "xl", **SIZE, steps=10, denoising_end=0.7)
+    sizes = {"original_size": (HEIGHT, WIDTH), "target_size": (HEIGHT, WIDTH)}
+    expected = theirs(folders, "refiner", image=base, steps=10, denoising_start=0.7, **sizes)
+
+    model, cache = str(folders / "xl"), ModelCache(precision="fp32")
+    refiner = {"refiner": str(folders / "refiner"), "refiner_start": 0.7}
+    ask = {**ASK, **SIZE, **refiner, "steps": 10, "sampler": "ddim", "prompt_syntax": "literal"}
+    with Engine(cache) as engine:
+        handle = engine.submit(GenerationRequest.of({**ask, "model": model}))
+        plain = engine.submit(GenerationRequest.of({**ask, **dict.fromkeys(refiner), "model": model}))
+        seen = list(handle)
+        assert [progress.step for progress in seen if progress.picture is None] == list(range(1, 11))
+        plain.result()
+    assert_same(seen[-1].latents, expected)
+
+
+def test_inpainting(folders, picture, mask):
+    assert_same(
+        ours(folders, "inpainting", image=picture, mask=mask),
+        theirs(folders, "inpainting", image=picture, mask_image=mask, strength=1.0, **SIZE),
+    )
+
+
+def test_instruct_pix2pix(folders, picture):
+    assert_same(
+        ours(folders, "edit", image=picture, image_guidance_scale=1.7),
+        theirs(folders, "edit", image=picture, image_guidance_scale=1.7),
+    )
+
+
+def test_depth(folders, picture, mask):
+    depth = torch.from_numpy(np.asarray(mask, dtype=np.float32))[None] / 255
+    assert_same(
+        ours(folders, "depth", image=picture, depth=mask, strength=0.7),
+        theirs(folders, "depth", image=picture, depth_map=depth, strength=0.7),
+    )
+
+
+def test_a_model_that_guides_itself(folders):
+    fields = {**SIZE, "negative_prompt": None, "guidance_scale": 4.5}
+    found = ours(folders, "distilled", **fields)
+    assert_same(found, theirs(folders, "distilled", **fields))
+    assert not torch.equal(found, ours(folders, "distilled", **{**fields, "guidance_scale": 8.0}))
+
+
+def test_what_a_model_needs_or_has_no_use_for(folders, picture, mask):
+    with pytest.raises(InvalidRequest, match="a model for inpainting, needs image and mask"):
+        ours(folders, "inpainting", image=picture)
+    with pytest.raises(InvalidRequest, match="no use for mask"):
+        ours(folders, "img2img", image=picture, mask=mask)
+    with pytest.raises(InvalidRequest, match="no picture to begin with"):
+        ours(folders, "xl", strength=0.5)
