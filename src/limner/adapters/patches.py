@@ -1,0 +1,277 @@
+"""What adapters do to one parameter: W becomes W + weight * change(W), in every published form.
+
+    LoRA     change = s B A                      Hu et al. 2021; of convolutions LoCon, with a core Tucker
+    LoHa     change = s (B1 A1) * (B2 A2)        Hyeon-Woo et al. 2021 (FedPara); LyCORIS
+    LoKr     change = s C (x) (B A)              Edalati et al. 2022 (KronA); LyCORIS
+    DoRA     change = m (W + D) / |W + D| - W    Liu et al. 2024, D being the change of one of the above
+    (IA)^3   change = l * W                      Liu et al. 2022; LyCORIS
+    full     change = D
+
+s is alpha / rank. A convolution's kernel [out, in, k, k] is the matrix [out, in*k*k] of all these.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Size, Tensor
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """A dataclass of tensors and of others of its kind."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with all tensors on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor | _Tensors)}
+        return replace(self, **moved)
+
+
+class Patch(_Tensors):
+    """A change of one parameter."""
+
+    def change(self, base: Tensor) -> Tensor:
+        """What is added to `base` at weight 1: float32, of its shape, and on its device, where the patch is.
+
+        Raises:
+            ValueError, RuntimeError: the patch is of another shape.
+        """
+        raise NotImplementedError
+
+    def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
+        """A LoRA as down, up and scale, to apply to some rows of a batch; None for all that is none.
+
+        down is the weight of a layer like the patched one, but with `rank` outputs; up is [out, rank].
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class LowRank(Patch):
+    """LoRA.
+
+    Attributes:
+        down: [rank, in] or [rank, in, k, k].
+        up: [out, rank], or [out, rank, 1, 1].
+        core: None, or [rank, rank, k, k] behind a `down` whose kernel is 1x1.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    core: Tensor | None = None
+
+    def change(self, base: Tensor) -> Tensor:
+        down, up, scale = self.low_rank()
+        return _fit(scale * up @ down.flatten(1), base.shape)
+
+    def low_rank(self) -> tuple[Tensor, Tensor, float]:
+        down = self.down.float()
+        if self.core is not None:
+            down = torch.einsum("orhw,ri->oihw", self.core.float(), down.flatten(1))
+        return down, self.up.float().flatten(1), self.scale
+
+
+@dataclass(frozen=True)
+class Matrix(_Tensors):
+    """A matrix [out, in*k*k]: `left @ right`, or `left` alone.
+
+    With a core it is the Tucker form, where left is [rank, out], right [rank, in] and the core
+    [rank, rank, k, k].
+    """
+
+    left: Tensor
+    right: Tensor | None = None
+    core: Tensor | None = None
+
+    def value(self) -> Tensor:
+        left = self.left.float()
+        if self.right is None:
+            return left.flatten(1)
+        if self.core is None:
+            return left @ self.right.float()
+        core = self.core.float()
+        return torch.einsum("rshw,ro,si->oihw", core, left, self.right.float()).flatten(1)
+
+
+@dataclass(frozen=True)
+class Hadamard(Patch):
+    """LoHa: the elementwise product of two matrices."""
+
+    first: Matrix
+    second: Matrix
+    scale: float
+
+    def change(self, base: Tensor) -> Tensor:
+        first, second = _fit(self.first.value(), base.shape), _fit(self.second.value(), base.shape)
+        return self.scale * first * second
+
+
+@dataclass(frozen=True)
+class Kronecker(Patch):
+    """LoKr: the Kronecker product of a small matrix of channels and a large one, which holds the kernel."""
+
+    first: Matrix
+    second: Matrix
+    scale: float
+
+    def change(self, base: Tensor) -> Tensor:
+        return _fit(self.scale * torch.kron(self.first.value(), self.second.value()), base.shape)
+
+
+@dataclass(frozen=True)
+class Full(Patch):
+    """The difference itself, of a weight or a bias."""
+
+    difference: Tensor
+    scale: float = 1.0
+
+    def change(self, base: Tensor) -> Tensor:
+        return _fit(self.scale * self.difference.float(), base.shape)
+
+
+@dataclass(frozen=True)
+class Rescaled(Patch):
+    """(IA)^3: each input or each output of a layer, times one plus a number."""
+
+    factors: Tensor
+    axis: int
+
+    def change(self, base: Tensor) -> Tensor:
+        return base.float() * _along(self.axis, self.factors, base.shape)
+
+
+@dataclass(frozen=True)
+class Decomposed(Patch):
+    """DoRA: the changed weight, with its columns or rows brought to learned lengths.
+
+    Attributes:
+        lengths: one for each output (axis 0) or input (axis 1), in any shape.
+    """
+
+    inner: Patch
+    lengths: Tensor
+    axis: int
+
+    def change(self, base: Tensor) -> Tensor:
+        base = base.float()
+        changed = base + self.inner.change(base)
+        others = [dim for dim in range(base.ndim) if dim != self.axis]
+        norm: Tensor = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
+        # A row of zeros has no direction; LyCORIS adds the same.
+        norm = norm + torch.finfo(torch.float32).eps
+        return changed * (_along(self.axis, self.lengths, base.shape) / norm) - base
+
+
+def read_patches(
+    given: Mapping[str, Tensor],
+    shapes: Mapping[str, Size],
+    default_scale: Callable[[int], float] = lambda rank: 1.0,
+) -> dict[str, Patch]:
+    """The patches that a file's tensors for one module make up.
+
+    Args:
+        given: "up", "down", "core", "magnitude" and "up_bias" (PEFT's), and all others by the names that
+            LyCORIS gives them.
+        shapes: of the module's "weight" and, where it has one, "bias".
+        default_scale: s from the rank, for modules without an "alpha".
+
+    Returns:
+        "weight", "bias" -> patch.
+
+    Raises:
+        ValueError: tensors are missing, left over, or not of the shapes that the form calls for.
+    """
+    for name, tensor in given.items():
+        if not tensor.is_floating_point() and name not in ("alpha", "on_input"):
+            raise ValueError(f"{name} holds {tensor.dtype}, expected floating-point numbers")
+    rest = dict(given)
+    alpha = _number(rest.pop("alpha")) if "alpha" in rest else None
+    patches = _take_forms(rest, lambda rank: default_scale(rank) if alpha is None else alpha / rank)
+    if not patches or rest:
+        raise ValueError(f"{', '.join(sorted(rest or given))} alone: what belongs to it is missing")
+    for name, patch in patches.items():
+        if name not in shapes:
+            raise ValueError(f"changes a {name}, which the module does not have")
+        _check_shape(patch, shapes[name])
+    return patches
+
+
+def _take_forms(rest: dict[str, Tensor], scale: Callable[[int], float]) -> dict[str, Patch]:
+    """Take out of `rest` the tensors of every form that is whole."""
+    patches: dict[str, Patch] = {}
+
+    def take(*names: str) -> list[Tensor] | None:
+        return [rest.pop(name) for name in names] if rest.keys() >= {*names} else None
+
+    def take_lokr(i: int) -> Matrix:
+        if whole := take(f"lokr_w{i}"):
+            return Matrix(whole[0])
+        if factors := take(f"lokr_w{i}_a", f"lokr_w{i}_b"):
+            return Matrix(factors[0], factors[1], rest.pop(f"lokr_t{i}", None))
+        raise ValueError(f"lokr_w{i} is missing, whole or in two factors")
+
+    if lora := take("up", "down"):
+        up, down = lora
+        patches["weight"] = LowRank(down, up, scale(_rank(down)), rest.pop("core", None))
+        if bias := take("up_bias"):
+            patches["bias"] = Full(bias[0], scale(_rank(down)))
+    elif loha := take("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"):
+        cores = take("hada_t1", "hada_t2") or (None, None)
+        first, second = Matrix(loha[0], loha[1], cores[0]), Matrix(loha[2], loha[3], cores[1])
+        patches["weight"] = Hadamard(first, second, scale(_rank(loha[1])))
+    elif any(name.startswith("lokr_") for name in rest):
+        first, second = take_lokr(1), take_lokr(2)
+        # LyCORIS ignores the alpha of two whole matrices, and writes one all the same.
+        factor = second.right if second.right is not None else first.right
+        patches["weight"] = Kronecker(first, second, 1.0 if factor is None else scale(_rank(factor)))
+    elif difference := take("diff") or take("w_norm"):
+        patches["weight"] = Full(difference[0])
+    elif ia3 := take("weight", "on_input"):
+        patches["weight"] = Rescaled(ia3[0], axis=1 if _number(ia3[1]) else 0)
+    if difference := take("diff_b") or take("b_norm"):
+        patches["bias"] = Full(difference[0])
+    if "weight" in patches and (magnitude := take("magnitude")):
+        patches["weight"] = Decomposed(patches["weight"], magnitude[0], axis=0)
+    if "weight" in patches and (scales := take("dora_scale")):
+        # [out, 1] or [1, in], and for convolutions 1s behind that.
+        axis = 0 if scales[0].shape[:1].numel() == scales[0].numel() else 1
+        patches["weight"] = Decomposed(patches["weight"], scales[0], axis)
+    return patches
+
+
+def _rank(factor: Tensor) -> int:
+    if factor.ndim < 2 or factor.shape[0] == 0:
+        raise ValueError(f"a factor is of shape {list(factor.shape)}, expected a matrix or a kernel")
+    return factor.shape[0]
+
+
+def _number(tensor: Tensor) -> float:
+    if tensor.numel() != 1 or not math.isfinite(number := float(tensor)):
+        raise ValueError("alpha or on_input is not one number")
+    return number
+
+
+def _check_shape(patch: Patch, shape: Size) -> None:
+    try:
+        patch.to("meta").change(torch.empty(shape, device="meta"))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"does not fit a parameter of shape {list(shape)}: {reason}") from None
+
+
+def _fit(change: Tensor, shape: Size) -> Tensor:
+    """A change in a parameter's shape; matrices stand for 1x1 convolutions and the other way round."""
+    if change.shape[:1] != shape[:1] or change.numel() != shape.numel():
+        raise ValueError(f"a change of shape {list(change.shape)}")
+    return change.reshape(shape)
+
+
+def _along(axis: int, values: Tensor, shape: Size) -> Tensor:
+    """One number for each output or input, to multiply a weight with."""
+    if len(shape) < 2 or values.numel() != shape[axis]:
+        raise ValueError(f"{values.numel()} numbers for {list(shape)}[{axis}]")
+    return values.float().reshape([-1 if dim == axis else 1 for dim in range(len(shape))])
