@@ -15,7 +15,18 @@ from limner.prompts.chunks import PromptSyntax
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries everywhere without loss
 
 SamplerName = Literal[
-    "ddim", "ddpm", "euler", "euler_a", "heun", "lms", "pndm", "dpmpp_2m", "dpmpp_2m_sde", "unipc"
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_a",
+    "heun",
+    "lms",
+    "pndm",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "unipc",
+    "lcm",
+    "tcd",
 ]
 SigmaScheduleName = Literal["uniform", "karras", "exponential"]
 Spacing = Literal["leading", "linspace", "trailing"]
@@ -44,7 +55,7 @@ class GenerationRequest(BaseModel):
             one (Lin et al. 2023).
         guidance_interval: lowest and highest sigma at which guidance is on; None is everywhere.
         sampler, sigma_schedule, timestep_spacing: None is what the checkpoint's own config names.
-        eta: DDIM's share of fresh noise, 0 to 1.
+        eta: the share of fresh noise in DDIM (None: 0) and TCD (None: 0.3), 0 to 1.
         seed: of the first picture; the following ones take seed + 1, seed + 2, … None draws one.
         num_images: how many pictures.
         clip_skip: 1 takes the text encoder's last layer, 2 the one before it, as AUTOMATIC1111 counts.
@@ -82,7 +93,7 @@ class GenerationRequest(BaseModel):
     sampler: SamplerName | None = None
     sigma_schedule: SigmaScheduleName | None = None
     timestep_spacing: Spacing | None = None
-    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     num_images: Annotated[int, Field(ge=1, le=1000)] = 1
     clip_skip: Annotated[int, Field(ge=1, le=64)] = 1
@@ -117,8 +128,8 @@ class GenerationRequest(BaseModel):
             )
         if (self.refiner is None) != (self.refiner_start is None):
             raise ValueError("refiner and refiner_start go together: give both or neither")
-        if self.eta and self.sampler not in (None, "ddim"):
-            raise ValueError(f"eta is ddim's; the sampler is {self.sampler}")
+        if self.eta and self.sampler not in (None, "ddim", "tcd"):
+            raise ValueError(f"eta is of ddim and tcd; the sampler is {self.sampler}")
         return self
 
     @classmethod

@@ -23,7 +23,7 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:
 
 
 _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
-_SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde or unipc."
+_SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde, unipc, lcm or tcd."
 _REFERENCE = "picturebook (the default), a folder, or a hub id such as organisation/name."
 _TOLD = "In pixels, that XL is told; by default the picture's own."
 _COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
@@ -86,7 +86,7 @@ class RequestOptions(_Options):
     sampler: Annotated[Text, option(_SAMPLERS, SAMPLING)] = None
     sigma_schedule: Annotated[Text, option("uniform, karras or exponential.", SAMPLING)] = None
     timestep_spacing: Annotated[Text, option("leading, linspace or trailing.", SAMPLING)] = None
-    eta: Annotated[Number, option("0 to 1: ddim's share of fresh noise.", SAMPLING)] = None
+    eta: Annotated[Number, option("0 to 1: share of fresh noise in ddim and tcd.", SAMPLING)] = None
     speed: Annotated[Text, option(_SPEED, SAMPLING)] = None
     exact: Annotated[bool | None, option(_EXACT, SAMPLING, "--exact/--shared", show_default=False)] = None
     model: Annotated[Text, option(_REFERENCE, MODEL)] = None

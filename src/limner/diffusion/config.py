@@ -25,6 +25,8 @@ SAMPLER_CLASSES = {
     "LMSDiscreteScheduler": "lms",
     "PNDMScheduler": "pndm",
     "UniPCMultistepScheduler": "unipc",
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
 }
 """Which sampler a class of diffusers means, if nothing else in its config says otherwise."""
 
@@ -94,6 +96,8 @@ class SchedulerConfig:
     solver_type: str | None = None
     lower_order_final: bool = True
     euler_at_final: bool = False
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -123,6 +127,10 @@ class SchedulerConfig:
             )
         if not all(isinstance(beta, float) and 0.0 < beta < 1.0 for beta in self.trained_betas or ()):
             raise ValueError("trained_betas holds something else than numbers between 0 and 1")
+        if self.original_inference_steps < 1:
+            raise ValueError(
+                f"original_inference_steps is {self.original_inference_steps}; expected a number of steps"
+            )
         if not 0 <= self.steps_offset < self.num_train_timesteps:
             raise ValueError(f"steps_offset is {self.steps_offset}; expected a timestep")
         if self.use_karras_sigmas and self.use_exponential_sigmas:

@@ -47,6 +47,8 @@ class Convention:
             to the next timestep, and then to 0.
         final_sigmas_type: it heeds the config's key of this name. Otherwise it ends at 0.
         sigma_schedules: it heeds the config's `use_karras_sigmas` and the like.
+        distilled: it visits some of the `original_inference_steps` timesteps that the model was distilled on,
+            whatever the spacing.
         infinity: what an infinite sigma (zero terminal SNR) stands for.
     """
 
@@ -57,6 +59,7 @@ class Convention:
     stride: bool | None = None
     final_sigmas_type: bool = False
     sigma_schedules: bool = False
+    distilled: bool = False
     infinity: float = 4096.0
 
 
@@ -83,6 +86,8 @@ CONVENTIONS: dict[str, Convention] = {
     "dpmpp_2m": _DPM,
     "dpmpp_2m_sde": _DPM,
     "unipc": _DPM,
+    "lcm": replace(_DDPM, spacing="trailing", distilled=True),
+    "tcd": replace(_DDPM, spacing="trailing", distilled=True),
 }
 """One for each of `SAMPLERS`."""
 
@@ -123,11 +128,11 @@ class Plan:
         if not 0 <= begin < end <= steps:
             raise ValueError(f"steps {begin} to {end} are no part of {steps}")
         options = dict(self.options)
-        legs = options.pop("legs", None)
-        if legs is not None and (begin, end) == (0, steps):
-            options["legs"] = legs
-        elif legs is not None and self.sampler == "ddim":
-            options["legs"] = legs[begin:end]
+        for name in _PER_STEP & options.keys():
+            if len(options[name]) == steps:
+                options[name] = options[name][begin:end]
+            elif (begin, end) != (0, steps):
+                del options[name]  # of pndm's calls, which are other ones if it begins elsewhere
         return replace(
             self,
             sigmas=self.sigmas[begin : end + 1],
@@ -149,6 +154,10 @@ class Plan:
     @cached_property
     def _timesteps(self) -> dict[float, float]:
         return dict(zip(self.sigmas, self.timesteps, strict=False))
+
+
+_SIGMA_DATA = 0.5  # of the boundary condition of latent consistency models (Luo et al. 2023)
+_PER_STEP = {"legs", "kept", "inner"}  # options of samplers
 
 
 def make_plan(
@@ -184,17 +193,25 @@ def make_plan(
     if not 1 <= steps <= config.num_train_timesteps:
         raise ValueError(f"steps is {steps}; expected 1 to {config.num_train_timesteps}")
     peer = CONVENTIONS[name]
-    spacing = spacing or config.timestep_spacing or peer.spacing
+    if peer.distilled and spacing not in (None, peer.spacing):
+        raise ValueError(
+            f"timestep_spacing is {spacing!r}, but {name} visits timesteps that the model was distilled on: "
+            "leave it out"
+        )
+    spacing = peer.spacing if peer.distilled else spacing or config.timestep_spacing or peer.spacing
     sigma_schedule = sigma_schedule or (config.sigma_schedule if peer.sigma_schedules else "uniform")
     # In float32, as diffusers computes it: where a sigma's timestep is rounded, 1e-6 can make it another.
     schedule = config.noise_schedule_fp32.capped(peer.infinity)
 
-    timesteps = _spaced(peer, spacing, steps, len(schedule), config.steps_offset)
+    if peer.distilled:
+        timesteps = _distilled(steps, len(schedule), config.original_inference_steps)
+    else:
+        timesteps = _spaced(peer, spacing, steps, len(schedule), config.steps_offset)
     sigmas = [schedule.sigma_at(t) for t in timesteps]
     if sigma_schedule != "uniform":
         sigmas, timesteps = _respaced(peer, sigma_schedule, schedule, sigmas)
     chosen = _implied_options(name, config, timesteps)
-    final = _final_sigma(peer, config, schedule)
+    final = _final_sigma(name, peer, config, schedule)
     if peer.stride is not None and sigma_schedule == "uniform":
         stride = len(schedule) // steps
         ends = [schedule.sigma_at(t - stride) if t >= stride else final for t in timesteps]
@@ -208,10 +225,15 @@ def make_plan(
     parameters = inspect.signature(SAMPLERS[name]).parameters.values()
     accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for option, value in (options or {}).items():
+        if option == "eta" and not value and option not in accepted:
+            continue  # no fresh noise from a sampler that adds none
         if option not in accepted:
             names = ", ".join(accepted) or "none"
             raise ValueError(f"{name} has no option {option!r} (given {value!r}); it has {names}")
         chosen[option] = value
+    if name == "tcd":
+        share = 1.0 - chosen.get("eta", 0.3)
+        chosen["inner"] = [schedule.sigma_at(int(share * t)) for t in (*timesteps[1:], 0.0)]
     return Plan(
         sampler=name,
         spacing=spacing,
@@ -236,6 +258,16 @@ def _spaced(peer: Convention, spacing: Spacing, steps: int, total: int, offset: 
     return timesteps
 
 
+def _distilled(steps: int, total: int, original: int) -> list[float]:
+    """Timesteps of `LCMScheduler`: of those that the model was distilled on, as many, evenly spaced."""
+    original = min(original, total)
+    stride = total // original
+    known = [float((number + 1) * stride - 1) for number in range(original)][::-1]
+    if steps > original:
+        raise ValueError(f"steps is {steps}, more than the {original} that the model was distilled from")
+    return [known[number * original // steps] for number in range(steps)]
+
+
 def _respaced(
     peer: Convention, sigma_schedule: SigmaSchedule, schedule: NoiseSchedule, sigmas: list[float]
 ) -> tuple[list[float], list[float]]:
@@ -254,8 +286,12 @@ def _respaced(
     return sigmas, timesteps
 
 
-def _final_sigma(peer: Convention, config: SchedulerConfig, schedule: NoiseSchedule) -> float:
+def _final_sigma(name: str, peer: Convention, config: SchedulerConfig, schedule: NoiseSchedule) -> float:
     """Where a run ends whose last step goes past timestep 0."""
+    if name == "lcm":
+        return 0.0
+    if name == "tcd":
+        return schedule.sigmas[0]
     if peer.stride is not None:
         to_zero = peer.stride if config.set_alpha_to_one is None else config.set_alpha_to_one
     else:
@@ -267,6 +303,9 @@ def _implied_options(name: str, config: SchedulerConfig, timesteps: list[float])
     """The sampler's keyword arguments that a checkpoint implies. What another solver means is left out."""
     if name == "ddpm":
         return {"final_draw": timesteps[-1] > 0.0}
+    if name == "lcm":
+        scaled = [config.timestep_scaling * t for t in timesteps]
+        return {"kept": [_SIGMA_DATA**2 / (t**2 + _SIGMA_DATA**2) for t in scaled]}
     if name == "pndm":
         return {"prediction_type": config.prediction_type}
     if name in ("dpmpp_2m", "dpmpp_2m_sde"):

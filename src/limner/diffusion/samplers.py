@@ -286,6 +286,52 @@ def unipc(
     return x
 
 
+def lcm(x: Tensor, sigmas: Sequence[float], noise: Noise, *, kept: Sequence[float] | None = None) -> Steps:
+    """Multistep sampling of a consistency model (Song et al. 2023, algorithm 1; Luo et al. 2023).
+
+    Each step takes the network's estimate for clean and adds noise anew. `LCMScheduler`; k-diffusion's
+    `sample_lcm` has no boundary condition.
+
+    Args:
+        kept: for each step the share c_skip of its input, at unit variance, that stays in the estimate; the
+            boundary condition of a consistency model makes it next to nothing but near sigma 0.
+    """
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = yield x, sigma
+        if kept is not None:
+            share = kept[step]
+            denoised = denoised * math.sqrt(1.0 - share) + x * (share / math.sqrt(sigma**2 + 1.0))
+        x = denoised + noise() * sigma_next if sigma_next > 0.0 else denoised
+    return x
+
+
+def tcd(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    eta: float = 0.3,
+    inner: Sequence[float] | None = None,
+) -> Steps:
+    """Strategic stochastic sampling of a trajectory consistency model (Zheng et al. 2024, arXiv:2402.19159).
+
+    Each step goes further down than the next sigma and comes back by adding noise. `TCDScheduler`.
+
+    Args:
+        eta: the paper's gamma: 0 adds no noise.
+        inner: the sigmas to go down to; by default (1 - eta) of the next one, in `Plan` what belongs to that
+            share of its timestep.
+    """
+    last = len(sigmas) - 2
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = yield x, sigma
+        down = (1.0 - eta) * sigma_next if inner is None else inner[step]
+        x = denoised + (x - denoised) * (down / sigma)
+        if eta > 0.0 and step < last:
+            x = x + noise() * math.sqrt(sigma_next**2 - down**2)
+    return x
+
+
 SAMPLERS: dict[str, Callable[..., Steps]] = {
     "ddim": ddim,
     "ddpm": ddpm,
@@ -297,6 +343,8 @@ SAMPLERS: dict[str, Callable[..., Steps]] = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "unipc": unipc,
+    "lcm": lcm,
+    "tcd": tcd,
 }
 
 ADAMS_BASHFORTH = {

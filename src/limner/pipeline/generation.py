@@ -228,7 +228,7 @@ def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
         sampler=request.sampler,
         spacing=request.timestep_spacing,
         sigma_schedule=request.sigma_schedule,
-        options={"eta": request.eta} if request.eta else None,
+        options=None if request.eta is None else {"eta": request.eta},
     )
     if request.image is None or request.strength is None:
         return plan

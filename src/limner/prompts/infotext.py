@@ -53,7 +53,7 @@ _VALUE = re.compile(r'\s*("(?:\\.|[^\\"])+"(?=,|$)|[^,]*)')
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
 
 # Ours: webui's name, its aliases, the sigma schedule that "Automatic" stands for there.
-# DDPM is not in webui but in its fork Forge, under this name.
+# DDPM and TCD are not in webui but in its fork Forge, under these names.
 _SAMPLERS = {
     "ddim": ("DDIM", (), "uniform"),
     "ddpm": ("DDPM", (), "uniform"),
@@ -65,6 +65,8 @@ _SAMPLERS = {
     "dpmpp_2m": ("DPM++ 2M", ("k_dpmpp_2m",), "karras"),
     "dpmpp_2m_sde": ("DPM++ 2M SDE", ("k_dpmpp_2m_sde",), "exponential"),
     "unipc": ("UniPC", (), "uniform"),
+    "lcm": ("LCM", ("k_lcm",), "uniform"),
+    "tcd": ("TCD", (), "uniform"),
 }
 _SCHEDULES = {"uniform": "Uniform", "karras": "Karras", "exponential": "Exponential"}
 _BY_NAME = {name.lower(): ours for ours, (name, aliases, _) in _SAMPLERS.items() for name in (name, *aliases)}

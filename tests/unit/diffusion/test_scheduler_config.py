@@ -56,7 +56,7 @@ def test_published_configs(reference, model, sampler, prediction_type, spacing):
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, None, "uniform"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, None, "uniform"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "unipc", "uniform"),
-        ({"_class_name": "LCMScheduler", "original_inference_steps": 50}, None, "uniform"),
+        ({"_class_name": "DEISMultistepScheduler", "original_inference_steps": 50}, None, "uniform"),
     ],
 )
 def test_the_class_decides_the_sampler(changes, sampler, sigma_schedule):
