@@ -235,7 +235,10 @@ def _peft_scales(
     def scale_of(part: str, module: str) -> Callable[[int], float]:
         config = values | {key.removeprefix(f"{part}."): v for key, v in values.items()}
         alpha = config.get("lora_alpha")
-        for pattern, own in (config.get("alpha_pattern") or {}).items():
+        patterns = config.get("alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise ValueError(f"its alpha_pattern is {patterns!a}, expected alphas by name of module")
+        for pattern, own in patterns.items():
             if _is_meant(pattern, module):
                 alpha = own
         if alpha is None:
