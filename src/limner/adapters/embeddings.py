@@ -31,7 +31,8 @@ class Embedding:
 
     Attributes:
         name: the word.
-        vectors: text encoder ("text_encoder", "text_encoder_2") -> [n, C], each in place of one token.
+        vectors: text encoder ("text_encoder", "text_encoder_2") -> [n, C], each in place of one token; n is
+            the same for all.
     """
 
     name: str
@@ -91,7 +92,12 @@ def make_embedding(
             f"{source} has vectors of {_show(given)} channels, which is for {family}; this model's text "
             f"encoders have {_show(widths)}"
         )
-    return Embedding(name, {part: tensor.reshape(-1, tensor.shape[-1]) for part, tensor in vectors.items()})
+    vectors = {part: tensor.reshape(-1, tensor.shape[-1]) for part, tensor in vectors.items()}
+    if len(counts := {len(tensor) for tensor in vectors.values()}) > 1:
+        raise InvalidCheckpoint(
+            f"{source} has {counts} vectors for the text encoders, expected as many for each"
+        )
+    return Embedding(name, vectors)
 
 
 def _show(widths: Mapping[str, int]) -> str:

@@ -1,0 +1,116 @@
+"""Files of textual inversion."""
+
+import base64
+import json
+
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from limner.adapters.embeddings import read_embedding
+from limner.errors import InvalidCheckpoint, UnsupportedModel
+
+SD1, XL = {"text_encoder": 768}, {"text_encoder": 768, "text_encoder_2": 1280}
+
+ONE = {
+    "diffusers": ({"<cat-toy>": (768,)}, 1),
+    "diffusers, several vectors": ({"<cat-toy>": (4, 768)}, 4),
+    "kohya": ({"emb_params": (2, 768)}, 2),
+    "XL's name in a file of SD 1.x": ({"clip_l": (2, 768)}, 2),
+}
+
+
+@pytest.mark.parametrize("form", ONE)
+def test_one_tensor(random_file, form):
+    shapes, count = ONE[form]
+    embedding = read_embedding(random_file(shapes, name="old lamp.safetensors"), SD1)
+    assert embedding.name == "old lamp"
+    assert {part: tuple(v.shape) for part, v in embedding.vectors.items()} == {"text_encoder": (count, 768)}
+
+
+def test_both_vectors_of_xl(random_file):
+    path = random_file({"clip_g": (3, 1280), "clip_l": (3, 768)})
+    vectors = read_embedding(path, XL).vectors
+    assert {part: tuple(v.shape) for part, v in vectors.items()} == {
+        "text_encoder": (3, 768),
+        "text_encoder_2": (3, 1280),
+    }
+
+
+def test_the_refiner_takes_a_single_tensor(random_file):
+    vectors = read_embedding(random_file({"emb_params": (1, 1280)}), {"text_encoder_2": 1280}).vectors
+    assert vectors.keys() == {"text_encoder_2"}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "widths", "family"),
+    [
+        ({"emb_params": (1, 1024)}, SD1, "Stable Diffusion 2.x"),
+        ({"emb_params": (1, 768)}, {"text_encoder": 1024}, "Stable Diffusion 1.x"),
+        ({"emb_params": (1, 768)}, XL, "Stable Diffusion 1.x"),
+        ({"clip_l": (1, 768), "clip_g": (1, 1280)}, SD1, "Stable Diffusion XL"),
+        ({"emb_params": (1, 4096)}, SD1, "another family"),
+    ],
+)
+def test_another_family_is_named(random_file, shapes, widths, family):
+    with pytest.raises(UnsupportedModel, match=family):
+        read_embedding(random_file(shapes), widths)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"a": (768,), "b": (768,)},
+        {"a": ()},
+        {"a": (0, 768)},
+        {"a": (1, 1, 768)},
+        {"a": torch.ones(768, dtype=torch.int32)},
+        {"clip_l": (2, 768), "clip_g": (3, 1280)},
+    ],
+)
+def test_what_is_no_word_is_refused(random_file, values):
+    with pytest.raises(InvalidCheckpoint):
+        read_embedding(random_file(values), XL if "clip_g" in values else SD1)
+
+
+def write_png(path, text: str | None) -> None:
+    info = PngInfo()
+    if text is not None:
+        info.add_text("sd-ti-embedding", text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+
+
+def test_a_picture_may_hold_vectors(tmp_path):
+    vectors = torch.randn(2, 768)
+    values = {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": {"TORCHTENSOR": vectors.tolist()}},
+        "name": "other",
+        "step": 100,
+    }
+    write_png(tmp_path / "lamp.png", base64.b64encode(json.dumps(values).encode()).decode())
+    embedding = read_embedding(tmp_path / "lamp.png", SD1)
+    assert embedding.name == "lamp"
+    assert torch.equal(embedding.vectors["text_encoder"], vectors)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        "[",
+        "[]",
+        "{}",
+        '{"string_to_param": 3}',
+        '{"string_to_param": {"*": {"TORCHTENSOR": [[1], [1, 2]]}}}',
+    ],
+)
+def test_a_picture_without_them_is_refused(tmp_path, values):
+    write_png(tmp_path / "lamp.png", values and base64.b64encode(values.encode()).decode())
+    with pytest.raises(InvalidCheckpoint, match=r"lamp\.png"):
+        read_embedding(tmp_path / "lamp.png", SD1)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InvalidCheckpoint, match=r"text\.png"):
+        read_embedding(tmp_path / "text.png", SD1)
