@@ -33,8 +33,12 @@ class LoRALayer(nn.Module):
         self.base = base.requires_grad_(False)
         self.alpha, self.scale = alpha, alpha / rank
         if isinstance(base, nn.Conv2d):
-            geometry: Any = (base.kernel_size, base.stride, base.padding)
-            self.down = nn.Conv2d(base.in_channels, rank, *geometry, bias=False)
+            kernel: dict[str, Any] = {
+                "kernel_size": base.kernel_size,
+                "stride": base.stride,
+                "padding": base.padding,
+            }
+            self.down = nn.Conv2d(base.in_channels, rank, bias=False, **kernel)
             self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False)
         else:
             self.down = nn.Linear(base.in_features, rank, bias=False)
