@@ -5,12 +5,12 @@ is named in a warning.
 """
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -121,7 +121,7 @@ _ENDS = {
         for name in (
             *("alpha", "dora_scale", "diff", "diff_b", "w_norm", "b_norm", "weight", "on_input"),
             *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-            *(f"lokr_{x}{i}{y}" for i in (1, 2) for x, y in (("w", ""), ("w", "_a"), ("w", "_b"), ("t", ""))),
+            *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_t1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
         )
     },
 }
@@ -197,11 +197,9 @@ def _numbered(
         names |= {f"{part}:{i}": (part, module) for i, module in enumerate(modules)}
         for key in own:
             name, _, side = key.rpartition(":")
-            rank = metadata.get(f"{name}:rank")
-            if side == "down" and rank is not None and tensors[key].shape[:1] != (int(rank),):
-                raise ValueError(
-                    f"{key!a} is {list(tensors[key].shape)}, and its metadata says rank {rank!a}"
-                )
+            rank, shape = metadata.get(f"{name}:rank"), list(tensors[key].shape)
+            if side == "down" and rank is not None and [*map(str, shape[:1])] != [rank]:
+                raise ValueError(f"{key!a} is {shape}, and its metadata says rank {rank!a}")
     return names
 
 
@@ -214,7 +212,7 @@ def _classes(path: Path, part: str, listed: str | None) -> set[str]:
         raise ValueError(f"metadata {part!r} is no JSON list of names") from None
     if not classes or not classes <= known:
         raise UnsupportedModel(
-            f"{path} numbers modules of the {part} within {', '.join(map(ascii, classes)) or 'no class'}, "
+            f"{path} numbers modules of the {part} within {', '.join(sorted(map(ascii, classes))) or 'none'}, "
             f"expected some of {', '.join(sorted(known))}"
         )
     return classes
@@ -225,16 +223,18 @@ def _peft_scales(
 ) -> Callable[[str, str], Callable[[int], float]]:
     """(part, module) -> rank -> scale, by the config of PEFT: in the metadata, or in a file beside."""
     beside = path.with_name("adapter_config.json")
+    values: dict[str, Any] = {}
     if text := metadata.get("lora_adapter_metadata"):
-        values = parse_object(text)
+        try:
+            values = parse_object(text)
+        except ValueError as error:
+            raise ValueError(f"metadata 'lora_adapter_metadata' {error}") from None
     elif any(key.startswith("base_model.") for key in tensors) and beside.is_file():
         values = read_json(beside)
-    else:
-        values = {}
 
     def scale_of(part: str, module: str) -> Callable[[int], float]:
         config = values | {key.removeprefix(f"{part}."): v for key, v in values.items()}
-        alpha = config.get("lora_alpha")
+        alpha = config.get("lora_alpha", config.get("alpha"))  # of LoRA, of LoHa and LoKr
         patterns = config.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
             raise ValueError(f"its alpha_pattern is {patterns!a}, expected alphas by name of module")
@@ -243,8 +243,8 @@ def _peft_scales(
                 alpha = own
         if alpha is None:
             return lambda rank: 1.0
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise ValueError(f"its lora_alpha is {alpha!a}, expected a number")
+        if not isinstance(alpha, int | float) or not abs(alpha) < 2**31:
+            raise ValueError(f"its alpha is {ascii(alpha)[:80]}, expected a number")
         power = 0.5 if config.get("use_rslora") else 1.0
         return lambda rank: alpha / rank**power
 

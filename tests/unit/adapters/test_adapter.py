@@ -188,6 +188,7 @@ def test_scale_by_the_config_beside_a_file_of_peft(tiny, random_file, tmp_path):
     [
         "{",
         '{"unet.lora_alpha": "8"}',
+        f'{{"unet.lora_alpha": 1{"0" * 400}}}',
         '{"unet.lora_alpha": 8, "unet.alpha_pattern": {"(a+)+b": 1}}',
         '{"unet.lora_alpha": 8, "unet.alpha_pattern": [1]}',
     ],
