@@ -4,6 +4,7 @@ A field left at None takes the model's own default; `Model.resolve` fills them a
 stored with a picture says everything that drew it.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -38,6 +39,39 @@ Source = Annotated[str, Field(min_length=1, max_length=64 << 20)]
 Prompt = Annotated[str, Field(max_length=65_536)]
 
 
+class Lora(BaseModel):
+    """An adapter that changes a model's weights for one request: a LoRA, or another of its kin.
+
+    Attributes:
+        name: of a file in the folders of LoRA files, without its suffix, or a path.
+        weight: of its effect on the U-Net; 0 is none, and below 0 is away from it.
+        text_weight: of its effect on the text encoders; None is the same.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=4096)]
+    weight: Annotated[float, Field(ge=-100, le=100)] = 1.0
+    text_weight: Annotated[float, Field(ge=-100, le=100)] | None = None
+
+    @property
+    def for_text(self) -> float:
+        """The weight for the text encoders."""
+        return self.weight if self.text_weight is None else self.text_weight
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        """ "name", "name:0.8" or "name:0.8:0.5", the U-Net's weight first."""
+        if not isinstance(given, str):
+            return given
+        match = re.fullmatch(r"(.+?)(?::([-+.\d]+))?(?::([-+.\d]+))?", given, re.DOTALL)
+        if match is None:
+            raise ValueError("expected a name, and perhaps a weight: name:0.8")
+        weights = [float(number) for number in match.groups()[1:] if number is not None]
+        return dict(zip(("name", "weight", "text_weight"), (match[1], *weights), strict=False))
+
+
 class GenerationRequest(BaseModel):
     """A request for one or more pictures.
 
@@ -60,6 +94,7 @@ class GenerationRequest(BaseModel):
         num_images: how many pictures.
         clip_skip: 1 takes the text encoder's last layer, 2 the one before it, as AUTOMATIC1111 counts.
         prompt_syntax: "a1111" or "literal" for none.
+        loras: adapters, beside those that the prompt names as <lora:name:0.8>.
         image: a picture to begin with: its path or a data URL. Models for inpainting, editing or depth maps
             need one.
         strength: how much of it is drawn anew, 0 to 1; None is all of it for models that are made for
@@ -98,6 +133,7 @@ class GenerationRequest(BaseModel):
     num_images: Annotated[int, Field(ge=1, le=1000)] = 1
     clip_skip: Annotated[int, Field(ge=1, le=64)] = 1
     prompt_syntax: PromptSyntax = "a1111"
+    loras: tuple[Lora, ...] = ()
     image: Source | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     mask: Source | None = None
@@ -140,7 +176,7 @@ class GenerationRequest(BaseModel):
             InvalidRequest: naming each field at fault, what it was given and what it expects.
         """
         given = {
-            name: tuple(value) if name in _PAIRS and isinstance(value, list) else value
+            name: tuple(value) if name in _TUPLES and isinstance(value, list) else value
             for name, value in fields.items()
         }
         try:
@@ -155,14 +191,14 @@ class GenerationRequest(BaseModel):
         Raises:
             InvalidRequest: as `of`.
         """
-        given = {name: tuple(text.split()) if name in _PAIRS else text for name, text in texts.items()}
+        given = {name: tuple(text.split()) if name in _TUPLES else text for name, text in texts.items()}
         try:
             return cls.model_validate(given, strict=False).model_dump(exclude_unset=True)
         except ValidationError as error:
             raise _refusal(error) from None
 
 
-_PAIRS = ("guidance_interval", "original_size", "target_size", "crop")
+_TUPLES = ("guidance_interval", "original_size", "target_size", "crop", "loras")
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:

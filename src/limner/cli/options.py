@@ -9,6 +9,7 @@ A command takes a class of them as one parameter, and `spread` makes an option o
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -28,6 +29,8 @@ _REFERENCE = "picturebook (the default), a folder, or a hub id such as organisat
 _TOLD = "In pixels, that XL is told; by default the picture's own."
 _COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
 _LOW_VRAM = "Keep only the network that is running on the GPU."
+_LORA_DIR = "A folder with LoRA files, by whose names prompts ask for them. May be repeated."
+_WORDS_DIR = "A folder with textual inversions, whose names are words in prompts. May be repeated."
 _SPEED = "exact, balanced or fast: the latter two change the picture a little to draw it sooner."
 _EXACT = "Draw each picture by itself, so that its bits do not depend on the others, or (default) share work."
 
@@ -42,7 +45,7 @@ Quiet = Annotated[bool, option("No progress or notes, only warnings.", OUTPUT, "
 class _Options:
     def given(self) -> dict[str, Any]:
         """Those that were not left out."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value not in (None, [])}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class RequestOptions(_Options):
     ] = None
     negative_prompt: Annotated[Text, option("What to steer away from.", PROMPT)] = None
     prompt_syntax: Annotated[Text, option(_SYNTAX, PROMPT)] = None
+    loras: Annotated[
+        list[str] | None, option("An adapter, and its weight: name:0.8. May be repeated.", PROMPT, "--lora")
+    ] = None
     image: Annotated[Text, option("A picture to begin with.", IMAGE, metavar="PICTURE")] = None
     strength: Annotated[Number, option("0 to 1: how much of it is drawn anew.", IMAGE)] = None
     mask: Annotated[
@@ -102,6 +108,12 @@ class ModelOptions(_Options):
     precision: Annotated[Text, option("auto, fp32, bf16, fp16 or int8.", MODEL)] = None
     backend: Annotated[Text, option("What runs the networks: torch (the default) or openvino.", MODEL)] = None
     compiled: Annotated[bool | None, option(_COMPILED, MODEL, "--compiled", show_default=False)] = None
+    lora_dirs: Annotated[
+        list[Path] | None, option(_LORA_DIR, MODEL, "--lora-dir", envvar="LIMNER_LORA_DIR")
+    ] = None
+    embedding_dirs: Annotated[
+        list[Path] | None, option(_WORDS_DIR, MODEL, "--embedding-dir", envvar="LIMNER_EMBEDDING_DIR")
+    ] = None
     low_vram: Annotated[bool | None, option(_LOW_VRAM, MODEL, "--low-vram", show_default=False)] = None
 
 

@@ -195,8 +195,14 @@ class TextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        tokens: Tensor = self.token_embedding(input_ids)
+    def forward(self, input_ids: Tensor, learned: Tensor | None = None) -> Tensor:
+        size = self.token_embedding.num_embeddings
+        if learned is None:
+            tokens: Tensor = self.token_embedding(input_ids)
+        else:
+            tokens = self.token_embedding(input_ids.clamp(max=size - 1))
+            beyond = input_ids >= size
+            tokens[beyond] = learned[input_ids[beyond] - size].to(tokens)
         return tokens + self.position_embedding.weight[: input_ids.shape[1]]
 
 
@@ -226,7 +232,12 @@ class CLIPTextModel(nn.Module):
             self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     def forward(
-        self, input_ids: Tensor, clip_skip: int = 1, *, final_norm: bool = True
+        self,
+        input_ids: Tensor,
+        clip_skip: int = 1,
+        *,
+        final_norm: bool = True,
+        learned: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embed tokens.
 
@@ -237,6 +248,7 @@ class CLIPTextModel(nn.Module):
                 AUTOMATIC1111 does: 1 is the last layer, 2 the one before it.
             final_norm: whether the hidden states pass through the final norm, as 1.x and 2.x have it; XL
                 takes them as they are.
+            learned: vectors [n, C] of the ids from the vocabulary's size on (textual inversion).
 
         Returns:
             hidden states [B, T, C], and the pooled embedding [B, C or projection_dim] at the end token,
@@ -249,14 +261,15 @@ class CLIPTextModel(nn.Module):
         require(1 <= clip_skip <= layers, f"clip_skip is {clip_skip}; this text encoder has {layers} layers")
         model = self.text_model
         states = model.encoder(
-            model.embeddings(input_ids), causal=True, checkpointed=self.gradient_checkpointing
+            model.embeddings(input_ids, learned), causal=True, checkpointed=self.gradient_checkpointing
         )
         last = model.final_layer_norm(states[-1])
         hidden = states[-clip_skip]
         if final_norm:
             hidden = last if clip_skip == 1 else model.final_layer_norm(hidden)
         rows = torch.arange(len(input_ids), device=input_ids.device)
-        pooled = last[rows, input_ids.argmax(dim=-1)]
+        known = input_ids.where(input_ids < self.config.vocab_size, -1)
+        pooled = last[rows, known.argmax(dim=-1)]
         return hidden, self.text_projection(pooled) if self.config.projection else pooled
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from limner.diffusion.guidance import Guidance
 from limner.prompts.chunks import PromptSyntax
 
+from .adapting import UsedAdapter
+
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
@@ -44,6 +46,7 @@ class EncodeText:
 
     Attributes:
         exact: each chunk is encoded in a forward pass of its own, so that its bits do not depend on company.
+        adapters: that change the text encoders.
     """
 
     prompts: tuple[str, ...]
@@ -51,6 +54,7 @@ class EncodeText:
     clip_skip: int
     exact: bool = False
     role: Role = "model"
+    adapters: tuple[UsedAdapter, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,7 @@ class Denoise:
             that looks ahead makes several calls a step.
         keep: the answer is to hold the network's deep features.
         deep: such features of an earlier step, by conditioning; the blocks that made them are not run.
+        adapters: that change the U-Net.
     """
 
     x: Tensor
@@ -79,6 +84,7 @@ class Denoise:
     keep: bool = False
     deep: Mapping[str, Tensor] | None = None
     role: Role = "model"
+    adapters: tuple[UsedAdapter, ...] = ()
 
     @property
     def branches(self) -> tuple[str, ...]:

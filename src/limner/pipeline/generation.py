@@ -23,6 +23,7 @@ from limner.diffusion.samplers import SAMPLERS, Noise, Steps
 from limner.request import GenerationRequest
 from limner.weights.checkpoint import Kind
 
+from .adapting import UsedAdapter
 from .calls import (
     Answer,
     Call,
@@ -74,6 +75,8 @@ class Facts(Protocol):
 
     @property
     def traits(self) -> Traits: ...
+
+    def adapters_of(self, request: GenerationRequest) -> tuple[UsedAdapter, ...]: ...
 
     def latent_shape(self, request: GenerationRequest) -> tuple[int, ...]: ...
 
@@ -136,9 +139,11 @@ def _denoised(
 ) -> Generator[Call, Any, Tensor]:
     """Have one model read the prompts and walk its part of the way."""
     guidance = guidance_of(request, plan, model.traits)
-    conditionings = yield from _conditionings(request, model.traits, plan, guidance, beside, role)
+    adapters = model.adapters_of(request) if role == "model" else ()
+    conditionings = yield from _conditionings(request, model.traits, plan, guidance, beside, role, adapters)
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
-    return (yield from denoised(sampler, plan, guidance, conditionings, SPEEDS[request.speed], role))
+    speed = SPEEDS[request.speed]
+    return (yield from denoised(sampler, plan, guidance, conditionings, speed, role, adapters))
 
 
 def _conditionings(
@@ -148,6 +153,7 @@ def _conditionings(
     guidance: Guidance,
     beside: Mapping[str, Tensor],
     role: Role,
+    adapters: tuple[UsedAdapter, ...],
 ) -> Generator[Call, Any, dict[str, Conditioning]]:
     """What the U-Net is told in each branch of the guidance."""
     names = list(dict.fromkeys(name for sigma in plan.sigmas[:-1] for name in guidance.branches(sigma)))
@@ -155,7 +161,12 @@ def _conditionings(
     texts = {name: request.prompt if name == "positive" else request.negative_prompt or "" for name in names}
     read = [name for name in names if name == "positive" or not zero]
     encoded = yield EncodeText(
-        tuple(texts[name] for name in read), request.prompt_syntax, request.clip_skip, request.exact, role
+        tuple(texts[name] for name in read),
+        request.prompt_syntax,
+        request.clip_skip,
+        request.exact,
+        role,
+        adapters,
     )
     found: dict[str, Conditioning] = dict(zip(read, encoded, strict=True))
     for name in names:
@@ -259,6 +270,7 @@ def denoised(
     conditionings: Mapping[str, Conditioning],
     speed: Speed,
     role: Role = "model",
+    adapters: tuple[UsedAdapter, ...] = (),
 ) -> Generator[Call, Denoised, Tensor]:
     """Walk a sampler to its end, asking the model at every sigma that it visits."""
     visited = plan.sigmas[:-1]
@@ -280,6 +292,7 @@ def denoised(
             keep=anew and speed.reuse > 1,
             deep=None if anew else deep,
             role=role,
+            adapters=adapters,
         )
         deep, age = (answer.deep, 1) if anew else (deep, age + 1)
         try:

@@ -19,7 +19,7 @@ from limner.prompts.infotext import (
     sampler_to_a1111,
     write_infotext,
 )
-from limner.request import GenerationRequest
+from limner.request import GenerationRequest, Lora
 from limner.weights.files import whole_file
 
 _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
@@ -62,7 +62,8 @@ class Record(BaseModel):
             "RNG": "CPU",
             "Version": f"limner {self.environment['limner']}",
         }
-        return write_infotext(request.prompt, request.negative_prompt or "", fields)
+        tags = "".join(f"<lora:{_tag(lora)}>" for lora in request.loras)
+        return write_infotext(request.prompt + tags, request.negative_prompt or "", fields)
 
     def differences(self, environment: Mapping[str, str | int]) -> list[str]:
         """What is not as it was when the picture was drawn, one phrase each."""
@@ -72,6 +73,12 @@ class Record(BaseModel):
             for name in sorted(names)
             if self.environment.get(name) != environment.get(name)
         ]
+
+
+def _tag(lora: Lora) -> str:
+    """Name and weights as AUTOMATIC1111 writes them, the text encoder's first."""
+    unet = "" if lora.text_weight is None else f":{lora.weight:g}"
+    return f"{Path(lora.name).stem}:{lora.for_text:g}{unet}"
 
 
 class Picture(Image.Image):

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
+import os
 import platform
 import re
 import secrets
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from limner.request import MAX_SEED, GenerationRequest
 from limner.weights.checkpoint import CARD, Checkpoint, Kind, read_checkpoint, weights_hash
 from limner.weights.hub import locate_model
 
+from .adapting import AdapterLibrary, UsedAdapter, Words, with_loras
 from .backends.base import Backend, Precision
 from .backends.native import NativeBackend
 from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText
@@ -44,6 +46,7 @@ BackendName = Literal["torch", "openvino"]
 
 T = TypeVar("T")
 
+_ADAPTED_BYTES = 4 << 30  # of layers that adapters have changed, kept beside the model's own
 _IMAGES = {"image", "mask", "depth"}
 _NEEDED: dict[Kind, set[str]] = {
     "text": set(),
@@ -65,6 +68,7 @@ class Model:
         tokenizers: of each text encoder.
         backend: runs its networks.
         warnings: what its user should know about how it was found and read.
+        lora_dirs, embedding_dirs: folders with adapters, as `load` takes them.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Model:
     tokenizers: Mapping[str, Tokenizer]
     backend: Backend
     warnings: tuple[str, ...] = ()
+    lora_dirs: tuple[Path, ...] = ()
+    embedding_dirs: tuple[Path, ...] = ()
 
     def generate(
         self, prompt: str | None = None, *, request: GenerationRequest | None = None, **fields: Any
@@ -134,7 +140,8 @@ class Model:
             "seed": secrets.randbelow(MAX_SEED - request.num_images),
             **request.model_dump(exclude_none=True, exclude={"model", "revision", "variant"}),
         }
-        request = GenerationRequest.of(filled)
+        request = with_loras(GenerationRequest.of(filled))
+        self.adapters_of(request)
         layers = min(text.num_hidden_layers for text in self.checkpoint.text_configs.values())
         if request.clip_skip + self._skipped > layers:
             raise InvalidRequest(f"clip_skip is {request.clip_skip}; the text encoder has {layers} layers")
@@ -152,6 +159,18 @@ class Model:
             "sigma_schedule": plan.sigma_schedule,
         }
         return request.model_copy(update=names)
+
+    def adapters_of(self, request: GenerationRequest) -> tuple[UsedAdapter, ...]:
+        """The adapters of a resolved request.
+
+        Raises:
+            ModelNotFound, InvalidCheckpoint, UnsupportedModel: one that cannot be had or used.
+        """
+        return self._library.used(request.loras)
+
+    @cached_property
+    def _library(self) -> AdapterLibrary:
+        return AdapterLibrary(self.checkpoint, self.lora_dirs, self.embedding_dirs)
 
     def check_refines(self, first: "Model", request: GenerationRequest) -> None:
         """Raise InvalidRequest unless this model can take over from another on the way."""
@@ -222,9 +241,9 @@ class Model:
         """What calls must have in common to share a forward pass."""
         match call:
             case EncodeText():
-                return EncodeText, call.clip_skip, call.exact
+                return EncodeText, call.clip_skip, call.exact, call.adapters
             case Denoise():
-                return Denoise, call.x.shape, call.deep is not None
+                return Denoise, call.x.shape, call.deep is not None, call.adapters
             case DecodeLatents():
                 return DecodeLatents, call.latents.shape, call.tiled
             case EncodeImage():
@@ -254,9 +273,11 @@ class Model:
                 return self._encode_image(cast("Sequence[EncodeImage]", calls))
 
     def _encode_text(self, calls: Sequence[EncodeText]) -> list[Answer]:
+        variant, used = self._variant(calls[0].adapters), calls[0].adapters
+        told = tuple(warning for one in used for warning in self._library.read(one).warnings)
         return [
-            replace(answer, warnings=answer.warnings + self._unknown_words(call.prompts))
-            for call, answer in zip(calls, self._texts.answer(calls), strict=True)
+            replace(answer, warnings=answer.warnings + told + self._unknown_words(call.prompts))
+            for call, answer in zip(calls, variant.texts.answer(calls), strict=True)
         ]
 
     def _unknown_words(self, prompts: Sequence[str]) -> tuple[str, ...]:
@@ -302,7 +323,7 @@ class Model:
             )
             return (output,) if kept is None else (output, kept)
 
-        outputs, again, lost = self._finite(forward, len(rows))
+        outputs, again, lost = self._finite(forward, len(rows), calls[0].adapters)
         estimates: dict[int, dict[str, Tensor]] = defaultdict(dict)
         kept: dict[int, dict[str, Tensor]] = defaultdict(dict)
         row_of: dict[int, set[int]] = defaultdict(set)
@@ -360,7 +381,10 @@ class Model:
         ]
 
     def _finite(
-        self, forward: Callable[[Backend, Tensor], tuple[Tensor, ...]], rows: int
+        self,
+        forward: Callable[[Backend, Tensor], tuple[Tensor, ...]],
+        rows: int,
+        adapters: tuple[UsedAdapter, ...] = (),
     ) -> tuple[tuple[Tensor, ...], set[int], set[int]]:
         """Run a forward pass, and again in fp32 for the rows that it spoils.
 
@@ -370,12 +394,15 @@ class Model:
         Returns:
             the outputs, each [rows, …]; the rows that took fp32; the rows that are not finite even so.
         """
-        outputs = forward(self.backend, torch.arange(rows))
+        outputs = forward(self._variant(adapters).backend, torch.arange(rows))
         again, lost = set[int](), _not_finite(outputs)
         if lost and self.backend.precision != "fp32":
             again = lost
             which = torch.tensor(sorted(again))
-            repeated = forward(self._in_fp32, which)
+            wide = self._in_fp32
+            if adapters:
+                wide = wide.adapted(self._library.weighted(adapters))
+            repeated = forward(wide, which)
             outputs = tuple(
                 output.index_copy(0, which.to(output.device), row.to(output))
                 for output, row in zip(outputs, repeated, strict=True)
@@ -399,17 +426,38 @@ class Model:
         """The same networks in full precision, each read when it is first needed."""
         return NativeBackend(self.checkpoint, self.backend.device, "fp32")
 
+    def _variant(self, adapters: tuple[UsedAdapter, ...]) -> "_Variant":
+        """The model with these adapters. The last few are kept."""
+        known = self._variants
+        if adapters not in known:
+            backend = self.backend
+            if adapters:
+                backend = backend.adapted(self._library.weighted(adapters))
+            known[adapters] = _Variant(backend, self._texts(backend, self._library.words(adapters)))
+        known.move_to_end(adapters)
+        while len(known) > 2 and sum(v.backend.bytes for key, v in known.items() if key) > _ADAPTED_BYTES:
+            del known[next(key for key in known if key)]
+        return known[adapters]
+
     @cached_property
-    def _texts(self) -> TextEncoder:
+    def _variants(self) -> "OrderedDict[tuple[UsedAdapter, ...], _Variant]":
+        return OrderedDict()
+
+    def _texts(self, backend: Backend, words: Words) -> TextEncoder:
         towers = []
         for part, tokenizer in self.tokenizers.items():
 
             def encode(ids: Tensor, clip_skip: int, part: str = part) -> tuple[Tensor, Tensor]:
-                skip = clip_skip + self._skipped
-                return self.backend.encode_text(ids, skip, part=part, final_norm=not self._skipped)
+                return backend.encode_text(
+                    ids,
+                    clip_skip + self._skipped,
+                    part=part,
+                    final_norm=not self._skipped,
+                    learned=words.table(part),
+                )
 
             towers.append(Tower(tokenizer, encode))
-        return TextEncoder(towers, pooled=self.checkpoint.pooled_channels > 0)
+        return TextEncoder(towers, words, pooled=self.checkpoint.pooled_channels > 0)
 
     @property
     def _skipped(self) -> int:
@@ -466,6 +514,14 @@ class Model:
         return _read_card(self.checkpoint.folder / CARD)
 
 
+@dataclass(frozen=True, eq=False)
+class _Variant:
+    """A model's networks under some adapters, and the texts that they have read."""
+
+    backend: Backend
+    texts: TextEncoder
+
+
 @dataclass(frozen=True)
 class Source:
     """A model that was found and whose files were checked, but whose weights are not read."""
@@ -480,6 +536,8 @@ class Source:
     compiled: bool
     low_vram: bool
     warnings: tuple[str, ...]
+    lora_dirs: tuple[Path, ...]
+    embedding_dirs: tuple[Path, ...]
 
     @property
     def bytes(self) -> int:
@@ -509,6 +567,8 @@ class Source:
             tokenizers=read_tokenizers(checkpoint),
             backend=self._backend(),
             warnings=self.warnings,
+            lora_dirs=self.lora_dirs,
+            embedding_dirs=self.embedding_dirs,
         )
 
     def _backend(self) -> Backend:
@@ -556,6 +616,8 @@ def find(
     backend: BackendName = "torch",
     compiled: bool = False,
     low_vram: bool = False,
+    lora_dirs: Sequence[str | Path] = (),
+    embedding_dirs: Sequence[str | Path] = (),
 ) -> Source:
     """Find a model, fetching it if need be, and check its files. Arguments and errors as of `load`."""
     where = pick_device("cpu" if backend == "openvino" and device == "auto" else device)
@@ -581,7 +643,17 @@ def find(
         compiled,
         low_vram,
         warnings,
+        _folders(lora_dirs),
+        _folders(embedding_dirs),
     )
+
+
+def _folders(given: Sequence[str | Path]) -> tuple[Path, ...]:
+    folders = tuple(Path(os.path.expanduser(folder)) for folder in given)
+    for folder in folders:
+        if not folder.is_dir():
+            raise InvalidRequest(f"there is no folder {folder}", hint="name folders with adapter files")
+    return folders
 
 
 def load(
@@ -594,6 +666,8 @@ def load(
     backend: BackendName = "torch",
     compiled: bool = False,
     low_vram: bool = False,
+    lora_dirs: Sequence[str | Path] = (),
+    embedding_dirs: Sequence[str | Path] = (),
 ) -> Model:
     """Load a model: the one that ships with Limner, a folder in the diffusers layout, or one from the hub.
 
@@ -606,6 +680,8 @@ def load(
         backend: what runs the networks.
         compiled: compile the U-Net for a GPU, which takes minutes once and pays for many pictures.
         low_vram: keep only the network that is running on the GPU.
+        lora_dirs: folders with LoRA files, which requests and prompts name.
+        embedding_dirs: folders with textual inversions, whose files' names are words in prompts.
 
     Raises:
         ModelNotFound: nothing of this name.
@@ -621,6 +697,8 @@ def load(
         backend=backend,
         compiled=compiled,
         low_vram=low_vram,
+        lora_dirs=lora_dirs,
+        embedding_dirs=embedding_dirs,
     )
     return source.load()
 

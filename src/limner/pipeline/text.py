@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limner.prompts.chunks import Chunk, EncodedPrompt, encode_prompt
+from limner.prompts.chunks import Chunk, EncodedPrompt, LearnedWords, encode_prompt
 from limner.prompts.tokenizer import Tokenizer
 
 from .calls import Answer, Conditioning, EncodeText
 
 Encode = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""Token ids [B, T] and clip_skip -> hidden states [B, T, C] and pooled embeddings [B, P]."""
+"""Token ids [B, T], those of learned words included, and clip_skip -> hidden states [B, T, C] and pooled
+embeddings [B, P]."""
 
 _Ids = tuple[int, ...]
 _Read = tuple[Tensor, Tensor]  # of one chunk: hidden states [T, C], pooled [P]
@@ -34,11 +35,20 @@ class TextEncoder:
     of a prompt's first chunk, as AUTOMATIC1111 has it.
 
     Args:
+        words: that have ids of their own.
         pooled: whether the U-Net wants the pooled embedding.
         max_bytes: of what is remembered; the chunks asked for longest ago are forgotten first.
     """
 
-    def __init__(self, towers: Sequence[Tower], *, pooled: bool = False, max_bytes: int = 64 << 20) -> None:
+    def __init__(
+        self,
+        towers: Sequence[Tower],
+        words: LearnedWords | None = None,
+        *,
+        pooled: bool = False,
+        max_bytes: int = 64 << 20,
+    ) -> None:
+        self._words = words
         self._towers, self._pooled, self._max_bytes = towers, pooled, max_bytes
         self._known: OrderedDict[tuple[int, _Ids, int, bool], _Read] = OrderedDict()
 
@@ -48,7 +58,7 @@ class TextEncoder:
         skip, exact = calls[0].clip_skip, calls[0].exact
         texts = [(prompt, call.syntax) for call in calls for prompt in call.prompts]
         encoded = [
-            [encode_prompt(prompt, tower.tokenizer, syntax) for prompt, syntax in texts]
+            [encode_prompt(prompt, tower.tokenizer, syntax, self._words) for prompt, syntax in texts]
             for tower in self._towers
         ]
         read = [

@@ -16,8 +16,9 @@ prompt/negative prompt", changes the picture.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from limner.errors import PromptError
 from limner.prompts.attention import check_length, parse_attention
@@ -59,7 +60,26 @@ class EncodedPrompt:
     warnings: tuple[str, ...] = ()
 
 
-def encode_prompt(prompt: str, tokenizer: Tokenizer, syntax: PromptSyntax = "a1111") -> EncodedPrompt:
+class LearnedWords(Protocol):
+    """Words that stand for ids of their own (textual inversion)."""
+
+    @property
+    def pattern(self) -> re.Pattern[str] | None:
+        """Matches any of them."""
+
+    def ids(self, word: str) -> tuple[int, ...]:
+        """The ids of one; none where it is to be read as any other word."""
+
+    def warnings(self, word: str) -> tuple[str, ...]:
+        """Why it is read as any other word."""
+
+
+def encode_prompt(
+    prompt: str,
+    tokenizer: Tokenizer,
+    syntax: PromptSyntax = "a1111",
+    words: LearnedWords | None = None,
+) -> EncodedPrompt:
     """Turns a prompt into chunks; an empty one is a single chunk of padding.
 
     A chunk ends when it is full, or at `BREAK`. When a word no longer fits and the last comma lies at most
@@ -70,6 +90,7 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, syntax: PromptSyntax = "a11
         tokenizer: of the text encoder that will read the chunks.
         syntax: "a1111" for the emphasis grammar of `limner.prompts.attention`; "literal" takes every sign for
             itself, BREAK too, and all weights are 1.
+        words: that have ids of their own; those of one word stay within a chunk.
 
     Raises:
         PromptError: the prompt is too long, cannot be parsed or is not Unicode; the syntax is unknown.
@@ -106,7 +127,9 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, syntax: PromptSyntax = "a11
             warnings.append(
                 "BREAK inside brackets is read as a word, as in AUTOMATIC1111; close the brackets before it."
             )
-        for token in tokenizer.encode(text):
+        for token, more in _tokens(text, tokenizer, words, warnings):
+            if more and len(ids) + more > room:
+                end_chunk(len(ids))
             if len(ids) == room:
                 end = room
                 if token != comma and last_comma is not None and room - last_comma <= COMMA_REACH:
@@ -125,3 +148,26 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, syntax: PromptSyntax = "a11
             for found in pattern.finditer(prompt)
         )
     return EncodedPrompt(tuple(chunks), tuple(dict.fromkeys(warnings)))
+
+
+def _tokens(
+    text: str, tokenizer: Tokenizer, words: LearnedWords | None, warnings: list[str]
+) -> Iterator[tuple[int, int]]:
+    """Ids of a text, and with the first of a learned word's ids how many there are of it, otherwise 0."""
+    pattern = None if words is None else words.pattern
+    if words is None or pattern is None:
+        yield from ((token, 0) for token in tokenizer.encode(text))
+        return
+    done = 0
+    for match in pattern.finditer(text):
+        ids = words.ids(match[0])
+        warnings += words.warnings(match[0])
+        if ids:
+            if len(ids) > tokenizer.max_length - 2:
+                raise PromptError(
+                    f"The word {match[0]!r} stands for {len(ids)} vectors, more than a chunk holds."
+                )
+            yield from ((token, 0) for token in tokenizer.encode(text[done : match.start()]))
+            yield from ((token, len(ids) * (index == 0)) for index, token in enumerate(ids))
+            done = match.end()
+    yield from ((token, 0) for token in tokenizer.encode(text[done:]))

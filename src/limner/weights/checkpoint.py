@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limner.errors import InvalidCheckpoint, ModelNotFound, OutputError, PickleRefused, UnsupportedModel
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
@@ -34,6 +34,12 @@ WEIGHT_STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
+}
+_NAMES: Mapping[str, Names] = {
+    "unet": unet_name,
+    "vae": vae_name,
+    "text_encoder": text_encoder_name,
+    "text_encoder_2": text_encoder_name,
 }
 TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
@@ -151,6 +157,12 @@ class Checkpoint:
         rest = (unet.projection_class_embeddings_input_dim or 0) - self.pooled_channels
         return rest // (unet.addition_time_embed_dim or 1)
 
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """A component's tensors, mapped, by the names that its network has for them."""
+        names = _NAMES[part]
+        named = {names(key): tensor for key, tensor in open_tensors(self.weights[part]).items()}
+        return {name: tensor for name, tensor in named.items() if name is not None}
+
     @property
     def parameters(self) -> int:
         """Number of weights in all components, from the headers."""
@@ -193,19 +205,19 @@ def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
 
 def load_unet(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> UNet2DConditionModel:
     """The U-Net with its weights, in `dtype` or as stored. Raises as `load_module`."""
-    return _load(checkpoint, "unet", checkpoint.unet_config, UNet2DConditionModel, unet_name, dtype)
+    return _load(checkpoint, "unet", checkpoint.unet_config, UNet2DConditionModel, dtype)
 
 
 def load_vae(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> AutoencoderKL:
     """The autoencoder with its weights, in `dtype` or as stored. Raises as `load_module`."""
-    return _load(checkpoint, "vae", checkpoint.vae_config, AutoencoderKL, vae_name, dtype)
+    return _load(checkpoint, "vae", checkpoint.vae_config, AutoencoderKL, dtype)
 
 
 def load_text_encoder(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None, part: str = "text_encoder"
 ) -> CLIPTextModel:
     """A text encoder with its weights, in `dtype` or as stored. Raises as `load_module`."""
-    return _load(checkpoint, part, checkpoint.text_configs[part], CLIPTextModel, text_encoder_name, dtype)
+    return _load(checkpoint, part, checkpoint.text_configs[part], CLIPTextModel, dtype)
 
 
 def weights_hash(checkpoint: Checkpoint) -> str:
@@ -451,7 +463,6 @@ def _load(
     part: str,
     config: K,
     network: Callable[[K], M],
-    names: Names,
     dtype: torch.dtype | None,
 ) -> M:
     path = checkpoint.weights[part]
@@ -460,6 +471,7 @@ def _load(
         # Modules cost time even on the meta device, so a config may not ask for millions of them.
         if _blocks(config) > max(1000, len(tensors)):
             raise ValueError(f"{_blocks(config)} blocks, but {path.name} holds {len(tensors)} tensors")
+        names = _NAMES[part]
         return load_module(lambda: network(config), tensors, source=path, names=names, dtype=dtype)
     except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         reason = str(error).partition("\n")[0]  # torch adds its own stack trace

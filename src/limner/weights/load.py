@@ -105,7 +105,12 @@ def load_module(
             unexpected.append(key)
         else:
             given[name] = tensor
-    _refuse_unless_fitting(source, expected, given, unexpected)
+    refuse_unless_fitting(
+        source,
+        {name: _describe(tensor) for name, tensor in expected.items()},
+        {name: _describe(tensor) for name, tensor in given.items()},
+        unexpected,
+    )
 
     if dtype is not None:
         given = {name: t.to(dtype) if t.is_floating_point() else t for name, t in given.items()}
@@ -115,13 +120,27 @@ def load_module(
     return module
 
 
-def _refuse_unless_fitting(
-    source: Path, expected: Mapping[str, Tensor], given: Mapping[str, Tensor], unexpected: Iterable[str]
+def refuse_unless_fitting(
+    source: Path,
+    expected: Mapping[str, str],
+    given: Mapping[str, str],
+    unexpected: Iterable[str],
+    *,
+    model: str = "its config.json",
 ) -> None:
+    """Compare a file's tensors with those that a model calls for, each described by kind and shape.
+
+    Args:
+        unexpected: keys of the file that the model has no place for.
+        model: what calls for the tensors, for messages.
+
+    Raises:
+        InvalidCheckpoint: as `load_module`.
+    """
     wrong = {
-        name: f"{name} is {_describe(tensor)}, expected {_describe(expected[name])}"
-        for name, tensor in given.items()
-        if _describe(tensor) != _describe(expected[name])
+        name: f"{name} is {description}, expected {expected[name]}"
+        for name, description in given.items()
+        if description != expected[name]
     }
     faults = {
         "missing": sorted(expected.keys() - given.keys()),
@@ -133,8 +152,8 @@ def _refuse_unless_fitting(
             f"{len(names)} {kind}: {_shorten(names)}" for kind, names in faults.items() if names
         )
         raise InvalidCheckpoint(
-            f"{source} does not hold the {len(expected)} tensors that its config.json calls for; {lists}",
-            hint="check that the file and the config belong together and that both are complete",
+            f"{source} does not hold the {len(expected)} tensors that {model} calls for; {lists}",
+            hint="check that the file is complete, and of the model that it is taken for",
         )
 
 

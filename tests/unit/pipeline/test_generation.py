@@ -16,6 +16,9 @@ class FakeModel:
     scheduler = SchedulerConfig()
     traits = Traits()
 
+    def adapters_of(self, request):
+        return ()
+
     def __init__(self):
         self.calls = []
 

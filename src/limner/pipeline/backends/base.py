@@ -1,12 +1,16 @@
 """What a model needs of whatever runs its networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from limner.adapters.adapter import Adapter
 from limner.pipeline.calls import Call
+
+Adapters = Sequence[tuple[Adapter, Mapping[str, float]]]
+"""Adapters, each with its weight by part, as `patched_weights` takes them."""
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
@@ -40,12 +44,18 @@ class Backend(Protocol):
         """Why it cannot answer such a call, in a clause; None if it can."""
 
     def encode_text(
-        self, ids: Tensor, clip_skip: int, *, part: str = "text_encoder", final_norm: bool = True
+        self,
+        ids: Tensor,
+        clip_skip: int,
+        *,
+        part: str = "text_encoder",
+        final_norm: bool = True,
+        learned: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Token ids [B, T] -> hidden states [B, T, C] and pooled embeddings [B, P] of a text encoder.
 
         Args:
-            clip_skip, final_norm: as `CLIPTextModel.forward`.
+            clip_skip, final_norm, learned: as `CLIPTextModel.forward`.
         """
 
     def denoise(
@@ -67,6 +77,13 @@ class Backend(Protocol):
             context: [B, T, C].
             pooled, sizes, guidance: as `UNet2DConditionModel.forward`, for the models that want them.
             deep: features kept at an earlier step; the blocks that made them are not run.
+        """
+
+    def adapted(self, adapters: Adapters) -> "Backend":
+        """The same networks, changed by adapters; what they leave alone is shared, and nothing here changes.
+
+        Raises:
+            UnsupportedModel: it cannot change weights.
         """
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The networks in PyTorch."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from limner.adapters.adapter import patched_weights
 from limner.errors import InvalidRequest
 from limner.nn.clip import CLIPTextModel
 from limner.nn.layers import attention, attention_in_blocks
@@ -15,8 +16,9 @@ from limner.nn.vae import AutoencoderKL, SelfAttention2D
 from limner.pipeline.calls import Call
 from limner.pipeline.tuning import NEVER, Tuning
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae
+from limner.weights.load import build_on_meta
 
-from .base import Precision
+from .base import Adapters, Precision
 from .packed import can_pack, pack
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -79,6 +81,9 @@ class NativeBackend:
         _ = self.text_encoders, self.unet, self.vae
         return self
 
+    def adapted(self, adapters: Adapters) -> "NativeBackend":
+        return _AdaptedBackend(self, adapters)
+
     @cached_property
     def text_encoders(self) -> dict[str, CLIPTextModel]:
         return {
@@ -139,10 +144,21 @@ class NativeBackend:
         return None
 
     def encode_text(
-        self, ids: Tensor, clip_skip: int, *, part: str = "text_encoder", final_norm: bool = True
+        self,
+        ids: Tensor,
+        clip_skip: int,
+        *,
+        part: str = "text_encoder",
+        final_norm: bool = True,
+        learned: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         network = self._ready(self.text_encoders[part])
-        hidden, pooled = network(ids.to(self.device), clip_skip, final_norm=final_norm)
+        hidden, pooled = network(
+            ids.to(self.device),
+            clip_skip,
+            final_norm=final_norm,
+            learned=None if learned is None else learned.to(self.device),
+        )
         return hidden.float().cpu(), pooled.float().cpu()
 
     def denoise(
@@ -187,6 +203,69 @@ class NativeBackend:
 
     def _in(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self._dtype)
+
+
+class _AdaptedBackend(NativeBackend):
+    """Another one's networks, changed by adapters. Of its own it has only the layers that they change."""
+
+    def __init__(self, base: NativeBackend, adapters: Adapters) -> None:
+        super().__init__(
+            base.checkpoint,
+            base.device,
+            base.precision,
+            base._tuning,
+            compiled=base.compiled,
+            low_vram=base.low_vram,
+        )
+        self._base, self._adapters = base, adapters
+        self._own_bytes = 0
+
+    @cached_property
+    def text_encoders(self) -> dict[str, CLIPTextModel]:
+        return {
+            part: self._changed(part, network, partial(CLIPTextModel, network.config))
+            for part, network in self._base.text_encoders.items()
+        }
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        return self._changed("unet", self._base.unet, partial(UNet2DConditionModel, self._base.unet.config))
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self._base.vae
+
+    @property
+    def bytes(self) -> int:
+        """Of the layers that it does not share."""
+        return self._own_bytes
+
+    def _changed(self, part: str, base: Network, build: Callable[[], Network]) -> Network:
+        stored = self.checkpoint.tensors(part)
+        changed = patched_weights(self._adapters, part, lambda name: stored[name].float())
+        if not changed:
+            return base
+        # A layer is taken whole: the weight may change, and the bias not.
+        for name in list(changed):
+            layer = name.rpartition(".")[0]
+            for key in (f"{layer}.weight", f"{layer}.bias"):
+                if key in stored:
+                    changed.setdefault(key, stored[key])
+        own = {name: tensor.to(self._dtype) for name, tensor in changed.items()}
+        self._own_bytes += sum(tensor.nbytes for tensor in own.values())
+        network = build_on_meta(build)
+        network.load_state_dict(own, strict=False, assign=True)
+        _share(network, base)
+        return self._prepared(network)
+
+
+def _share(network: nn.Module, base: nn.Module) -> None:
+    """Take from `base` all that has no weights of its own."""
+    for name, child in network.named_children():
+        if all(parameter.is_meta for parameter in child.parameters()):
+            setattr(network, name, getattr(base, name))
+        elif list(child.children()):
+            _share(child, getattr(base, name))
 
 
 def _filled_up(rows: Tensor) -> Tensor:

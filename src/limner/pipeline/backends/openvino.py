@@ -34,7 +34,7 @@ from limner.request import GenerationRequest
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
 from limner.weights.files import user_cache, whole_folder
 
-from .base import Precision
+from .base import Adapters, Precision
 
 INSTALL = "pip install limner[openvino]"
 
@@ -113,10 +113,18 @@ class OpenVINOBackend:
         return None
 
     def encode_text(
-        self, ids: Tensor, clip_skip: int, *, part: str = "text_encoder", final_norm: bool = True
+        self,
+        ids: Tensor,
+        clip_skip: int,
+        *,
+        part: str = "text_encoder",
+        final_norm: bool = True,
+        learned: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         assert part == "text_encoder"
         assert final_norm
+        if learned is not None:
+            raise UnsupportedModel("OpenVINO's graphs know no learned words", hint="use --backend torch")
         [states] = self._run("text_encoder", ids)
         return states[-clip_skip], states[-1][torch.arange(len(ids)), ids.argmax(dim=-1)]
 
@@ -143,6 +151,9 @@ class OpenVINOBackend:
             return output, kept
         [output] = self._run("unet", x, time, context)
         return output, None
+
+    def adapted(self, adapters: Adapters) -> "OpenVINOBackend":
+        raise UnsupportedModel("OpenVINO's graphs take no adapters", hint="use --backend torch")
 
     def decode(self, latents: Tensor) -> Tensor:
         [images] = self._run("decoder", latents)
