@@ -211,9 +211,10 @@ def _classes(path: Path, part: str, listed: str | None) -> set[str]:
     except (ValueError, TypeError, RecursionError):
         raise ValueError(f"metadata {part!r} is no JSON list of names") from None
     if not classes or not classes <= known:
+        given = ", ".join(sorted(map(ascii, classes)))
         raise UnsupportedModel(
-            f"{path} numbers modules of the {part} within {', '.join(sorted(map(ascii, classes))) or 'none'}, "
-            f"expected some of {', '.join(sorted(known))}"
+            f"{path} numbers modules of the {part} within {given or 'none'}, expected some of "
+            f"{', '.join(sorted(known))}"
         )
     return classes
 

@@ -41,10 +41,15 @@ class Patch(_Tensors):
         """
         raise NotImplementedError
 
-    def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
-        """A LoRA as down, up and scale, to apply to some rows of a batch; None for all that is none.
+    def low_rank(self, shape: Size) -> tuple[Tensor, Tensor, float] | None:
+        """A LoRA in factors, to apply to some rows of a batch; None for all that is none.
 
-        down is the weight of a layer like the patched one, but with `rank` outputs; up is [out, rank].
+        Args:
+            shape: of the patched weight, [out, …].
+
+        Returns:
+            down [rank, …], the weight of a layer like the patched one but with `rank` outputs; up
+            [out, rank]; and the scale of their product.
         """
         return None
 
@@ -65,14 +70,14 @@ class LowRank(Patch):
     core: Tensor | None = None
 
     def change(self, base: Tensor) -> Tensor:
-        down, up, scale = self.low_rank()
+        down, up, scale = self.low_rank(base.shape)
         return _fit(scale * up @ down.flatten(1), base.shape)
 
-    def low_rank(self) -> tuple[Tensor, Tensor, float]:
+    def low_rank(self, shape: Size) -> tuple[Tensor, Tensor, float]:
         down = self.down.float()
         if self.core is not None:
             down = torch.einsum("orhw,ri->oihw", self.core.float(), down.flatten(1))
-        return down, self.up.float().flatten(1), self.scale
+        return down.reshape(len(down), *shape[1:]), self.up.float().flatten(1), self.scale
 
 
 @dataclass(frozen=True)

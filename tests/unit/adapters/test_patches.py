@@ -53,7 +53,7 @@ def test_lora(shape):
 @pytest.mark.parametrize("shape", [LINEAR, CONV])
 def test_low_rank_of_lora_is_the_same_change(shape):
     patch = patch_of(shape, lora(shape))
-    down, up, scale = patch.low_rank()
+    down, up, scale = patch.low_rank(torch.Size(shape))
     assert scale == SCALE
     whole = patch.change(torch.zeros(shape))
     torch.testing.assert_close(scale * torch.einsum("or,ri...->oi...", up, down), whole)
@@ -73,7 +73,7 @@ def test_tucker_lora_is_three_convolutions():
     three = conv(conv(conv(picture, tensors["down"]), tensors["core"], padding=1), tensors["up"]) * SCALE
     one = conv(picture, patch.change(torch.zeros(CONV)), padding=1)
     close(one.numpy(), three.numpy())
-    down, up, scale = patch.low_rank()
+    down, up, scale = patch.low_rank(torch.Size(CONV))
     two = scale * conv(conv(picture, down, padding=1), up[:, :, None, None])
     close(two.numpy(), three.numpy())
 
@@ -231,8 +231,8 @@ def test_bias_of_peft_has_the_scale_of_its_weight():
 def test_without_alpha_the_scale_is_one_or_the_given():
     given = lora(LINEAR)
     del given["alpha"]
-    assert patch_of(LINEAR, given).low_rank()[2] == 1
-    assert patch_of(LINEAR, given, default_scale=lambda rank: 10 / rank).low_rank()[2] == 10 / RANK
+    assert patch_of(LINEAR, given).scale == 1
+    assert patch_of(LINEAR, given, default_scale=lambda rank: 10 / rank).scale == 10 / RANK
 
 
 def test_matrices_stand_for_pointwise_convolutions_and_back():
@@ -241,6 +241,16 @@ def test_matrices_stand_for_pointwise_convolutions_and_back():
         name: value.squeeze() if isinstance(value, np.ndarray) else value for name, value in given.items()
     }
     assert np.array_equal(change(LINEAR, given), change(POINT, flat)[:, :, 0, 0])
+    for shape, file in ((LINEAR, given), (POINT, flat)):
+        down, up, _ = patch_of(shape, file).low_rank(torch.Size(shape))
+        assert down.shape == (RANK, *shape[1:])
+        assert up.shape == (OUT, RANK)
+
+
+def test_only_a_lora_is_of_low_rank():
+    given = lora(LINEAR) | {"dora_scale": np.ones((OUT, 1), np.float32)}
+    assert patch_of(LINEAR, given).low_rank(torch.Size(LINEAR)) is None
+    assert patch_of(LINEAR, {"diff": draw(*LINEAR)}).low_rank(torch.Size(LINEAR)) is None
 
 
 def test_factors_may_be_of_half_precision():
