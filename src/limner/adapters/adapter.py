@@ -63,9 +63,7 @@ def read_adapter(path: Path, targets: Targets) -> Adapter:
     try:
         return _assemble(path, tensors, metadata, targets)
     except ValueError as error:
-        hint = "the file is damaged, or made for a model of another family"
-        if family := _family(tensors, metadata):
-            hint += f": it seems to be for {family}"
+        hint = _guess(tensors, metadata) or "the file is damaged, or made for a model of another family"
         raise InvalidCheckpoint(f"{path}: {error}", hint=hint) from None
 
 
@@ -146,11 +144,10 @@ def _assemble(
         elif given[names[match[1]]].setdefault(_ENDS[match[2]], tensor) is not tensor:
             raise ValueError(f"{key!a} gives again what another key gave")
     if not given and not embeddings:
-        family = _family(tensors, metadata)
         raise UnsupportedModel(
             f"{path} is no adapter for this model: none of its {len(tensors)} tensors belongs to a "
             f"module ({_shorten(unapplied)})",
-            hint=f"it seems to be for {family}" if family else None,
+            hint=_guess(tensors, metadata),
         )
     scale_of = _peft_scales(path, remaining, metadata)
     patches: dict[str, dict[str, Patch]] = defaultdict(dict)
@@ -263,6 +260,8 @@ def _is_meant(pattern: str, module: str) -> bool:
     return module == name or (not pattern.startswith("^") and module.endswith(f".{name}"))
 
 
+_OTHER_FORMS = {".oft_blocks": "OFT", ".oft_r": "OFT", ".boft_R": "BOFT", ".a1.weight": "GLoRA"}
+_TRANSFORMER = re.compile(r"double_blocks|single_blocks|^transformer\.|lora_transformer_")
 # Channels of the text embeddings, which the second attention of each block takes.
 _FAMILIES = {
     768: "Stable Diffusion 1.x",
@@ -272,18 +271,19 @@ _FAMILIES = {
 }
 
 
-def _family(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
-    """What an adapter seems to be for, by its metadata or its shapes."""
+def _guess(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
+    """What a file seems to be, by the names of its tensors, its metadata or its shapes."""
+    for end, form in _OTHER_FORMS.items():
+        if any(key.endswith(end) for key in tensors):
+            return f"it holds {form}, a form of adapter that is not supported"
     for key in ("modelspec.architecture", "ss_base_model_version"):
         if said := metadata.get(key):
-            return f"{ascii(said)[1:-1][:80]!r}"
+            return f"its metadata says that it is for {ascii(said)[:80]}"
     for key, tensor in tensors.items():
         if re.search(r"attn2.to_[kv].*(down|lora_A|w1_b)", key) and tensor.shape[-1:].numel() in _FAMILIES:
-            return _FAMILIES[tensor.shape[-1]]
-    if any(
-        re.search(r"double_blocks|single_blocks|^transformer\.|lora_transformer_", key) for key in tensors
-    ):
-        return "a diffusion transformer, such as Flux or Stable Diffusion 3"
+            return f"it seems to be for {_FAMILIES[tensor.shape[-1]]}"
+    if any(_TRANSFORMER.search(key) for key in tensors):
+        return "it seems to be for a diffusion transformer, such as Flux or Stable Diffusion 3"
     return None
 
 

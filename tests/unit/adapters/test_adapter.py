@@ -236,6 +236,7 @@ FOREIGN = {
     "its metadata": ({"elsewhere.lora_up.weight": (C, R)}, {"modelspec.architecture": "flux-1-dev/lora"}),
     "Stable Diffusion XL": ({"unet.elsewhere.attn2.to_k.lora_A.weight": (R, 2048)}, None),
     "Stable Diffusion 2.x": ({"lora_unet_elsewhere_attn2_to_v.lora_down.weight": (R, 1024)}, None),
+    "OFT": ({f"lora_unet_{UNDERSCORED}.oft_blocks": (2, 4, 4)}, None),
     "diffusion transformer": ({"transformer.elsewhere.lora_A.weight": (R, C)}, None),
 }
 
