@@ -76,17 +76,17 @@ def save_checkpoint(
         "text_encoder": text_encoder,
     }
     with whole_folder(folder, overwrite=overwrite) as temporary:
-        _write_json(temporary / MODEL_INDEX, index)
+        write_json(temporary / MODEL_INDEX, index)
         if card is not None:
-            _write_json(temporary / CARD, card)
+            write_json(temporary / CARD, card)
         (temporary / "scheduler").mkdir()
-        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler_config)
+        write_json(temporary / "scheduler" / "scheduler_config.json", scheduler_config)
         (temporary / "tokenizer").mkdir()
         for path in tokenizer_files:
             shutil.copyfile(path, temporary / "tokenizer" / path.name)
         for part, network in networks.items():
             (temporary / part).mkdir()
-            _write_json(temporary / part / "config.json", network.config.to_dict())
+            write_json(temporary / part / "config.json", network.config.to_dict())
             tensors = {
                 name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
                 for name, tensor in network.state_dict().items()
@@ -108,7 +108,7 @@ def _write_weights(
         write_tensors(folder / file, {name: tensors[name] for name in names}, metadata)
         weight_map |= dict.fromkeys(names, file)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    _write_json(
+    write_json(
         folder / f"{stem}.safetensors.index.json",
         {"metadata": {"total_size": size}, "weight_map": weight_map},
     )
@@ -133,7 +133,8 @@ def _split(tensors: Mapping[str, Tensor], max_file_bytes: int | None) -> list[li
     return shards
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a config or an index."""
     # Short lists on one line, as a person would write them.
     text = json.dumps(values, indent=2, ensure_ascii=False)
     text = re.sub(r"\[\s+([^\[\]{}]{0,60}?)\s+\]", lambda m: f"[{re.sub(chr(10) + ' *', ' ', m[1])}]", text)

@@ -47,7 +47,7 @@ class _Layout:
     """What a family's files are like.
 
     Attributes:
-        texts: text encoder -> the prefix of its keys. OpenCLIP's end in "model.".
+        texts: text encoder -> the prefix of its keys.
         scaling_factor, sample_size: of the autoencoder, and the side of the U-Net's latents.
     """
 
@@ -71,6 +71,9 @@ _LAYOUTS = (
     ),
     _Layout("xl_refiner", {"text_encoder_2": "conditioner.embedders.0.model."}, 0.13025, 128),
 )
+
+# Merges of 2022 dropped the `text_model.` that belongs here.
+_OLDER = re.compile(r"(cond_stage_model\.transformer\.)(?=embeddings\.|encoder\.|final_layer_norm\.)")
 
 _BETAS: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
@@ -163,17 +166,23 @@ def read_single_file(path: Path, *, prediction_type: Prediction | None = None) -
         UnsupportedModel: a model of another kind, or one whose weights are stored with scales.
         PickleRefused: the file is a pickle.
     """
-    header = read_header(path)
-    shapes = {key: info.shape for key, info in header.tensors.items()}
+    return describe(path, read_header(path), prediction_type=prediction_type)
+
+
+def describe(path: Path, header: Header, *, prediction_type: Prediction | None = None) -> SingleFile:
+    """As `read_single_file`, of a file that has, or will have, this header."""
+    names = {_OLDER.sub(r"\1text_model.", key): key for key in header.tensors}
+    shapes = {name: header.tensors[key].shape for name, key in names.items()}
     _refuse_other_models(path, shapes)
     layout = _layout(path, shapes)
     try:
         texts = {part: _text_config(shapes, prefix, layout) for part, prefix in layout.texts.items()}
         unet = _unet_config(shapes, layout, [*texts.values()][-1].projection_dim)
         vae = _vae_config(shapes, layout)
-        entries = [*unet_entries(unet), *vae_entries(vae)]
-        for part, config in texts.items():
-            entries += _text_entries(shapes, config, part, layout.texts[part])
+        entries = [
+            replace(entry, single=names.get(entry.single, entry.single))
+            for entry in _entries(layout, unet, vae, texts)
+        ]
     except KeyError as error:
         raise InvalidCheckpoint(f"{path} has no tensor {error}, which every such model has") from None
     except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError) as error:
@@ -213,6 +222,22 @@ def read_single_file(path: Path, *, prediction_type: Prediction | None = None) -
         without_counterpart=rest,
         warnings=warnings,
     )
+
+
+def single_entries(unet: UNetConfig, vae: VAEConfig, texts: Mapping[str, CLIPTextConfig]) -> list[Entry]:
+    """Where the tensors of a model are in a single file of its family.
+
+    Raises:
+        UnsupportedModel: its text encoders are those of no family.
+    """
+    for layout in _LAYOUTS:
+        if layout.texts.keys() == texts.keys() and all(
+            _is_openclip(prefix) == (texts[part].hidden_act == "gelu")
+            for part, prefix in layout.texts.items()
+        ):
+            return _entries(layout, unet, vae, texts)
+    given = ", ".join(f"{part} ({config.hidden_act})" for part, config in texts.items())
+    raise UnsupportedModel(f"no single file has the text encoders {given}")
 
 
 def read_vae_file(path: Path, config: VAEConfig) -> dict[str, Tensor]:
@@ -279,41 +304,33 @@ def _refuse_other_models(path: Path, shapes: Shapes) -> None:
 
 
 def _text_config(shapes: Shapes, prefix: str, layout: _Layout) -> CLIPTextConfig:
-    if prefix.endswith(".model."):  # OpenCLIP
-        layers = _count(shapes, prefix + "transformer.resblocks.{}.ln_1.weight")
-        vocabulary, width = shapes[f"{prefix}token_embedding.weight"]
-        positions, _ = shapes[f"{prefix}positional_embedding"]
-        inner, _ = shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"]
-        projects = layout.family != "sd2"
-        # 2.x was trained on the output of the last layer but one, so the hub has no last layer.
-        layers, projected = (layers, shapes[f"{prefix}text_projection"][1]) if projects else (layers - 1, 512)
-        activation = "gelu"
+    projected: int | None = None
+    if _is_openclip(prefix):
+        root, blocks, first, inner = prefix, "transformer.resblocks.", "ln_1", "mlp.c_fc"
+        tokens, positions, activation = "token_embedding.weight", "positional_embedding", "gelu"
     else:
-        root = _clip_root(shapes, prefix)
-        layers = _count(shapes, root + "encoder.layers.{}.layer_norm1.weight")
-        vocabulary, width = shapes[f"{root}embeddings.token_embedding.weight"]
-        positions, _ = shapes[f"{root}embeddings.position_embedding.weight"]
-        inner, _ = shapes[f"{root}encoder.layers.0.mlp.fc1.weight"]
-        projects, projected, activation = False, width, "quick_gelu"
+        root, blocks, first, inner = f"{prefix}text_model.", "encoder.layers.", "layer_norm1", "mlp.fc1"
+        tokens, positions = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
+        activation = "quick_gelu"
+    layers = _count(shapes, f"{root}{blocks}{{}}.{first}.weight")
+    vocabulary, width = shapes[root + tokens]
+    if layout.family == "sd2":
+        # Trained on the output of the last layer but one, so the hub has no last layer; nor have the files
+        # that were made from the hub's, which have no projection either.
+        layers -= layers == 24 or f"{prefix}text_projection" in shapes
+    elif _is_openclip(prefix):
+        projected = shapes[f"{prefix}text_projection"][1]
     return CLIPTextConfig(
         hidden_size=width,
-        intermediate_size=inner,
+        intermediate_size=shapes[f"{root}{blocks}0.{inner}.weight"][0],
         num_hidden_layers=_bounded(layers),
         num_attention_heads=_heads(width),
         hidden_act=activation,
-        projection_dim=projected,
+        projection_dim=projected or {"sd2": 512}.get(layout.family, width),
         vocab_size=vocabulary,
-        max_position_embeddings=positions,
-        projection=projects,
+        max_position_embeddings=shapes[root + positions][0],
+        projection=projected is not None,
     )
-
-
-def _text_entries(shapes: Shapes, config: CLIPTextConfig, part: str, prefix: str) -> list[Entry]:
-    if prefix.endswith(".model."):
-        return openclip_entries(config, part, prefix)
-    root = _clip_root(shapes, prefix)
-    entries = clip_entries(config, part, prefix)
-    return [replace(entry, single=root + entry.name.removeprefix("text_model.")) for entry in entries]
 
 
 def _unused_layer(layout: _Layout, texts: Mapping[str, CLIPTextConfig]) -> tuple[str, ...]:
@@ -324,9 +341,19 @@ def _unused_layer(layout: _Layout, texts: Mapping[str, CLIPTextConfig]) -> tuple
     return (f"{layout.texts['text_encoder']}transformer.resblocks.{layers}.",)
 
 
-def _clip_root(shapes: Shapes, prefix: str) -> str:
-    """Merges of 2022 dropped `text_model.` from the names."""
-    return prefix if f"{prefix}embeddings.token_embedding.weight" in shapes else f"{prefix}text_model."
+def _entries(
+    layout: _Layout, unet: UNetConfig, vae: VAEConfig, texts: Mapping[str, CLIPTextConfig]
+) -> list[Entry]:
+    entries = [*unet_entries(unet), *vae_entries(vae)]
+    for part, config in texts.items():
+        prefix = layout.texts[part]
+        text_entries = openclip_entries if _is_openclip(prefix) else clip_entries
+        entries += text_entries(config, part, prefix)
+    return entries
+
+
+def _is_openclip(prefix: str) -> bool:
+    return prefix.endswith(".model.")
 
 
 def _unet_config(shapes: Shapes, layout: _Layout, pooled: int) -> UNetConfig:

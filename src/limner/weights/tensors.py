@@ -112,6 +112,45 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor for file in files_of(path) for name, tensor in _map_file(file).items()}
 
 
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read when it is needed, into memory of its own: files that are larger than the memory
+    can be written from others."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    def to(self, dtype: torch.dtype | None) -> "LazyTensor":
+        """The same in another floating dtype; None, or integers, stay as they are."""
+        if dtype is None or dtype == self.dtype or not self.dtype.is_floating_point:
+            return self
+        return LazyTensor(dtype, self.shape, lambda: self.read().to(dtype))
+
+
+def lazy_tensors(path: Path) -> dict[str, LazyTensor]:
+    """What `open_tensors` would give, as tensors that are not mapped but read one by one."""
+
+    def lazy(file: Path, start: int, info: TensorInfo) -> LazyTensor:
+        dtype = DTYPES[info.dtype]
+
+        def read() -> Tensor:
+            with file.open("rb") as stream:
+                stream.seek(start + info.begin)
+                data = bytearray(stream.read(info.end - info.begin))
+            if not data:
+                return torch.empty(info.shape, dtype=dtype)
+            return torch.frombuffer(data, dtype=dtype).view(info.shape)
+
+        return LazyTensor(dtype, info.shape, read)
+
+    found: dict[str, LazyTensor] = {}
+    for file in files_of(path):
+        header = read_header(file)
+        found |= {name: lazy(file, header.data_start, info) for name, info in header.tensors.items()}
+    return found
+
+
 def read_infos(path: Path) -> dict[str, TensorInfo]:
     """What `open_tensors` would give, from the headers alone."""
     return {name: info for file in files_of(path) for name, info in read_header(file).tensors.items()}
@@ -156,25 +195,26 @@ def read_index(path: Path) -> dict[str, set[str]]:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor | LazyTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file, whole or not at all. The same tensors and metadata give the same bytes.
 
     Args:
-        tensors: on any device, of any strides; tensors that share memory are written apart.
+        tensors: on any device, of any strides; tensors that share memory are written apart. Of lazy ones
+            only one is in memory at a time.
 
     Raises:
         OutputError: the file cannot be written.
         ValueError: a dtype that the format has no name for.
     """
     # Wide types first, as the format asks, so that every tensor is aligned to its element size.
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name, tensor in ordered:
         if tensor.dtype not in _NAMES:
             raise ValueError(f"{name} is {tensor.dtype}, which safetensors files cannot hold")
-        begin, end = end, end + tensor.numel() * tensor.element_size()
+        begin, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
         entries[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -184,7 +224,8 @@ def write_tensors(
     header += b" " * (-len(header) % 8)
     with whole_file(path) as temporary, temporary.open("xb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for _, tensor in ordered:
+        for _, lazy in ordered:
+            tensor = lazy.read() if isinstance(lazy, LazyTensor) else lazy
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
