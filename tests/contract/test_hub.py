@@ -257,8 +257,8 @@ def test_what_cannot_be_used_is_told_before_it_is_fetched(server, tmp_path):
         server.repos[f"a/{name}"] = tmp_path / name
         return f"a/{name}"
 
-    xl = repo("xl", model_index_DOT_json={"_class_name": "StableDiffusionXLPipeline"})
-    with pytest.raises(UnsupportedModel, match="StableDiffusionXLPipeline"):
+    xl = repo("xl", model_index_DOT_json={"_class_name": "StableDiffusion3Pipeline"})
+    with pytest.raises(UnsupportedModel, match="StableDiffusion3Pipeline"):
         locate_model(xl)
     with pytest.raises(PickleRefused, match=r"v1\.ckpt"):
         locate_model(repo("old", v1_DOT_ckpt=0))
@@ -322,7 +322,7 @@ def test_folders_and_shipped_models(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ModelNotFound, match="there is no model 'picturbook'") as caught:
         locate_model("picturbook")
     assert caught.value.hint == "did you mean picturebook? shipped: picturebook"
-    for name, error in {"v1.ckpt": PickleRefused, "v1.safetensors": UnsupportedModel}.items():
+    for name, error in {"v1.ckpt": PickleRefused, "v1.safetensors": InvalidCheckpoint}.items():
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(error):
             locate_model(tmp_path / name)

@@ -25,12 +25,13 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:
 
 _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
 _SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde, unipc, lcm or tcd."
-_REFERENCE = "picturebook (the default), a folder, or a hub id such as organisation/name."
+_REFERENCE = "picturebook (the default), a folder, a .safetensors file, or a hub id: organisation/name."
 _TOLD = "In pixels, that XL is told; by default the picture's own."
 _COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
 _LOW_VRAM = "Keep only the network that is running on the GPU."
 _LORA_DIR = "A folder with LoRA files, by whose names prompts ask for them. May be repeated."
 _WORDS_DIR = "A folder with textual inversions, whose names are words in prompts. May be repeated."
+_PREDICTS = "epsilon or v_prediction, where a single file does not say what its U-Net predicts."
 _SPEED = "exact, balanced or fast: the latter two change the picture a little to draw it sooner."
 _EXACT = "Draw each picture by itself, so that its bits do not depend on the others, or (default) share work."
 
@@ -108,6 +109,8 @@ class ModelOptions(_Options):
     precision: Annotated[Text, option("auto, fp32, bf16, fp16 or int8.", MODEL)] = None
     backend: Annotated[Text, option("What runs the networks: torch (the default) or openvino.", MODEL)] = None
     compiled: Annotated[bool | None, option(_COMPILED, MODEL, "--compiled", show_default=False)] = None
+    vae: Annotated[Path | None, option("Another autoencoder, in a file of its own.", MODEL)] = None
+    prediction_type: Annotated[Text, option(_PREDICTS, MODEL)] = None
     lora_dirs: Annotated[
         list[Path] | None, option(_LORA_DIR, MODEL, "--lora-dir", envvar="LIMNER_LORA_DIR")
     ] = None

@@ -27,6 +27,7 @@ from limner.prompts.tokenizer import Tokenizer
 from limner.request import MAX_SEED, GenerationRequest
 from limner.weights.checkpoint import CARD, Checkpoint, Kind, read_checkpoint, weights_hash
 from limner.weights.hub import locate_model
+from limner.weights.single import Prediction
 
 from .adapting import AdapterLibrary, UsedAdapter, Words, with_loras
 from .backends.base import Backend, Precision
@@ -63,7 +64,7 @@ class Model:
     """A checkpoint in memory. `load` makes one.
 
     Attributes:
-        name: as it was asked for: "picturebook", a folder, a hub id.
+        name: as it was asked for: "picturebook", a folder, a single file, a hub id.
         revision, variant: as they were asked for.
         tokenizers: of each text encoder.
         backend: runs its networks.
@@ -596,7 +597,9 @@ def read_tokenizers(checkpoint: Checkpoint) -> dict[str, Tokenizer]:
     tokenizers = {}
     for part, folder in checkpoint.tokenizers.items():
         text = checkpoint.text_configs[part]
-        tokenizer = Tokenizer.from_folder(folder, default_max_length=text.max_position_embeddings)
+        tokenizer = Tokenizer.from_folder(
+            folder, default_max_length=text.max_position_embeddings, pad=checkpoint.pad_token(part)
+        )
         if tokenizer.vocab_size > text.vocab_size or tokenizer.max_length > text.max_position_embeddings:
             raise InvalidCheckpoint(
                 f"{folder} has {tokenizer.vocab_size} tokens and texts of {tokenizer.max_length}; its text "
@@ -616,6 +619,8 @@ def find(
     backend: BackendName = "torch",
     compiled: bool = False,
     low_vram: bool = False,
+    vae: str | Path | None = None,
+    prediction_type: Prediction | None = None,
     lora_dirs: Sequence[str | Path] = (),
     embedding_dirs: Sequence[str | Path] = (),
 ) -> Source:
@@ -630,7 +635,13 @@ def find(
     if precision not in get_args(Precision):
         raise InvalidRequest(f"precision is {precision!r}; expected auto, {', '.join(get_args(Precision))}")
     located = locate_model(reference, revision=revision, variant=variant)
-    checkpoint = read_checkpoint(located.folder, variant)
+    checkpoint = read_checkpoint(
+        located.folder,
+        variant,
+        tokenizer=located.tokenizer,
+        prediction_type=prediction_type,
+        vae_file=None if vae is None else Path(os.path.expanduser(vae)),
+    )
     warnings = located.warnings + checkpoint.warnings
     return Source(
         located.name,
@@ -666,13 +677,16 @@ def load(
     backend: BackendName = "torch",
     compiled: bool = False,
     low_vram: bool = False,
+    vae: str | Path | None = None,
+    prediction_type: Prediction | None = None,
     lora_dirs: Sequence[str | Path] = (),
     embedding_dirs: Sequence[str | Path] = (),
 ) -> Model:
-    """Load a model: the one that ships with Limner, a folder in the diffusers layout, or one from the hub.
+    """Load a model: the one that ships with Limner, a folder in the diffusers layout, a single file, or one
+    from the hub.
 
     Args:
-        reference: "picturebook", a folder, or "organisation/name".
+        reference: "picturebook", a folder, a .safetensors file, or "organisation/name".
         revision: branch, tag or commit on the hub.
         variant: of the weight files, such as "fp16".
         device: "cpu", "cuda", "cuda:1" …; "auto" is CUDA where there is one.
@@ -680,6 +694,9 @@ def load(
         backend: what runs the networks.
         compiled: compile the U-Net for a GPU, which takes minutes once and pays for many pictures.
         low_vram: keep only the network that is running on the GPU.
+        vae: an autoencoder in a file of its own, to take the place of the model's.
+        prediction_type: what the U-Net predicts, "epsilon" or "v_prediction", where the files do not say so
+            or say it wrongly.
         lora_dirs: folders with LoRA files, which requests and prompts name.
         embedding_dirs: folders with textual inversions, whose files' names are words in prompts.
 
@@ -697,6 +714,8 @@ def load(
         backend=backend,
         compiled=compiled,
         low_vram=low_vram,
+        vae=vae,
+        prediction_type=prediction_type,
         lora_dirs=lora_dirs,
         embedding_dirs=embedding_dirs,
     )

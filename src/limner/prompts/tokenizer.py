@@ -51,7 +51,9 @@ class Tokenizer:
     _files: Mapping[str, bytes] = field(repr=False)
 
     @classmethod
-    def from_folder(cls, folder: str | PathLike[str], *, default_max_length: int = 77) -> Self:
+    def from_folder(
+        cls, folder: str | PathLike[str], *, default_max_length: int = 77, pad: str | None = None
+    ) -> Self:
         """Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and the JSON beside them.
 
         `special_tokens_map.json` overrules `tokenizer_config.json`, except where the latter lists
@@ -60,6 +62,7 @@ class Tokenizer:
         Args:
             folder: a tokenizer folder in the hub's layout.
             default_max_length: `max_length` where no file gives a `model_max_length`.
+            pad: the padding token, whatever the files say.
 
         Raises:
             InvalidCheckpoint: a file is missing, unreadable or contradicts another.
@@ -75,7 +78,7 @@ class Tokenizer:
                 hint="Download the model again, with its tokenizer folder.",
             )
         try:
-            return cls._from_files(files, default_max_length)
+            return cls._from_files(files, default_max_length, pad)
         except InvalidCheckpoint as error:
             raise InvalidCheckpoint(f"The tokenizer in {folder} is broken: {error.message}") from error
 
@@ -201,13 +204,16 @@ class Tokenizer:
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     @classmethod
-    def _from_files(cls, files: Mapping[str, bytes], default_max_length: int) -> Self:
+    def _from_files(
+        cls, files: Mapping[str, bytes], default_max_length: int, padding: str | None = None
+    ) -> Self:
         config = _json(files, _CONFIG)
         specials = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
         specials |= {key: config[key] for key in specials if config.get(key) is not None}
         if "added_tokens_decoder" not in config:
             overruling = _json(files, _SPECIALS)
             specials |= {key: overruling[key] for key in specials if overruling.get(key) is not None}
+        specials |= {} if padding is None else {"pad_token": padding}
 
         try:
             named = [_special(specials[key]) for key in ("bos_token", "eos_token", "unk_token", "pad_token")]

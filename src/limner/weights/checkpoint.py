@@ -1,13 +1,14 @@
-"""A Stable Diffusion checkpoint in the diffusers layout: a folder with `model_index.json` and one folder per
-component, each with its config and its weights.
+"""A Stable Diffusion checkpoint: a folder in the diffusers layout, or a single file.
 
-Reading one parses and checks every JSON file, and finds the weights without opening them.
+A folder has a `model_index.json` and one folder per component, each with its config and its weights. Reading
+one parses and checks every JSON file, and finds the weights without opening them. Of a single file the header
+alone is read.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from limner.nn.vae import AutoencoderKL, VAEConfig
 
 from .files import read_json, user_cache, whole_file
 from .load import Names, load_module, text_encoder_name, unet_name, vae_name
+from .single import Prediction, SingleFile, read_single_file, read_vae_file
 from .tensors import PICKLE_HINT, files_of, open_tensors, read_infos
 
 Family = Literal["sd1", "sd2", "xl", "xl_refiner", "custom"]
@@ -101,16 +103,18 @@ class ModelIndex:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked folder.
+    """A checked folder or file.
 
     Attributes:
-        folder: with `model_index.json`.
+        folder: with `model_index.json`; or the single file.
         text_configs: text encoder ("text_encoder", "text_encoder_2") -> its geometry. Where there are two,
             the U-Net sees the hidden states of the first beside those of the second.
         scheduler_config: `scheduler/scheduler_config.json` as it stands.
         tokenizers: text encoder -> the folder of its tokenizer's files.
         weights: component -> safetensors file, or index of its shards.
         zero_negative: as in `ModelIndex`.
+        single: what a single file says, if it is one.
+        vae_file: a file of its own with another autoencoder.
         warnings: what the caller should know about the choice of files.
     """
 
@@ -122,6 +126,8 @@ class Checkpoint:
     tokenizers: Mapping[str, Path]
     weights: Mapping[str, Path]
     zero_negative: bool = False
+    single: SingleFile | None = None
+    vae_file: Path | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -159,6 +165,10 @@ class Checkpoint:
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """A component's tensors, mapped, by the names that its network has for them."""
+        if part == "vae" and self.vae_file is not None:
+            return read_vae_file(self.vae_file, self.vae_config)
+        if self.single is not None:
+            return self.single.tensors(part)
         names = _NAMES[part]
         named = {names(key): tensor for key, tensor in open_tensors(self.weights[part]).items()}
         return {name: tensor for name, tensor in named.items() if name is not None}
@@ -171,6 +181,8 @@ class Checkpoint:
     @property
     def parameters_by_part(self) -> dict[str, int]:
         """Number of weights of each component."""
+        if self.single is not None:
+            return {part: sum(t.numel() for t in self.tensors(part).values()) for part in self.weights}
         return {
             part: sum(info.elements for info in read_infos(path).values())
             for part, path in self.weights.items()
@@ -179,15 +191,40 @@ class Checkpoint:
     @property
     def size(self) -> int:
         """Bytes of the weight files."""
-        return sum(file.stat().st_size for path in self.weights.values() for file in files_of(path))
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, each once."""
+        others = () if self.vae_file is None else (self.vae_file,)
+        own = (path for part, path in self.weights.items() if part != "vae" or not others)
+        return tuple(dict.fromkeys([*(file for path in own for file in files_of(path)), *others]))
+
+    def pad_token(self, part: str) -> str | None:
+        """What the texts of an encoder are padded with, if its tokenizer's files do not say.
+
+        OpenCLIP, which 2.x and the second encoder of XL come from, pads with 0: "!".
+        """
+        text = self.text_configs[part]
+        return "!" if self.single is not None and text.hidden_act == "gelu" else None
 
 
-def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
-    """Read the configs of a checkpoint in the diffusers layout and find its weights.
+def read_checkpoint(
+    folder: Path,
+    variant: str | None = None,
+    *,
+    tokenizer: Path | None = None,
+    prediction_type: Prediction | None = None,
+    vae_file: Path | None = None,
+) -> Checkpoint:
+    """Read the configs of a checkpoint and find its weights.
 
     Args:
-        folder: holds `model_index.json`.
+        folder: holds `model_index.json`; or a single file.
         variant: of the weight files, such as "fp16" (`model.fp16.safetensors`); None is the plain files.
+        tokenizer: the files of CLIP's tokenizer, for a single file, which holds none.
+        prediction_type: what the U-Net predicts, whatever the files say.
+        vae_file: an autoencoder in a file of its own, to take the place of the checkpoint's.
 
     Raises:
         ModelNotFound: there are weights, but not of this variant.
@@ -196,9 +233,19 @@ def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
         UnsupportedModel: a pipeline or component that Limner cannot run.
     """
     try:
-        checkpoint = _read_folder(folder, variant)
+        if folder.is_file():
+            assert tokenizer is not None
+            checkpoint = _of_single_file(read_single_file(folder, prediction_type=prediction_type), tokenizer)
+        else:
+            checkpoint = _read_folder(folder, variant)
     except OSError as error:
         raise InvalidCheckpoint(f"{folder} cannot be read: {error.strerror}") from error
+    if prediction_type is not None:
+        config = {**checkpoint.scheduler_config, "prediction_type": prediction_type}
+        checkpoint = replace(checkpoint, scheduler_config=config)
+    if vae_file is not None:
+        read_vae_file(vae_file, checkpoint.vae_config)
+        checkpoint = replace(checkpoint, vae_file=vae_file)
     _check_together(checkpoint)
     return checkpoint
 
@@ -221,16 +268,18 @@ def load_text_encoder(
 
 
 def weights_hash(checkpoint: Checkpoint) -> str:
-    """SHA-256, in hex, over the names and SHA-256 of the checkpoint's weight files.
+    """SHA-256, in hex, over the names and SHA-256 of the checkpoint's weight files; of a single file its own.
 
     Hashes of files are kept in the user's cache, by path, size and time of change, as reading gigabytes
     takes seconds.
     """
-    lines = [
-        f"{file.relative_to(checkpoint.folder).as_posix()} {_file_hash(file)}\n"
-        for path in checkpoint.weights.values()
-        for file in files_of(path)
-    ]
+    if checkpoint.single is not None and checkpoint.vae_file is None:
+        return _file_hash(checkpoint.folder)  # as everybody else names it
+    lines = []
+    for file in checkpoint.files:
+        own = file.is_relative_to(checkpoint.folder) and file != checkpoint.folder
+        name = file.relative_to(checkpoint.folder).as_posix() if own else file.name
+        lines.append(f"{name} {_file_hash(file)}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -341,6 +390,21 @@ def _read_folder(folder: Path, variant: str | None) -> Checkpoint:
         weights={part: folder / file for part, file in weights.items()},
         zero_negative=index.zero_negative,
         warnings=warnings,
+    )
+
+
+def _of_single_file(single: SingleFile, tokenizer: Path) -> Checkpoint:
+    return Checkpoint(
+        folder=single.path,
+        unet_config=single.unet_config,
+        vae_config=single.vae_config,
+        text_configs=single.text_configs,
+        scheduler_config=single.scheduler_config,
+        tokenizers=dict.fromkeys(single.text_configs, tokenizer),
+        weights=dict.fromkeys(single.parts, single.path),
+        zero_negative=single.zero_negative,
+        single=single,
+        warnings=single.warnings,
     )
 
 
@@ -465,13 +529,15 @@ def _load(
     network: Callable[[K], M],
     dtype: torch.dtype | None,
 ) -> M:
-    path = checkpoint.weights[part]
-    tensors = open_tensors(path)
+    path, names = checkpoint.weights[part], _NAMES[part]
+    if checkpoint.single is not None or (part == "vae" and checkpoint.vae_file is not None):
+        tensors, names = checkpoint.tensors(part), unet_name
+    else:
+        tensors = open_tensors(path)
     try:
         # Modules cost time even on the meta device, so a config may not ask for millions of them.
         if _blocks(config) > max(1000, len(tensors)):
             raise ValueError(f"{_blocks(config)} blocks, but {path.name} holds {len(tensors)} tensors")
-        names = _NAMES[part]
         return load_module(lambda: network(config), tensors, source=path, names=names, dtype=dtype)
     except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         reason = str(error).partition("\n")[0]  # torch adds its own stack trace

@@ -24,12 +24,14 @@ from .checkpoint import (
     read_model_index,
     variants_of,
 )
+from .single import read_single_file
 from .tensors import PICKLE_HINT, read_index
 
 SHIPPED = {"picturebook": Path(__file__).resolve().parents[1] / "picturebook" / "model"}
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TOKENIZER_REPO = "openai/clip-vit-large-patch14"
 _TIMEOUT = 10.0  # seconds, for the hub to answer before the cache is used
 _TOKEN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -40,13 +42,15 @@ class LocatedModel:
 
     Attributes:
         name: as it was asked for.
-        folder: in the diffusers layout; not read yet.
+        folder: in the diffusers layout, or a single file; not read yet.
+        tokenizer: the files of CLIP's tokenizer, for a single file.
         warnings: what the caller should know, such as that the hub could not be reached.
     """
 
     name: str
     folder: Path
     warnings: tuple[str, ...] = ()
+    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,11 @@ class ModelInfo:
 def locate_model(
     reference: str | Path, *, revision: str | None = None, variant: str | None = None
 ) -> LocatedModel:
-    """Find a model's folder, fetching it from the hub if need be.
+    """Find a model's folder or file, fetching it from the hub if need be.
 
     Args:
-        reference: "picturebook" (the model that ships with Limner), a folder, or "organisation/name" on
-            the hub. A folder that exists is preferred to the hub.
+        reference: "picturebook" (the model that ships with Limner), a folder, a single file
+            (.safetensors), or "organisation/name" on the hub. What exists here is preferred to the hub.
         revision: branch, tag or commit on the hub; None is its main branch.
         variant: which weight files to fetch from the hub, such as "fp16".
 
@@ -104,6 +108,11 @@ def locate_model(
             f"the shipped model {name!r} is missing from {shipped}",
             hint="install Limner again, it is incomplete",
         )
+    if shipped is None and path.suffix == ".safetensors" and os.path.isfile(path):
+        if variant is not None:
+            raise InvalidRequest(f"variant {variant!r} of {name!r}: a single file has no variants")
+        read_single_file(path)  # before a tokenizer is fetched in vain
+        return LocatedModel(name, path, tokenizer=_clip_tokenizer())
     if shipped is None and not os.path.isdir(path):
         raise _not_a_folder(name, path)
     return LocatedModel(name, shipped or path)
@@ -198,6 +207,27 @@ def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedMo
     return LocatedModel(repo, Path(folder))
 
 
+def _clip_tokenizer() -> Path:
+    """The folder of CLIP's tokenizer files in the hub's cache, where single files have theirs.
+
+    Raises:
+        ModelNotFound: they are not there, and cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    found = try_to_load_from_cache(_TOKENIZER_REPO, "vocab.json")
+    if isinstance(found, str) and (Path(found).parent / "merges.txt").is_file():
+        return Path(found).parent
+    try:
+        return Path(snapshot_download(_TOKENIZER_REPO, allow_patterns=list(TOKENIZER_FILES)))
+    except Exception as error:  # of many libraries underneath
+        raise ModelNotFound(
+            f"a single file holds no tokenizer, and CLIP's cannot be fetched: "
+            f"{_hub_error(_TOKENIZER_REPO, None, error).message}",
+            hint=f"fetch it once with `hf download {_TOKENIZER_REPO} vocab.json merges.txt`, or copy it",
+        ) from error
+
+
 def _in_cache(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -262,7 +292,7 @@ def _not_a_folder(name: str, path: Path) -> LimnerError:
     if path.suffix in PICKLE_SUFFIXES and os.path.exists(path):
         return PickleRefused(f"{name} is a pickle ({path.suffix})", hint=PICKLE_HINT)
     if os.path.exists(path):
-        return UnsupportedModel(f"{name} is a file, expected a folder in the diffusers layout")
+        return UnsupportedModel(f"{name} is a file, expected a .safetensors file or a folder")
     return ModelNotFound(
         f"there is no model {name!r}: not shipped, not a folder, not a hub id of the form organisation/name",
         hint=f"{_similar(name)}shipped: {', '.join(SHIPPED)}",
