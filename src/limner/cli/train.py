@@ -1,9 +1,11 @@
 """`limner train`: the networks from scratch, or further, on the picture world or on a folder of pictures."""
 
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,6 +94,10 @@ Resume = Annotated[
         "unchanged resumes.",
     ),
 ]
+MinSNR = Annotated[float, typer.Option(min=0, help="Gamma of min-SNR loss weights (5 is usual); 0: none.")]
+DropCaption = Annotated[float, typer.Option(min=0, max=1, help="Share of captions left empty, for guidance.")]
+TimestepsDrawn = Annotated[Timesteps, typer.Option(help="How training draws timesteps.")]
+SampleGuidance = Annotated[float, typer.Option(help="Of the samples.")]
 Accumulate = Annotated[int, typer.Option(min=1, help="Batches per step.")]
 Ema = Annotated[float, typer.Option("--ema", min=0, max=1, help="Decay of the weights' moving average.")]
 Warmup = Annotated[int, typer.Option(min=0, help="Steps of lr warm-up.")]
@@ -198,14 +204,10 @@ def unet(
     zero_terminal_snr: Annotated[
         bool, typer.Option("--zero-terminal-snr", help="The last timestep is all noise.")
     ] = False,
-    min_snr: Annotated[
-        float, typer.Option(min=0, help="Gamma of min-SNR loss weights (5 is usual); 0: none.")
-    ] = 0.0,
-    drop_caption: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of captions left empty, for guidance.")
-    ] = 0.1,
-    timesteps: Annotated[Timesteps, typer.Option(help="How training draws timesteps.")] = Timesteps.uniform,
-    guidance_scale: Annotated[float, typer.Option(help="Of the samples.")] = 4.0,
+    min_snr: MinSNR = 0.0,
+    drop_caption: DropCaption = 0.1,
+    timesteps: TimestepsDrawn = Timesteps.uniform,
+    guidance_scale: SampleGuidance = 4.0,
     seed: Seed = 0,
     minutes: Minutes = None,
     resume: Resume = None,
@@ -258,6 +260,110 @@ def _unet(o: SimpleNamespace) -> "Task":
         seed=o.seed,
     )
     return UNetTask(settings, network, encoder, tokenizer, autoencoder, pictures, fresh, o.out / "cache")
+
+
+@app.command()
+def lora(
+    out: Out,
+    model: Annotated[
+        str, typer.Option(help="picturebook, a folder, a .safetensors file, or a hub id: organisation/name.")
+    ] = "picturebook",
+    style: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on pictures of the world in this style alone, which their captions do not name."
+        ),
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Channels between the two factors of a layer.")] = 4,
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0, help="What is added is scaled by alpha / rank; by default the rank."),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression for the whole names of the U-Net's layers to change; by default the "
+            "projections of its attention."
+        ),
+    ] = None,
+    train_text_encoder: Annotated[
+        bool, typer.Option(help="Change the text encoder's layers too, or leave it as it is.")
+    ] = False,
+    steps: Steps = 600,
+    batch: BatchSize = 16,
+    lr: Lr = 1e-3,
+    latents: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Pictures of the world to train on, drawn and encoded once into the run's folder."
+        ),
+    ] = 1_000,
+    data: Data = None,
+    world: Annotated[
+        Path | None,
+        typer.Option(
+            "--world", help="JSON file with fields of picturebook.World; by default what the model knows."
+        ),
+    ] = None,
+    size: Size = 128,
+    min_snr: MinSNR = 0.0,
+    drop_caption: DropCaption = 0.1,
+    timesteps: TimestepsDrawn = Timesteps.uniform,
+    guidance_scale: SampleGuidance = 4.0,
+    seed: Seed = 0,
+    minutes: Minutes = None,
+    resume: Resume = None,
+    accumulate: Accumulate = 1,
+    ema: Ema = 0.99,
+    warmup: Warmup = 50,
+    lr_schedule: Schedule = LrSchedule.cosine,
+    precision: Prec = Precision.bf16,
+    channels_last: ChannelsLast = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    sample_minutes: SampleMinutes = 5.0,
+    device: Device = "auto",
+) -> None:
+    """Train a LoRA for a model, which stays as it is. Exports one file to OUT/export, named as OUT is."""
+    _run("lora", dict(locals()))
+    file = out / "export" / f"{out.resolve().name}.safetensors"
+    command = ["limner", "generate", "PROMPT", "--model", model, "--lora", str(file)]
+    typer.echo(f"draw with it: {shlex.join(command)}", err=True)
+
+
+def _lora(o: SimpleNamespace) -> "Task":
+    import torch
+
+    from limner.training.data import seed_of
+    from limner.training.lora import ATTENTION, LoRASettings, LoRATask
+    from limner.weights.checkpoint import CARD, read_checkpoint
+    from limner.weights.files import read_json
+    from limner.weights.hub import locate_model
+
+    if o.style is not None and o.data is not None:
+        raise InvalidRequest("--style is of the picture world, and --data takes its place: give one of them")
+    located = locate_model(o.model)
+    checkpoint = read_checkpoint(located.folder, tokenizer=located.tokenizer)
+    card = checkpoint.folder / CARD
+    world = _world(o.world, read_json(card).get("world", {}) if card.is_file() else {})
+    if o.style is not None:
+        world = replace(world, styles=(o.style,))
+    pictures, fresh = _pictures(o, o.latents, cached=False, world=world, says_style=o.style is None)
+    settings = LoRASettings(
+        batch_size=o.batch,
+        min_snr_gamma=o.min_snr or None,
+        drop_caption=o.drop_caption,
+        timesteps=o.timesteps.value,
+        guidance_scale=o.guidance_scale,
+        seed=o.seed,
+        rank=o.rank,
+        alpha=float(o.rank) if o.alpha is None else o.alpha,
+        targets=o.targets or ATTENTION,
+        train_text_encoder=o.train_text_encoder,
+    )
+    torch.manual_seed(seed_of(o.seed))
+    name = o.out.resolve().name
+    return LoRATask(settings, checkpoint, pictures, fresh, o.out / "cache", model=o.model, name=name)
 
 
 @app.command()
@@ -391,36 +497,41 @@ def export(
     typer.echo(f"step {step}: {to or run / 'export'}")
 
 
-def _pictures(o: SimpleNamespace, count: int, *, cached: bool) -> tuple["Pictures", "Pictures"]:
-    """To train on, and to validate on."""
+def _pictures(
+    o: SimpleNamespace, count: int, *, cached: bool, world: "World | None" = None, says_style: bool = True
+) -> tuple["Pictures", "Pictures"]:
+    """To train on, and to validate on; `world` is that of `--world`, if it is not given."""
     from limner.training.data import CachedPictures, FolderPictures, WorldPictures
 
     if o.data is not None:
         folder = FolderPictures(o.data, size=o.size)
         return folder, folder
-    world = _world(o.world)
-    pictures = WorldPictures(count, size=o.size, seed=o.seed, world=world)
-    fresh = WorldPictures(256, size=o.size, seed=o.seed, split="fresh", world=world)
+    drawn = partial(
+        WorldPictures, size=o.size, seed=o.seed, world=world or _world(o.world), says_style=says_style
+    )
+    pictures, fresh = drawn(count), drawn(256, split="fresh")
     return (CachedPictures(pictures, o.size, o.out / "cache") if cached else pictures), fresh
 
 
-def _world(file: Path | None) -> "World":
+def _world(file: Path | None, known: Mapping[str, Any] | None = None) -> "World":
+    """The world that a file holds; with none, the one that is known."""
     from limner.picturebook.world import World
 
-    if file is None:
-        return World()
     try:
-        given = json.loads(file.read_text())
+        given = known or {} if file is None else json.loads(file.read_text())
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         return World(**fields)
     except (ValueError, TypeError, AttributeError) as error:
-        raise InvalidRequest(f"{file} does not give the fields of a picturebook world: {error}") from error
+        raise InvalidRequest(
+            f"{file or given} does not give the fields of a picturebook world: {error}"
+        ) from error
 
 
 _TASKS: dict[str, Callable[[SimpleNamespace], "Task"]] = {
     "vae": _vae,
     "clip": _clip,
     "unet": _unet,
+    "lora": _lora,
     "probe": _probe,
 }
 

@@ -87,15 +87,15 @@ def plain_caption(scene: Scene) -> str:
     return f"{style}{subject} {_SETTING_WORDS[scene.setting][0]}{time}{weather[scene.weather]}"
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
-    """One of the scene's many exact captions, at most 28 words."""
+def caption(scene: Scene, rng: random.Random, *, says_style: bool = True) -> str:
+    """One of the scene's many exact captions, at most 28 words, which may leave out the style."""
     while True:
-        words = _phrase(scene, rng)
+        words = _phrase(scene, rng, says_style)
         if len(words.split()) <= _LONGEST:
             return words
 
 
-def _phrase(scene: Scene, rng: random.Random) -> str:
+def _phrase(scene: Scene, rng: random.Random, says_style: bool) -> str:
     subject = _subject(scene, rng)
     place = [_pick(_SETTING_WORDS[scene.setting], rng)]
     if scene.time != "day" or rng.random() < 0.15:
@@ -108,6 +108,8 @@ def _phrase(scene: Scene, rng: random.Random) -> str:
     if rng.random() < 0.08:
         # The place can come first: "in the snow at night, a red house".
         words = f"{' '.join(place)}, {subject}"
+    if not says_style:
+        return words
     if scene.style == "flat":
         plain = rng.random() >= 0.15 or not words.startswith(subject)
         return words if plain else f"{_pick(_STYLE_WORDS['flat'], rng)} {words}"

@@ -64,6 +64,7 @@ class WorldPictures:
     Args:
         split: "train" and "fresh" (other scenes) leave out the held-out combinations, "held_out" has only
             those.
+        says_style: whether captions say which style a picture is in.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class WorldPictures:
         seed: int = 0,
         split: Split = "train",
         world: World | None = None,
+        says_style: bool = True,
     ) -> None:
         self.count, self.size, self.seed, self.split = count, size, seed, split
-        self.world = world or World()
+        self.world, self.says_style = world or World(), says_style
         look = hashlib.sha256(b"".join(self.pixels(i).tobytes() for i in range(min(8, count)))).hexdigest()
         self.identity = {
             "world": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.world).items()},
@@ -85,6 +87,7 @@ class WorldPictures:
             "size": size,
             "seed": seed,
             "look": look[:16],  # changes when the world is drawn otherwise
+            **({} if says_style else {"says_style": False}),
         }
 
     def __len__(self) -> int:
@@ -98,10 +101,11 @@ class WorldPictures:
         return np.asarray(render(self.scene(index), self.size))
 
     def caption(self, index: int, rng: random.Random) -> str:
-        return caption(self.scene(index), rng)
+        return caption(self.scene(index), rng, says_style=self.says_style)
 
     def false_captions(self, index: int, rng: random.Random) -> list[str]:
-        return [caption(scene, rng) for scene in swapped(self.scene(index), self.world)]
+        scenes = swapped(self.scene(index), self.world)
+        return [caption(scene, rng, says_style=self.says_style) for scene in scenes]
 
 
 class FolderPictures:

@@ -107,7 +107,8 @@ class Task(ABC):
 
     Attributes:
         modules: what is trained, by name; fp32.
-        frozen: networks that only help; they move to the device, and nothing else happens to them.
+        frozen: networks that only help: they move to the device and are not trained, but for what of
+            `modules` stands inside them.
         identity: JSON that a resumed run must share with the run it resumes: kind and geometry.
         settings: JSON of everything else that shapes the result: data, batch size, weights of losses.
     """
@@ -174,12 +175,12 @@ def train(
         module.to(device)
         if config.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
     for module in task.frozen.values():
         module.eval().requires_grad_(False)
     for module in task.modules.values():
         module.train().requires_grad_(True)
-        if hasattr(module, "gradient_checkpointing"):
-            module.gradient_checkpointing = config.gradient_checkpointing  # type: ignore[assignment]
     task.prepare()
     named = {
         f"{m}.{p}": param for m, module in task.modules.items() for p, param in module.named_parameters()

@@ -64,11 +64,10 @@ PICTUREBOOK_TEXT = CLIPTextConfig(
 
 
 @dataclass(frozen=True)
-class UNetSettings:
-    """What and on what; how is `TrainConfig`'s.
+class LatentSettings:
+    """How latents and captions are shown to the networks; the rest of how is `TrainConfig`'s.
 
     Attributes:
-        train_text_encoder: the text encoder learns along; otherwise it stays as it is.
         min_snr_gamma: weights of Hang et al. 2023 (5 there); None leaves the squared error unweighted. For v
             that is already a weight of SNR + 1 on x0, and min-SNR starves the high noise that decides what
             stands where.
@@ -78,14 +77,24 @@ class UNetSettings:
     """
 
     batch_size: int = 64
-    train_text_encoder: bool = True
-    prediction_type: PredictionType = "v_prediction"
-    zero_terminal_snr: bool = False
     min_snr_gamma: float | None = None
     drop_caption: float = 0.1
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
     guidance_scale: float = 4.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class UNetSettings(LatentSettings):
+    """What is trained.
+
+    Attributes:
+        train_text_encoder: the text encoder learns along; otherwise it stays as it is.
+    """
+
+    train_text_encoder: bool = True
+    prediction_type: PredictionType = "v_prediction"
+    zero_terminal_snr: bool = False
 
     def scheduler_config(self) -> dict[str, object]:
         """The hub's `scheduler_config.json`: the noise schedule, and DPM-Solver++ 2M to draw by."""
@@ -104,10 +113,13 @@ class UNetSettings:
         }
 
 
-class UNetTask(Task):
-    """A U-Net, and mostly its text encoder, on latents that are encoded once into a file.
+class LatentTask(Task):
+    """Clean latents from noise and a caption, on latents that are encoded once into a file.
+
+    What of the networks is trained is the subclass's to say.
 
     Args:
+        scheduler: of the model: its noise schedule, what the U-Net predicts, and how samples are drawn.
         vae: encodes the pictures and decodes the samples; not trained.
         pictures, fresh: to train on; to validate on and to compare samples with.
         cache: folder for the latents.
@@ -118,7 +130,8 @@ class UNetTask(Task):
 
     def __init__(
         self,
-        settings: UNetSettings,
+        how: LatentSettings,
+        scheduler: SchedulerConfig,
         unet: UNet2DConditionModel,
         text_encoder: CLIPTextModel,
         tokenizer: Tokenizer,
@@ -136,22 +149,11 @@ class UNetTask(Task):
         ):
             if given != expected:
                 raise InvalidRequest(f"the {what} is {given}, but {expected} fits the other networks")
-        self.how, self.pictures, self.fresh = settings, pictures, fresh
+        self.how, self.scheduler, self.schedule = how, scheduler, scheduler.noise_schedule
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
-        self.cache = cache
-        self.modules = {"unet": unet}
-        self.frozen = {"vae": vae}
-        (self.modules if settings.train_text_encoder else self.frozen)["text_encoder"] = text_encoder
-        self.scheduler = SchedulerConfig.from_dict(settings.scheduler_config())
-        self.schedule = self.scheduler.noise_schedule
-        self.identity = {
-            "kind": "unet",
-            "unet": unet.config.to_dict(),
-            "text_encoder": text_encoder.config.to_dict(),
-            "train_text_encoder": settings.train_text_encoder,
-        }
+        self.pictures, self.fresh, self.cache = pictures, fresh, cache
         self.settings = {
-            **{name: value for name, value in vars(settings).items() if name != "guidance_scale"},
+            **{name: value for name, value in vars(how).items() if name != "guidance_scale"},
             "pictures": pictures.identity,
         }
 
@@ -209,7 +211,7 @@ class UNetTask(Task):
             share = torch.randn(len(x0), generator=generator, device=x0.device).sigmoid()
         timesteps = (share * len(self.schedule)).long().clamp(max=len(self.schedule) - 1)
         error = self._error(x0, batch["ids"], noise, timesteps)
-        weight = loss_weight(self.schedule, self.how.prediction_type, timesteps, self.how.min_snr_gamma)
+        weight = loss_weight(self.schedule, self.scheduler.prediction_type, timesteps, self.how.min_snr_gamma)
         return (error * weight).mean(), {"error": error.mean().detach()}
 
     def _error(self, x0: Tensor, ids: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -217,7 +219,7 @@ class UNetTask(Task):
         noisy = self.schedule.add_noise(x0, noise, timesteps)
         context, _ = self.text_encoder(ids)
         answer: Tensor = self.unet(noisy, timesteps, context).float()
-        wanted = target(self.schedule, self.how.prediction_type, x0, noise, timesteps)
+        wanted = target(self.schedule, self.scheduler.prediction_type, x0, noise, timesteps)
         return (answer - wanted).square().mean((1, 2, 3))
 
     def validate(self) -> dict[str, float]:
@@ -237,7 +239,7 @@ class UNetTask(Task):
 
     def draw(self, prompts: list[str], steps: int = 20, seed: int = 0) -> Tensor:
         """One picture for each prompt, [B, 3, H, W]; the short form of what `limner.pipeline` does."""
-        plan = make_plan(self.scheduler, steps)
+        plan = make_plan(self.scheduler, steps, sampler=self.scheduler.sampler or "dpmpp_2m")
         generator = torch.Generator().manual_seed(seed)
         shape = (len(prompts), *self.fresh_latents.shape[1:])
 
@@ -249,7 +251,7 @@ class UNetTask(Task):
         sampler = SAMPLERS[plan.sampler](noise() * plan.start_scale, plan.sigmas, noise, **plan.options)
         x, sigma = next(sampler)
         while True:
-            scaling = scalings(self.how.prediction_type, sigma)
+            scaling = scalings(self.scheduler.prediction_type, sigma)
             timesteps = torch.full((len(ids),), plan.timestep(sigma), device=self.device)
             answer = self.unet((scaling.c_in * x).repeat(2, 1, 1, 1), timesteps, context).float()
             plain, prompted = answer.chunk(2)
@@ -259,6 +261,35 @@ class UNetTask(Task):
             except StopIteration as done:
                 latents: Tensor = done.value / plan.end_scale / self.vae.config.scaling_factor
                 return torch.cat([self.vae.decode(part).float() for part in torch.split(latents, 16)])
+
+
+class UNetTask(LatentTask):
+    """A U-Net, and mostly its text encoder. Arguments and errors as of `LatentTask`."""
+
+    how: UNetSettings
+
+    def __init__(
+        self,
+        settings: UNetSettings,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: Tokenizer,
+        vae: AutoencoderKL,
+        pictures: Pictures,
+        fresh: Pictures,
+        cache: Path,
+    ) -> None:
+        scheduler = SchedulerConfig.from_dict(settings.scheduler_config())
+        super().__init__(settings, scheduler, unet, text_encoder, tokenizer, vae, pictures, fresh, cache)
+        self.modules = {"unet": unet}
+        self.frozen = {"vae": vae}
+        (self.modules if settings.train_text_encoder else self.frozen)["text_encoder"] = text_encoder
+        self.identity = {
+            "kind": "unet",
+            "unet": unet.config.to_dict(),
+            "text_encoder": text_encoder.config.to_dict(),
+            "train_text_encoder": settings.train_text_encoder,
+        }
 
     def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """A whole checkpoint in the hub's layout, which `limner.load` and diffusers open."""

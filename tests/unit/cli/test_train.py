@@ -120,11 +120,34 @@ def test_from_a_folder_of_pictures_to_a_model_that_draws(limner, data, config, t
     assert (tmp_path / "clip/export/image_encoder/model.safetensors").exists()
 
 
-def test_what_is_refused(limner, data, config, tmp_path):
+def test_a_lora_of_a_style_and_a_picture_by_it(limner, checkpoint_folder, tmp_path):
+    style = ["train", "lora", "--model", checkpoint_folder, "--style", "pixel", "--out", tmp_path / "blocky"]
+    rest = ["--latents", "4", "--rank", "2", "--train-text-encoder", *TINY]
+    code, out, err = limner(*style, *rest)
+    assert (code, out.strip()) == (0, str(tmp_path / "blocky/export")), err
+    path = tmp_path / "blocky/export/blocky.safetensors"
+    assert f"limner generate PROMPT --model {checkpoint_folder} --lora {path}" in err
+    assert limner(*style, *rest)[0] == 0  # a run that is complete is left as it is
+    assert "alpha was 2.0 and is now 1.0" in limner(*style, *rest, "--alpha", "1")[2]
+
+    code, out, _ = limner(
+        "train", "export", tmp_path / "blocky", "--to", tmp_path / "half", "--dtype", "fp16"
+    )
+    assert (code, out.strip()) == (0, f"step 2: {tmp_path / 'half'}")
+    assert (tmp_path / "half/blocky.safetensors").stat().st_size < path.stat().st_size
+
+    draw = ["generate", "a cat", "--model", checkpoint_folder, "--steps", "1", "--seed", "1", "-q"]
+    size = ["--width", "64", "--height", "64", "--out", tmp_path / "out"]
+    code, _, err = limner(*draw, *size, "--lora", f"{tmp_path / 'half/blocky.safetensors'}:0.5")
+    assert (code, err) == (0, "")
+
+
+def test_what_is_refused(limner, data, config, checkpoint_folder, tmp_path):
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     odd = config("odd", {**VAE, "act_fn": "relu"})
     vae = ["train", "vae", "--out", tmp_path / "run", *TINY]
+    lora = ["train", "lora", "--out", tmp_path / "run", "--model", checkpoint_folder, *TINY]
     for arguments, message in (
         ([*vae, "--data", tmp_path / "gone"], "is not a folder"),
         ([*vae, "--data", data, "--config", tmp_path / "gone.json"], "is missing"),
@@ -142,6 +165,10 @@ def test_what_is_refused(limner, data, config, tmp_path):
             ["train", "unet", "--vae", tmp_path, "--data", data, "--out", tmp_path / "run"],
             "config.json is missing",
         ),
+        ([*lora, "--data", data, "--style", "pixel"], "give one of them"),
+        ([*lora, "--style", "cubist"], "cubist"),
+        ([*lora, "--data", data, "--model", tmp_path], "no model_index.json"),
+        ([*lora, "--data", data, "--targets", "to_q"], "no module"),
         (["train", "export", tmp_path / "nothing"], "is no run"),
     ):
         code, out, err = limner(*arguments)

@@ -97,6 +97,17 @@ def test_captions_say_exactly_what_the_scene_shows() -> None:
     assert 0 < open_relations < 200
 
 
+def test_the_style_can_be_left_out_and_nothing_else() -> None:
+    rng = random.Random(3)
+    for _ in range(1000):
+        scene = World().sample(rng)
+        text = caption(scene, rng, says_style=False)
+        assert not re.search(r"pixel|outline|cartoon|flat|drawing|picture|illustration", text)
+        looks, relation, *place, style = read(text)
+        assert style == "flat"
+        assert (looks, relation or "left of", *place) == meaning(scene)[:-1], text
+
+
 def test_captions_are_short_varied_and_of_few_words() -> None:
     rng = random.Random(1)
     words: set[str] = set()

@@ -1,6 +1,7 @@
 """A tiny data set, and tiny tasks on it that train in milliseconds."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from limner.nn.vae import AutoencoderKL, VAEConfig
 from limner.prompts.tokenizer import Tokenizer
 from limner.training.clip import CLIPSettings, CLIPTask
 from limner.training.loop import Task
+from limner.training.lora import ATTENTION, LoRASettings, LoRATask
 from limner.training.unet import UNetSettings, UNetTask
 from limner.training.vae import VAESettings, VAETask
+from limner.weights.checkpoint import read_checkpoint
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 SIZE = 16
@@ -116,13 +119,31 @@ def clip_task(**settings) -> Task:
     )
 
 
-@pytest.fixture(params=["vae", "unet", "clip"])
-def make_task(request, tmp_path):
+def lora_task(checkpoint, folder, **settings) -> Task:
+    torch.manual_seed(0)
+    return LoRATask(
+        LoRASettings(**{"batch_size": 4, "targets": f"{ATTENTION}|conv_out", **settings}),
+        read_checkpoint(checkpoint),
+        Squares(),
+        Squares(),
+        folder / "cache",
+        model="tiny",
+        name="squares",
+    )
+
+
+@pytest.fixture(params=["vae", "unet", "lora", "clip"])
+def make_task(request, tmp_path, checkpoint_folder):
     """A function that makes the same task anew."""
 
     def make() -> Task:
         torch.manual_seed(0)
-        tasks = {"vae": make_vae_task, "unet": lambda: unet_task(tmp_path), "clip": clip_task}
+        tasks = {
+            "vae": make_vae_task,
+            "unet": lambda: unet_task(tmp_path),
+            "lora": lambda: lora_task(checkpoint_folder, tmp_path),
+            "clip": clip_task,
+        }
         return tasks[request.param]()
 
     return make
@@ -137,6 +158,11 @@ def vae_task():
 @pytest.fixture
 def make_unet_task():
     return unet_task
+
+
+@pytest.fixture
+def make_lora_task(checkpoint_folder, tmp_path):
+    return partial(lora_task, checkpoint_folder, tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from limner.errors import InvalidDataset
-from limner.picturebook.world import is_held_out
+from limner.picturebook.world import World, is_held_out
 from limner.training.data import (
     Cache,
     CachedPictures,
@@ -95,6 +95,18 @@ def test_world_pictures_are_functions_of_their_index():
     assert first.scene(5) != WorldPictures(8, size=32, seed=4).scene(5)
     assert first.scene(5) != WorldPictures(8, size=32, seed=3, split="fresh").scene(5)
     assert first.caption(5, random.Random(1)) not in first.false_captions(5, random.Random(1))
+
+
+def test_world_pictures_whose_captions_leave_out_the_style():
+    world = World(styles=("pixel",))
+    said, unsaid = (WorldPictures(8, size=32, world=world, says_style=says) for says in (True, False))
+    assert unsaid.identity == {**said.identity, "says_style": False}
+    for index in range(8):
+        np.testing.assert_array_equal(said.pixels(index), unsaid.pixels(index))
+        assert "pixel" in said.caption(index, random.Random(1))
+        rng = random.Random(1)
+        captions = [unsaid.caption(index, rng), *unsaid.false_captions(index, rng)]
+        assert not any("pixel" in caption for caption in captions)
 
 
 @pytest.mark.parametrize("split", ["train", "fresh", "held_out"])

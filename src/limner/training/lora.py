@@ -1,0 +1,152 @@
+"""Training a LoRA: small layers beside those of a model, which learn what its pictures have in common."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from limner.adapters.targets import find_targets
+from limner.adapters.trainable import attach_lora, write_lora
+from limner.diffusion.config import SchedulerConfig
+from limner.errors import InvalidRequest, UnsupportedModel
+from limner.nn.clip import CLIPTextModel
+from limner.nn.unet import UNet2DConditionModel
+from limner.pipeline.model import read_tokenizers
+from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
+
+from .data import Pictures
+from .unet import LatentSettings, LatentTask
+
+ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
+"""The projections of the U-Net's attention, as Hu et al. 2021 have it."""
+
+_TEXT = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"  # the layers that sd-scripts changes
+_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2"}  # sd-scripts' names for families
+
+
+@dataclass(frozen=True)
+class LoRASettings(LatentSettings):
+    """What is trained.
+
+    Attributes:
+        rank: channels between a layer's two factors.
+        alpha: what they add is scaled by alpha / rank.
+        targets: a regular expression for the whole names of the U-Net's layers that are changed, linear
+            layers and convolutions.
+        train_text_encoder: whether the text encoder's layers are changed too.
+    """
+
+    rank: int = 4
+    alpha: float = 4.0
+    targets: str = ATTENTION
+    train_text_encoder: bool = False
+
+
+class LoRATask(LatentTask):
+    """A LoRA for a model, whose own weights stay as they are.
+
+    Args:
+        checkpoint: of the model.
+        model: its name, for the file's metadata.
+        name: of the file that is written.
+
+    Raises:
+        InvalidRequest: as `LatentTask`; or `targets` is not the name of layers that a LoRA can change.
+        UnsupportedModel: the model is told more than a text (XL), or has an unknown noise schedule.
+        InvalidCheckpoint: as `load_unet`.
+    """
+
+    how: LoRASettings
+
+    def __init__(
+        self,
+        settings: LoRASettings,
+        checkpoint: Checkpoint,
+        pictures: Pictures,
+        fresh: Pictures,
+        cache: Path,
+        *,
+        model: str,
+        name: str,
+    ) -> None:
+        if checkpoint.sizes:
+            raise UnsupportedModel(
+                f"{model} is of the family {checkpoint.family}, whose U-Net is told more than a text; "
+                "a LoRA is trained for 1.x, 2.x and models of their kind",
+                hint="train it with sd-scripts or diffusers: the file can be used here",
+            )
+        try:
+            scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
+        except ValueError as error:
+            raise UnsupportedModel(f"{model}: {error}") from None
+        unet, text = load_unet(checkpoint, torch.float32), load_text_encoder(checkpoint, torch.float32)
+        tokenizer, vae = read_tokenizers(checkpoint)["text_encoder"], load_vae(checkpoint, torch.float32)
+        super().__init__(settings, scheduler, unet, text, tokenizer, vae, pictures, fresh, cache)
+        self.family, self.model, self.name = checkpoint.family, model, name
+        self.base = weights_hash(checkpoint)
+
+        networks: dict[str, UNet2DConditionModel | CLIPTextModel] = {"unet": unet, "text_encoder": text}
+        patterns = {"unet": settings.targets}
+        if settings.train_text_encoder:
+            patterns["text_encoder"] = _TEXT
+        self.targets = find_targets(networks)
+        try:
+            self.layers = {
+                part: attach_lora(networks[part], pattern, rank=settings.rank, alpha=settings.alpha)
+                for part, pattern in patterns.items()
+            }
+        except (ValueError, re.error) as error:
+            raise InvalidRequest(
+                f"targets are given as {settings.targets!r}: {error}",
+                hint=f"a regular expression for whole names, such as {ATTENTION}",
+            ) from None
+        self.modules = {
+            f"{part}.{module}.{side}": factor
+            for part, layers in self.layers.items()
+            for module, layer in layers.items()
+            for side, factor in (("down", layer.down), ("up", layer.up))
+        }
+        self.frozen = {"vae": vae, **networks}
+        self.identity = {
+            "kind": "lora",
+            "base": self.base,
+            "rank": settings.rank,
+            "targets": settings.targets,
+            "train_text_encoder": settings.train_text_encoder,
+        }
+
+    def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """One file, `NAME.safetensors`, with kohya's names and metadata, which every program reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_lora(
+            folder / f"{self.name}.safetensors",
+            self.layers,
+            self.targets,
+            metadata=self._metadata(),
+            dtype=dtype or torch.float32,
+        )
+
+    def _metadata(self) -> dict[str, str]:
+        """What sd-scripts would say of it."""
+        rank, alpha, size = self.how.rank, self.how.alpha, self.pictures.size
+        layers = [layer for part in self.layers.values() for layer in part.values()]
+        convolutions = any(isinstance(layer.base, nn.Conv2d) for layer in layers)
+        return {
+            "ss_base_model_version": _VERSIONS.get(self.family, self.model),
+            "ss_new_sd_model_hash": self.base,
+            "ss_sd_model_name": self.model,
+            "ss_v2": str(self.family == "sd2"),
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(rank),
+            "ss_network_alpha": str(alpha),
+            "ss_network_args": json.dumps(
+                {"conv_dim": str(rank), "conv_alpha": str(alpha)} if convolutions else {}
+            ),
+            "ss_output_name": self.name,
+            "ss_num_train_images": str(len(self.pictures)),
+            "ss_resolution": str((size, size)),
+            "ss_seed": str(self.how.seed),
+        }
