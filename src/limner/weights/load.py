@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from limner.errors import InvalidCheckpoint
 
+from .tensors import let_go
+
 M = TypeVar("M", bound=nn.Module)
 
 # From a key in a file to the parameter's name, or None for a key that is known and has no use.
@@ -113,11 +115,20 @@ def load_module(
     )
 
     if dtype is not None:
-        given = {name: t.to(dtype) if t.is_floating_point() else t for name, t in given.items()}
+        given = {name: cast(t, dtype) if t.is_floating_point() else t for name, t in given.items()}
     module.load_state_dict(given, assign=True)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         assert not tensor.is_meta, f"{type(module).__name__}.{name} is in no file; compute it in forward"
     return module
+
+
+def cast(mapped: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mapped tensor in another dtype, the original of which is then no longer in memory; or itself."""
+    if mapped.dtype == dtype:
+        return mapped
+    copy = mapped.to(dtype)
+    let_go(mapped)
+    return copy
 
 
 def refuse_unless_fitting(

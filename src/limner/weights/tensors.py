@@ -7,10 +7,13 @@ byte of a hostile header; and written here because the library's output differs 
 there are two entries of metadata.
 """
 
+import ctypes
 import json
 import math
+import mmap
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +232,19 @@ def write_tensors(
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())  # or a power cut after the rename could leave an empty file
+
+
+def let_go(mapped: Tensor) -> None:
+    """Take the pages of a mapped tensor out of this process's memory; it is read again if it is used again.
+
+    A copy in another dtype would otherwise stand beside the original until the whole file is let go. The
+    tensor must be one that `open_tensors` gave and that nothing was written to.
+    """
+    begin = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > begin and sys.platform.startswith("linux") and mapped.is_contiguous():
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def _map_file(path: Path) -> dict[str, Tensor]:

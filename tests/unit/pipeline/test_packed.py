@@ -23,10 +23,10 @@ def test_every_network_gives_the_same(networks, dtype, tolerance):
         plain = networks[name].eval().requires_grad_(False)
         expected = plain(*arrays)
         arrays = tuple(array.to(dtype) if array.is_floating_point() else array for array in arrays)
-        given = pack(copy.deepcopy(plain).to(dtype))(*arrays)
+        given = pack(copy.deepcopy(plain), dtype)(*arrays)
         assert distance(given, expected) < tolerance
     vae = networks["vae"].eval().requires_grad_(False)
-    packed = pack(copy.deepcopy(vae).to(dtype))
+    packed = pack(copy.deepcopy(vae), dtype)
     latents, images = torch.randn(2, 4, 8, 8), torch.randn(2, 3, 16, 16)
     assert distance(packed.decode(latents.to(dtype)), vae.decode(latents)) < tolerance
     assert distance(packed.encode(images.to(dtype)), vae.encode(images)) < tolerance
@@ -39,7 +39,7 @@ def distance(given, expected):
 
 
 def test_nothing_is_left_unpacked(networks):
-    kinds = {type(module) for module in pack(networks["unet"]).modules()}
+    kinds = {type(module) for module in pack(networks["unet"], torch.float32).modules()}
     assert not kinds & {nn.Linear, nn.Conv2d}
 
 
@@ -60,7 +60,7 @@ def test_a_convolution_keeps_weights_for_two_sizes_and_its_bits_for_all():
 @pytest.mark.parametrize("side", [8, 40])
 def test_rows_have_the_same_bits_in_any_company(networks, dtype, side):
     """Maps of 8x8 and of 40x40, which PyTorch's kernels take in different ways."""
-    unet, vae = (pack(networks[name].eval().requires_grad_(False).to(dtype)) for name in ("unet", "vae"))
+    unet, vae = (pack(networks[name].eval().requires_grad_(False), dtype) for name in ("unet", "vae"))
     x, context = torch.randn(5, 4, side, side).to(dtype), torch.randn(5, 16, 32).to(dtype)
     timesteps = torch.tensor([1.0, 200.0, 500.0, 700.0, 900.0])
     together, pictures = unet(x, timesteps, context), vae.decode(x)

@@ -87,22 +87,23 @@ class NativeBackend:
     @cached_property
     def text_encoders(self) -> dict[str, CLIPTextModel]:
         return {
-            part: self._prepared(load_text_encoder(self.checkpoint, self._dtype, part))
+            part: self._prepared(load_text_encoder(self.checkpoint, part=part))
             for part in self.checkpoint.text_configs
         }
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
-        return self._prepared(load_unet(self.checkpoint, self._dtype))
+        return self._prepared(load_unet(self.checkpoint))
 
     @cached_property
     def vae(self) -> AutoencoderKL:
-        return self._prepared(load_vae(self.checkpoint, self._dtype))
+        return self._prepared(load_vae(self.checkpoint))
 
     def _prepared(self, network: Network) -> Network:
         """On its device, in the form that is fastest there."""
         network = network.eval().requires_grad_(False)
         if self.device.type != "cpu":
+            network.to(self._dtype)
             if not self.low_vram:
                 network.to(self.device)
             nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -110,7 +111,7 @@ class NativeBackend:
         for module in network.modules():
             if isinstance(module, CrossAttention | SelfAttention2D):
                 module.attend = self._attend
-        return pack(network) if can_pack() else network
+        return pack(network, self._dtype) if can_pack() else network.to(self._dtype)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         in_blocks = q.shape[1] * k.shape[1] >= self._tuning.first_in_blocks(self.precision)

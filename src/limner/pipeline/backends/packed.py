@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.nn.unet import GEGLU
+from limner.weights.load import cast
 
 _OPERATORS = (
     "_reorder_linear_weight",
@@ -35,25 +36,39 @@ def can_pack() -> bool:
     )
 
 
-def pack(network: Network) -> Network:
+def pack(network: Network, dtype: torch.dtype) -> Network:
     """Replace the linear layers, convolutions and group norms inside a network, for inference.
+
+    It goes layer by layer from the mapped file to packed weights in `dtype`, so that there is hardly more in
+    memory on the way than at the end.
 
     Returns:
         the network, whose parameters are then no longer those of a checkpoint.
     """
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is GEGLU:
-                setattr(module, name, PackedGEGLU(child))
-            elif type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child.weight, child.bias))
-            elif type(child) is nn.Conv2d and child.kernel_size == (1, 1):
-                setattr(module, name, PackedPointwise(child.weight.flatten(1), child.bias))
-            elif type(child) is nn.Conv2d:
-                setattr(module, name, PackedConv2d(child))
-            elif type(child) is nn.GroupNorm:
-                setattr(module, name, PackedGroupNorm(child))
+    for parameter in network.parameters(recurse=False):
+        parameter.data = cast(parameter.data, dtype)
+    for name in [name for name, _ in network.named_children()]:
+        setattr(network, name, _packed(getattr(network, name), dtype))
     return network
+
+
+def _packed(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if type(layer) not in (GEGLU, nn.Linear, nn.Conv2d, nn.GroupNorm):
+        return pack(layer, dtype)
+    for parameter in layer.parameters():
+        parameter.data = cast(parameter.data, dtype)
+    match layer:
+        case GEGLU():
+            return PackedGEGLU(layer)
+        case nn.Linear():
+            return PackedLinear(layer.weight, layer.bias)
+        case nn.Conv2d(kernel_size=(1, 1)):
+            return PackedPointwise(layer.weight.flatten(1), layer.bias)
+        case nn.Conv2d():
+            return PackedConv2d(layer)
+        case nn.GroupNorm():
+            return PackedGroupNorm(layer)
+    raise AssertionError(layer)
 
 
 class PackedLinear(nn.Module):
