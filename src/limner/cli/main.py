@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from limner import __version__
 from limner.cli import terminal, train
 from limner.cli.batch import batch
+from limner.cli.convert import convert
 from limner.cli.evaluate import evaluate
 from limner.cli.generate import generate
 from limner.cli.models import models
@@ -43,6 +44,7 @@ app.command()(generate)
 app.command()(batch)
 app.command()(show)
 app.command()(models)
+app.command()(convert)
 app.command()(tune)
 app.add_typer(train.app, name="train")
 app.command()(evaluate)

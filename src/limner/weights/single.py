@@ -94,6 +94,9 @@ _ASSUMED = (
     "is assumed: where pictures turn out as noise, give the prediction type"
 )
 
+V_PREDICTION, ZERO_SNR = MARKERS = ("v_pred", "ztsnr")  # empty tensors: their presence says something
+PREDICTION = "modelspec.prediction_type"  # in the metadata: "epsilon" or "v"
+
 # Keys that no network here has a use for.
 _WITHOUT_COUNTERPART = re.compile(
     r"model_ema\..+"  # a moving average of the U-Net, for training to go on from
@@ -102,7 +105,7 @@ _WITHOUT_COUNTERPART = re.compile(
     r"|depth_model\..+"  # the estimator of depth maps, not part of the denoising
     r"|(?:cond_stage_model|conditioner\.embedders\.\d)\.(?:.+\.)?"
     r"(?:position_ids|logit_scale|text_projection(?:\.weight)?)"
-    r"|v_pred|ztsnr"  # markers, which `_prediction` heeds
+    rf"|{'|'.join(MARKERS)}"
 )
 _VAE_WITHOUT_COUNTERPART = re.compile(r"(?:model_ema|loss)\..+")  # of its training
 _EDM = ("edm_vpred.sigma_max", "edm_vpred.sigma_min", "edm_mean", "edm_std")
@@ -216,7 +219,7 @@ def describe(path: Path, header: Header, *, prediction_type: Prediction | None =
         unet_config=replace(unet, sample_size=size),
         vae_config=replace(vae, sample_size=size * vae.downscale),
         text_configs=texts,
-        scheduler_config=_scheduler(layout.family, prediction, zero_snr="ztsnr" in shapes),
+        scheduler_config=_scheduler(layout.family, prediction, zero_snr=ZERO_SNR in shapes),
         zero_negative=layout.family == "xl",
         entries=tuple(entries),
         without_counterpart=rest,
@@ -224,8 +227,10 @@ def describe(path: Path, header: Header, *, prediction_type: Prediction | None =
     )
 
 
-def single_entries(unet: UNetConfig, vae: VAEConfig, texts: Mapping[str, CLIPTextConfig]) -> list[Entry]:
-    """Where the tensors of a model are in a single file of its family.
+def single_entries(
+    unet: UNetConfig, vae: VAEConfig, texts: Mapping[str, CLIPTextConfig]
+) -> tuple["Family", list[Entry]]:
+    """The family that a model has the text encoders of, and where its tensors are in a single file.
 
     Raises:
         UnsupportedModel: its text encoders are those of no family.
@@ -235,7 +240,7 @@ def single_entries(unet: UNetConfig, vae: VAEConfig, texts: Mapping[str, CLIPTex
             _is_openclip(prefix) == (texts[part].hidden_act == "gelu")
             for part, prefix in layout.texts.items()
         ):
-            return _entries(layout, unet, vae, texts)
+            return layout.family, _entries(layout, unet, vae, texts)
     given = ", ".join(f"{part} ({config.hidden_act})" for part, config in texts.items())
     raise UnsupportedModel(f"no single file has the text encoders {given}")
 
@@ -449,10 +454,10 @@ def _check(
 
 def _told_prediction(path: Path, header: Header) -> Prediction | None:
     """By markers that trainers and ComfyUI write, or by ModelSpec metadata."""
-    if "v_pred" in header.tensors:
+    if V_PREDICTION in header.tensors:
         return "v_prediction"
     metadata = header.metadata
-    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
+    for key in (PREDICTION, "modelspec.predict_key"):
         match metadata.get(key):
             case "v" | "v_prediction":
                 return "v_prediction"

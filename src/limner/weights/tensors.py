@@ -52,9 +52,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 PICKLE_HINT = (
-    "opening a pickle can run any code. Ask its author for safetensors files; or, where you trust it, load "
-    "it in a container with `torch.load(path, weights_only=True)` and write the tensors with "
-    "`safetensors.torch.save_file`"
+    "opening a pickle can run any code. Ask its author for safetensors files; or take the tensors out of it, "
+    "and run nothing of it, with `limner convert FILE TARGET --allow-pickle`"
 )
 _DOWNLOAD_AGAIN = "the file is damaged or incomplete: download or copy it again"
 

@@ -1,0 +1,91 @@
+"""`limner convert`: checkpoints between single files, folders and dtypes, and out of pickles."""
+
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limner.cli import terminal
+
+
+class Layout(StrEnum):
+    folder = "folder"
+    single = "single"
+    tensors = "tensors"
+
+
+class Dtype(StrEnum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Prediction(StrEnum):
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+
+
+_TO = (
+    "A folder in the diffusers layout, a single file, or the tensors as they are named, for what is no whole "
+    "checkpoint; by default a folder of a file and a single file of a folder."
+)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A single file, a folder, or a hub id.")],
+    target: Annotated[Path, typer.Argument(help="What to write; nothing is overwritten.")],
+    to: Annotated[Layout | None, typer.Option(help=_TO)] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the weights; by default each stays as it is.")
+    ] = None,
+    keep_extras: Annotated[
+        bool, typer.Option("--keep-extras", help="Write also what no network needs, such as EMA weights.")
+    ] = False,
+    prediction_type: Annotated[
+        Prediction | None, typer.Option(help="What the U-Net predicts, where a single file does not say.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="A folder with CLIP's vocab.json and merges.txt, which single files lack."),
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Of a folder's weight files, such as fp16.")] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Take the tensors, and nothing else, out of a pickle.")
+    ] = False,
+) -> None:
+    """Write a checkpoint in another layout or dtype, tensor by tensor."""
+    import torch
+
+    from limner.weights.convert import convert
+    from limner.weights.hub import locate_model
+
+    path = Path(source).expanduser()
+    if not path.is_file():
+        path = locate_model(source, variant=variant).folder
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    done = convert(
+        path,
+        target,
+        to="folder" if to is None and path.is_file() else to.value if to else "single",
+        dtype=dtypes[dtype] if dtype else None,
+        keep_extras=keep_extras,
+        prediction_type=prediction_type.value if prediction_type else None,
+        tokenizer=tokenizer,
+        variant=variant,
+        allow_pickle=allow_pickle,
+    )
+    for warning in done.warnings:
+        terminal.warning(warning)
+    for what, names in (("kept beside the networks", done.kept), ("left out", done.left_out)):
+        if names:
+            terminal.note(f"{what}: {', '.join(_grouped(names))}")
+    typer.echo(str(target))
+
+
+def _grouped(names: tuple[str, ...]) -> list[str]:
+    """Names, those that begin alike (such as the 688 of `model_ema.`) as one."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    singles = {name.partition(".")[0]: name for name in names}
+    return [singles[first] if n == 1 else f"{first}.… ({n} names)" for first, n in counts.items()]

@@ -1,0 +1,218 @@
+"""Between single files and folders: what comes out is what went in."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from limner.errors import InvalidRequest, OutputError, PickleRefused, UnsupportedModel
+from limner.weights.checkpoint import load_text_encoder, load_unet, load_vae, read_checkpoint
+from limner.weights.convert import EXTRAS, convert
+from limner.weights.single import read_single_file
+from limner.weights.tensors import lazy_tensors, open_tensors, read_header, write_tensors
+
+FAMILIES = ("sd1", "sd2", "xl", "xl_refiner")
+OTHERS = {
+    "model_ema.decay": torch.tensor(0.9999),
+    "model_ema.diffusion_modelout2bias": torch.ones(4),
+    "betas": torch.linspace(0, 1, 1000, dtype=torch.float64),
+}
+
+
+def assert_same(tensors, others):
+    assert tensors.keys() == others.keys()
+    for key, tensor in tensors.items():
+        assert (tensor.dtype, tensor.shape) == (others[key].dtype, others[key].shape), key
+        bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, others[key])]
+        assert torch.equal(*bits), key
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "folder"
+
+
+@pytest.fixture
+def back(tmp_path: Path) -> Path:
+    return tmp_path / "back.safetensors"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_there_and_back(path, folder, back, small_single, tokenizer_folder, family, keep):
+    tensors = small_single(family)
+    metadata = {"modelspec.title": "of its author"}
+    write_tensors(path, tensors | OTHERS, metadata)
+    there = convert(path, folder, to="folder", keep_extras=keep, tokenizer=tokenizer_folder)
+    without = read_single_file(path).without_counterpart
+    assert set(there.kept if keep else there.left_out) == set(without)
+    assert len(without) >= 3
+    assert not (there.left_out if keep else there.kept)
+    assert len(there.warnings) == (family == "sd2")  # v was assumed
+    assert (folder / EXTRAS).is_file() == keep
+
+    checkpoint = read_checkpoint(folder)
+    single = read_single_file(path)
+    assert checkpoint.unet_config == single.unet_config
+    assert checkpoint.vae_config == single.vae_config
+    assert checkpoint.text_configs == single.text_configs
+    assert checkpoint.scheduler_config == single.scheduler_config
+    assert checkpoint.zero_negative == single.zero_negative
+    assert_same(dict(load_unet(checkpoint).state_dict()), single.tensors("unet"))
+    assert_same(dict(load_vae(checkpoint).state_dict()), single.tensors("vae"))
+    for part in checkpoint.text_configs:
+        assert_same(dict(load_text_encoder(checkpoint, part=part).state_dict()), single.tensors(part))
+
+    again = convert(folder, back, to="single")
+    rest = {key: tensor for key, tensor in (tensors | OTHERS).items() if key not in without}
+    assert_same(open_tensors(back), tensors | OTHERS if keep else rest)
+    assert set(again.kept) == (set(without) if keep else set())
+    told = read_header(back).metadata
+    assert told["modelspec.title"] == ("of its author" if keep else "back")
+    assert read_single_file(back).unet_config == single.unet_config
+    assert read_single_file(back).text_configs == single.text_configs
+    assert read_single_file(back).scheduler_config == single.scheduler_config
+    assert read_single_file(back).warnings == ()
+
+
+@pytest.mark.parametrize(("family", "prediction"), [("sd1", "v_prediction"), ("xl", "v_prediction")])
+def test_markers_go_into_the_scheduler_and_come_back(
+    path, folder, back, small_single, tokenizer_folder, family, prediction
+):
+    write_tensors(path, small_single(family) | {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)})
+    there = convert(path, folder, to="folder", tokenizer=tokenizer_folder)
+    assert there.left_out == ()
+    assert read_checkpoint(folder).scheduler_config["rescale_betas_zero_snr"] is True
+    convert(folder, back, to="single")
+    assert {"v_pred", "ztsnr"} <= read_header(back).tensors.keys()
+    assert read_single_file(back).scheduler_config == read_single_file(path).scheduler_config
+
+
+def test_a_given_prediction_type_is_written_down(path, back, small_single):
+    write_tensors(path, small_single("xl"), {"modelspec.predict_key": "epsilon"})
+    convert(path, back, to="single", prediction_type="v_prediction")
+    assert read_single_file(back).scheduler_config["prediction_type"] == "v_prediction"
+    assert "v_pred" in read_header(back).tensors
+    path.unlink()
+    convert(back, path, to="single", prediction_type="epsilon")
+    assert read_single_file(path).scheduler_config["prediction_type"] == "epsilon"
+    assert "v_pred" not in read_header(path).tensors
+
+
+def test_another_dtype_is_for_the_networks_alone(path, folder, back, small_single, tokenizer_folder):
+    tensors = small_single("sd1", dtype=torch.float32)
+    write_tensors(path, tensors | OTHERS)
+    convert(path, back, to="single", dtype=torch.bfloat16, keep_extras=True)
+    assert_same(open_tensors(back), {key: tensor.bfloat16() for key, tensor in tensors.items()} | OTHERS)
+    convert(path, folder, to="folder", dtype=torch.float16, tokenizer=tokenizer_folder)
+    assert {tensor.dtype for tensor in read_checkpoint(folder).tensors("unet").values()} == {torch.float16}
+
+
+def test_a_folder_without_tokenizer_is_written_with_a_warning(path, folder, small_single):
+    write_tensors(path, small_single("sd1"))
+    assert "holds no tokenizer" in convert(path, folder, to="folder").warnings[0]
+    assert not (folder / "tokenizer").exists()
+
+
+def test_tokenizers_pad_as_their_family_does(path, folder, small_single, tokenizer_folder):
+    write_tensors(path, small_single("xl"))
+    convert(path, folder, to="folder", tokenizer=tokenizer_folder)
+    pads = [
+        json.loads((folder / name / "special_tokens_map.json").read_text())["pad_token"]
+        for name in ("tokenizer", "tokenizer_2")
+    ]
+    assert pads == ["<|endoftext|>", "!"]
+
+
+def test_what_a_single_file_cannot_tell_is_refused(checkpoint_folder, back):
+    with pytest.raises(UnsupportedModel, match=r"could not be read: .* multiples of norm_num_groups 32"):
+        convert(checkpoint_folder, back, to="single")
+    assert not back.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("unet/config.json", {"attention_head_dim": 4}, r"unet attention_head_dim \(4, 4\) as \(8, 8\)"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.02}, "beta_end 0.02 as 0.012"),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "sample"},
+            "prediction_type sample as epsilon",
+        ),
+        ("vae/config.json", {"scaling_factor": 0.5}, "vae scaling_factor 0.5 as 0.18215"),
+    ],
+)
+def test_each_difference_is_named(path, folder, back, small_single, tokenizer_folder, file, change, message):
+    write_tensors(path, small_single("sd1"))
+    convert(path, folder, to="folder", tokenizer=tokenizer_folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
+    with pytest.raises(UnsupportedModel, match=message):
+        convert(folder, back, to="single")
+
+
+def test_nothing_is_overwritten_and_other_components_are_named(
+    path, folder, back, small_single, tokenizer_folder
+):
+    write_tensors(path, small_single("sd1"))
+    convert(path, folder, to="folder", tokenizer=tokenizer_folder)
+    (folder / "safety_checker").mkdir()
+    (folder / "limner.json").write_text("{}")
+    assert convert(folder, back, to="single").left_out == ("limner.json", "safety_checker/")
+    with pytest.raises(OutputError, match="there already"):
+        convert(folder, back, to="single")
+    with pytest.raises(InvalidRequest, match="is a folder, which can be written as a single file"):
+        convert(folder, folder.with_name("other"), to="folder")
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import torch
+from limner.weights.convert import convert
+source, target, to, tokenizer = sys.argv[1:]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+convert(Path(source), Path(target), to=to, dtype=torch.float16, tokenizer=Path(tokenizer))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_memory_holds_a_few_tensors_at_a_time(path, folder, back, small_single, tokenizer_folder):
+    tensors = small_single("sd1", dtype=torch.float32)
+    # A vocabulary of 100 MB, and EMA weights that the U-Net is small beside.
+    tensors["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"] = torch.zeros(
+        400_000, 64
+    )
+    write_tensors(path, tensors)
+    for source, target, to in ((path, folder, "folder"), (folder, back, "single")):
+        arguments = [sys.executable, "-c", PEAK, str(source), str(target), to, str(tokenizer_folder)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        largest = max(tensor.shape[0] * 64 * 4 for tensor in tensors.values() if tensor.ndim == 2)
+        assert int(done.stdout) < 3 * largest
+    assert sum(tensor.shape[0] for tensor in lazy_tensors(back).values() if tensor.shape) > 400_000
+
+
+def test_a_pickle_is_opened_only_where_it_is_allowed(path, folder, back, small_single, tokenizer_folder):
+    tensors = small_single("sd1")
+    pickled = path.with_suffix(".ckpt")
+    training = {"state_dict": tensors | OTHERS, "global_step": 7, "optimizer": [{"exp_avg": torch.ones(3)}]}
+    torch.save(training, pickled)
+    with pytest.raises(PickleRefused):
+        convert(pickled, back, to="single")
+    done = convert(pickled, back, to="single", allow_pickle=True)
+    assert_same(open_tensors(back), tensors)
+    assert done.left_out == (*sorted(OTHERS), "optimizer.0.exp_avg", "global_step")
+    convert(pickled, folder, to="folder", allow_pickle=True, tokenizer=tokenizer_folder)
+    assert_same(read_checkpoint(folder).tensors("unet"), read_single_file(back).tensors("unet"))
+
+
+def test_the_tensors_of_any_pickle(path, back):
+    pickled = path.with_suffix(".pt")
+    tensors = {"a": torch.randn(3, 4), "b": torch.arange(3)}
+    torch.save({"nested": tensors, "name": "x"}, pickled)
+    done = convert(pickled, back, to="tensors", allow_pickle=True, dtype=torch.float16)
+    assert_same(open_tensors(back), {"nested.a": tensors["a"].half(), "nested.b": tensors["b"]})
+    assert done.left_out == ("name",)
