@@ -5,21 +5,21 @@ The word is the file's name. The vectors come as
     diffusers       one tensor, named by a token
     kohya           "emb_params"
     XL              "clip_l" for the first text encoder and "clip_g" for the second
-    AUTOMATIC1111   {"string_to_param": {"*": vectors}, …} in a pickle; also, as JSON, within a PNG
+    AUTOMATIC1111   {"string_to_param": {"*": vectors}, …} in a pickle (.pt), or as JSON within a PNG
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from limner.errors import InvalidCheckpoint, PickleRefused, UnsupportedModel
+from limner.errors import InvalidCheckpoint, UnsupportedModel
 from limner.weights.files import parse_object
-from limner.weights.tensors import PICKLE_HINT, open_tensors
+from limner.weights.pickles import read_pickle
+from limner.weights.tensors import open_tensors
 
 _XL = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "the refiner of XL"}
@@ -48,37 +48,30 @@ def read_embedding(path: Path, widths: Mapping[str, int]) -> Embedding:
     Raises:
         InvalidCheckpoint: the file is broken, or holds something else.
         UnsupportedModel: the vectors are for models of another family.
-        PickleRefused: a pickle that holds more than tensors and plain values.
+        PickleRefused: a pickle of something else than tensors and plain values.
     """
-    values: Mapping[str, Any]
-    if path.suffix == ".png":
-        values = _read_png(path)
-    elif path.suffix == ".safetensors":
-        values = open_tensors(path)
+    if path.suffix == ".safetensors":
+        tensors = open_tensors(path)
+    elif path.suffix == ".png":
+        tensors = _read_png(path)
     else:
-        raise PickleRefused(f"{path} is a pickle", hint=PICKLE_HINT)
-    return make_embedding(path.stem, values, widths, source=str(path))
+        held = read_pickle(path).tensors
+        _check_names(held, str(path))  # before anything is read: it may be a model
+        tensors = {name: tensor.read() for name, tensor in held.items()}
+    return make_embedding(path.stem, tensors, widths, source=str(path))
 
 
 def make_embedding(
-    name: str, values: Mapping[str, Any], widths: Mapping[str, int], *, source: str
+    name: str, tensors: Mapping[str, Tensor], widths: Mapping[str, int], *, source: str
 ) -> Embedding:
-    """An embedding from what a file holds. `source` names it in messages. Raises as `read_embedding`."""
-    if isinstance(values.get("string_to_param"), Mapping):
-        values = values["string_to_param"]
-    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+    """An embedding from a file's tensors. `source` names the file in messages. Raises as `read_embedding`."""
+    _check_names(tensors, source)
     if tensors.keys() == _XL.keys():
         vectors = {_XL[key]: tensor for key, tensor in tensors.items()}
-    elif len(tensors) == 1:
+    else:
         [tensor] = tensors.values()
         part = next((p for p, width in widths.items() if tensor.shape[-1:] == (width,)), "text_encoder")
         vectors = {part: tensor}
-    else:
-        raise InvalidCheckpoint(
-            f"{source} holds {len(tensors)} tensors ({', '.join(sorted(map(ascii, tensors))[:5])}), expected "
-            "the vectors of one word: one tensor, or clip_l and clip_g",
-            hint="a LoRA is another kind of adapter",
-        )
     for tensor in vectors.values():
         if tensor.ndim not in (1, 2) or not tensor.numel() or not tensor.is_floating_point():
             raise InvalidCheckpoint(
@@ -100,11 +93,20 @@ def make_embedding(
     return Embedding(name, vectors)
 
 
+def _check_names(names: Collection[str], source: str) -> None:
+    if len(names) != 1 and set(names) != _XL.keys():
+        raise InvalidCheckpoint(
+            f"{source} holds {len(names)} tensors ({', '.join(sorted(map(ascii, names))[:5])}), expected the "
+            "vectors of one word: one tensor, or clip_l and clip_g",
+            hint="a LoRA is another kind of adapter",
+        )
+
+
 def _show(widths: Mapping[str, int]) -> str:
     return " and ".join(map(str, widths.values()))
 
 
-def _read_png(path: Path) -> dict[str, Any]:
+def _read_png(path: Path) -> dict[str, Tensor]:
     """The JSON, in base64, that AUTOMATIC1111 writes into a picture's text chunk."""
     from PIL import Image
 

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from limner.adapters.embeddings import read_embedding
-from limner.errors import InvalidCheckpoint, UnsupportedModel
+from limner.errors import InvalidCheckpoint, PickleRefused, UnsupportedModel
 
 SD1, XL = {"text_encoder": 768}, {"text_encoder": 768, "text_encoder_2": 1280}
 
@@ -73,6 +73,52 @@ def test_another_family_is_named(random_file, shapes, widths, family):
 def test_what_is_no_word_is_refused(random_file, values):
     with pytest.raises(InvalidCheckpoint):
         read_embedding(random_file(values), XL if "clip_g" in values else SD1)
+
+
+PICKLED = {
+    "automatic1111.pt": {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": torch.arange(1536.0).reshape(2, 768).requires_grad_()},
+        "name": "other",
+        "step": 499,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+    },
+    "parameters.pt": {
+        "string_to_param": torch.nn.ParameterDict({"*": torch.arange(1536.0).reshape(2, 768)}),
+    },
+    "learned_embeds.bin": {"<cat-toy>": torch.arange(768.0)},
+    "xl.pt": {"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)},
+}
+
+
+@pytest.mark.parametrize("file", PICKLED)
+def test_pickles_are_read_without_being_run(tmp_path, file):
+    torch.save(PICKLED[file], tmp_path / file)
+    embedding = read_embedding(tmp_path / file, XL if file == "xl.pt" else SD1)
+    assert embedding.name == file.partition(".")[0]
+    vectors = embedding.vectors["text_encoder"]
+    assert vectors.shape == (1 if "bin" in file else 2, 768)
+    if file != "xl.pt":
+        assert torch.equal(vectors.flatten(), torch.arange(float(vectors.numel())))
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("sprung",)
+
+
+def test_pickles_that_would_run_something_are_refused(tmp_path, capfd):
+    torch.save({"string_to_param": {"*": torch.zeros(1, 768)}, "name": Trap()}, tmp_path / "lamp.pt")
+    with pytest.raises(PickleRefused, match="print"):
+        read_embedding(tmp_path / "lamp.pt", SD1)
+    assert "sprung" not in capfd.readouterr().out
+
+
+def test_a_model_in_a_pickle_is_no_word(tmp_path):
+    torch.save({"a": torch.zeros(1, 768), "b": torch.zeros(1, 768)}, tmp_path / "model.ckpt")
+    with pytest.raises(InvalidCheckpoint, match="holds 2 tensors"):
+        read_embedding(tmp_path / "model.ckpt", SD1)
 
 
 def write_png(path, text: str | None) -> None:
