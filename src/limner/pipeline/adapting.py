@@ -59,6 +59,7 @@ class AdapterLibrary:
     ) -> None:
         self._checkpoint, self._loras, self._embeddings = checkpoint, loras, embeddings
         self._read: OrderedDict[tuple[Path, tuple[int, int]], Adapter] = OrderedDict()
+        self._terms: dict[tuple[tuple[UsedAdapter, ...], ...], dict[str, tuple[Tensor, Tensor]]] = {}
 
     @cached_property
     def targets(self) -> Targets:
@@ -106,6 +107,36 @@ class AdapterLibrary:
         texts = self._checkpoint.text_configs
         return [(self.read(u), {"unet": u.weight, **dict.fromkeys(texts, u.text_weight)}) for u in used]
 
+    def is_low_rank(self, used: UsedAdapter, modules: frozenset[str]) -> bool:
+        """Whether all that it changes in the U-Net are weights of these modules, each by a LoRA."""
+        patches, shapes = self.read(used).patches.get("unet", {}), self.targets.shapes["unet"]
+        return all(
+            name.removesuffix(".weight") in modules and patch.low_rank(shapes[name]) is not None
+            for name, patch in patches.items()
+        )
+
+    def terms(self, rows: tuple[tuple[UsedAdapter, ...], ...]) -> dict[str, tuple[Tensor, Tensor]]:
+        """What adapters of low rank add to each row of a forward pass of the U-Net, `Terms` of its backend.
+
+        Kept for as long as the same rows go on together.
+        """
+        if rows not in self._terms:
+            self._terms.clear()
+            self._terms[rows] = self._joined(rows)
+        return self._terms[rows]
+
+    def _joined(self, rows: tuple[tuple[UsedAdapter, ...], ...]) -> dict[str, tuple[Tensor, Tensor]]:
+        parts: dict[str, list[list[tuple[Tensor, Tensor]]]] = {}
+        for row, adapters in enumerate(rows):
+            for used in adapters:
+                for name, patch in self.read(used).patches.get("unet", {}).items():
+                    low_rank = patch.low_rank(self.targets.shapes["unet"][name])
+                    assert low_rank is not None
+                    down, up, scale = low_rank
+                    of_rows = parts.setdefault(name.removesuffix(".weight"), [[] for _ in rows])
+                    of_rows[row].append((down.flatten(1), up * (scale * used.weight)))
+        return {module: _padded(of_rows) for module, of_rows in parts.items()}
+
     def words(self, used: Sequence[UsedAdapter]) -> "Words":
         """The words that textual inversions add, those that come along with adapters included."""
         files = {
@@ -131,6 +162,21 @@ class AdapterLibrary:
             f"there is no LoRA {name!r}: no such .safetensors file, and {where}",
             hint="name a file, or give the folder that it is in: --lora-dir, loras=",
         )
+
+
+def _padded(rows: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+    """Each row's factors side by side, filled up with zeros: down [R, rank, in] and up [R, out, rank]."""
+    rank = max(sum(len(down) for down, _ in row) for row in rows)
+    some_down, some_up = next(row[0] for row in rows if row)
+    down = torch.zeros(len(rows), rank, some_down.shape[1])
+    up = torch.zeros(len(rows), some_up.shape[0], rank)
+    for row, factors in enumerate(rows):
+        at = 0
+        for one_down, one_up in factors:
+            down[row, at : at + len(one_down)] = one_down
+            up[row, :, at : at + len(one_down)] = one_up
+            at += len(one_down)
+    return down, up
 
 
 class Words:

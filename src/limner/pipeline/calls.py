@@ -72,6 +72,7 @@ class Denoise:
         keep: the answer is to hold the network's deep features.
         deep: such features of an earlier step, by conditioning; the blocks that made them are not run.
         adapters: that change the U-Net.
+        exact: they change its weights, rather than what single rows of a forward pass are.
     """
 
     x: Tensor
@@ -85,6 +86,7 @@ class Denoise:
     deep: Mapping[str, Tensor] | None = None
     role: Role = "model"
     adapters: tuple[UsedAdapter, ...] = ()
+    exact: bool = False
 
     @property
     def branches(self) -> tuple[str, ...]:

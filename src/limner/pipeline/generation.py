@@ -143,7 +143,7 @@ def _denoised(
     conditionings = yield from _conditionings(request, model.traits, plan, guidance, beside, role, adapters)
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
     speed = SPEEDS[request.speed]
-    return (yield from denoised(sampler, plan, guidance, conditionings, speed, role, adapters))
+    return (yield from denoised(sampler, plan, guidance, conditionings, speed, role, adapters, request.exact))
 
 
 def _conditionings(
@@ -271,6 +271,7 @@ def denoised(
     speed: Speed,
     role: Role = "model",
     adapters: tuple[UsedAdapter, ...] = (),
+    exact: bool = False,
 ) -> Generator[Call, Denoised, Tensor]:
     """Walk a sampler to its end, asking the model at every sigma that it visits."""
     visited = plan.sigmas[:-1]
@@ -293,6 +294,7 @@ def denoised(
             deep=None if anew else deep,
             role=role,
             adapters=adapters,
+            exact=exact,
         )
         deep, age = (answer.deep, 1) if anew else (deep, age + 1)
         try:

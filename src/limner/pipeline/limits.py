@@ -16,11 +16,8 @@ from limner.nn.vae import VAEConfig
 from .calls import Call, DecodeLatents, Denoise, EncodeImage, EncodeText
 from .model import Model
 from .tiles import TILE
-from .tuning import Tuning
+from .tuning import Tuning, rows_estimate
 
-# Rows times weights times latent pixels at which a forward pass is long enough to hide what it costs to
-# start, on devices of either kind: SD 1.5 at 512 x 512 has 3.5e12 a row, the shipped model 2.6e9.
-_ENOUGH_WORK = {"cpu": 1.4e11, "cuda": 6e13}
 _MOST_ROWS = {"cpu": 32, "cuda": 64}
 _SHARE = 0.9  # of a device's memory that may be used
 
@@ -52,8 +49,8 @@ class Limits:
         if measured is not None:
             return max(2, measured)
         kind = model.backend.device.type
-        work = model.parameters * height * width
-        return max(2, min(_MOST_ROWS[kind], int(_ENOUGH_WORK[kind] / work)))
+        estimate = rows_estimate(model.parameters, height, width, kind)
+        return max(2, min(_MOST_ROWS[kind], estimate))
 
     def calls_of(self, model: Model, call: Call) -> int:
         """How many calls like this one pay in a forward pass."""

@@ -30,7 +30,7 @@ from limner.weights.hub import locate_model
 from limner.weights.single import Prediction
 
 from .adapting import AdapterLibrary, UsedAdapter, Words, with_loras
-from .backends.base import Backend, Precision
+from .backends.base import Backend, Precision, Terms
 from .backends.native import NativeBackend
 from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText
 from .generation import Traits, plan_of
@@ -39,6 +39,7 @@ from .metadata import Picture, Record
 from .result import GenerationResult
 from .text import TextEncoder, Tower
 from .tiles import decode_in_tiles
+from .tuning import rows_estimate
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -48,6 +49,7 @@ BackendName = Literal["torch", "openvino"]
 T = TypeVar("T")
 
 _ADAPTED_BYTES = 4 << 30  # of layers that adapters have changed, kept beside the model's own
+_FEW_ROWS = 4  # which pay together: then adapters are worth to be applied by row
 _IMAGES = {"image", "mask", "depth"}
 _NEEDED: dict[Kind, set[str]] = {
     "text": set(),
@@ -244,7 +246,8 @@ class Model:
             case EncodeText():
                 return EncodeText, call.clip_skip, call.exact, call.adapters
             case Denoise():
-                return Denoise, call.x.shape, call.deep is not None, call.adapters
+                weights = () if self._by_row(call) else call.adapters
+                return Denoise, call.x.shape, call.deep is not None, weights
             case DecodeLatents():
                 return DecodeLatents, call.latents.shape, call.tiled
             case EncodeImage():
@@ -313,18 +316,24 @@ class Model:
         if told[0].guidance is not None:
             more["guidance"] = torch.tensor([_there(one.guidance) for one in told])  # [R]
 
+        adapters = () if self._by_row(calls[0]) else calls[0].adapters
+        terms: Terms = {}
+        if not adapters and any(call.adapters for call in calls):
+            terms = self._library.terms(tuple(call.adapters for call, _ in rows))
+
         def forward(backend: Backend, which: Tensor) -> tuple[Tensor, ...]:
             output, kept = backend.denoise(
                 x[which],
                 timesteps[which],
                 context[which],
                 **{name: rows[which] for name, rows in more.items()},
+                terms={name: (down[which], up[which]) for name, (down, up) in terms.items()},
                 keep=keep,
                 deep=None if deep is None else deep[which.to(deep.device)],
             )
             return (output,) if kept is None else (output, kept)
 
-        outputs, again, lost = self._finite(forward, len(rows), calls[0].adapters)
+        outputs, again, lost = self._finite(forward, len(rows), adapters)
         estimates: dict[int, dict[str, Tensor]] = defaultdict(dict)
         kept: dict[int, dict[str, Tensor]] = defaultdict(dict)
         row_of: dict[int, set[int]] = defaultdict(set)
@@ -459,6 +468,16 @@ class Model:
 
             towers.append(Tower(tokenizer, encode))
         return TextEncoder(towers, words, pooled=self.checkpoint.pooled_channels > 0)
+
+    def _by_row(self, call: Denoise) -> bool:
+        """Whether a call's adapters are applied to its rows, so that it shares forward passes with others,
+        rather than to the weights: where one picture alone does not keep the machine busy."""
+        if call.exact or not call.adapters:
+            return False
+        height, width = call.x.shape[2:]
+        rows = rows_estimate(self.parameters, height, width, self.backend.device.type)
+        known = self.backend.rowwise
+        return rows >= _FEW_ROWS and all(self._library.is_low_rank(one, known) for one in call.adapters)
 
     @property
     def _skipped(self) -> int:

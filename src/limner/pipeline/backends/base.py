@@ -12,6 +12,9 @@ from limner.pipeline.calls import Call
 Adapters = Sequence[tuple[Adapter, Mapping[str, float]]]
 """Adapters, each with its weight by part, as `patched_weights` takes them."""
 
+Terms = Mapping[str, tuple[Tensor, Tensor]]
+"""Module -> down [R, rank, in] and up [R, out, rank] of each row: a LoRA, its scale included."""
+
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 
@@ -67,6 +70,7 @@ class Backend(Protocol):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         guidance: Tensor | None = None,
+        terms: Terms | None = None,
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -76,8 +80,13 @@ class Backend(Protocol):
             timesteps: [B].
             context: [B, T, C].
             pooled, sizes, guidance: as `UNet2DConditionModel.forward`, for the models that want them.
+            terms: what the adapters of each row add to modules of `rowwise`.
             deep: features kept at an earlier step; the blocks that made them are not run.
         """
+
+    @property
+    def rowwise(self) -> frozenset[str]:
+        """The modules of the U-Net that the adapters of single rows can change."""
 
     def adapted(self, adapters: Adapters) -> "Backend":
         """The same networks, changed by adapters; what they leave alone is shared, and nothing here changes.

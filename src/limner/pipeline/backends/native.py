@@ -18,8 +18,9 @@ from limner.pipeline.tuning import NEVER, Tuning
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae
 from limner.weights.load import build_on_meta
 
-from .base import Adapters, Precision
+from .base import Adapters, Precision, Terms
 from .packed import can_pack, pack
+from .rowwise import Slot, rowwise, rowwise_modules
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -126,6 +127,18 @@ class NativeBackend:
         return network
 
     @cached_property
+    def rowwise(self) -> frozenset[str]:
+        return rowwise_modules(self.unet)
+
+    @cached_property
+    def _slot(self) -> Slot:
+        return Slot()
+
+    @cached_property
+    def _rowwise_unet(self) -> UNet2DConditionModel:
+        return rowwise(self.unet, self._slot)
+
+    @cached_property
     def _compiled_unet(self) -> Callable[..., Tensor]:
         return torch.compile(self.unet, mode="reduce-overhead", dynamic=False)
 
@@ -171,10 +184,13 @@ class NativeBackend:
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         guidance: Tensor | None = None,
+        terms: Terms | None = None,
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         unet = self._ready(self.unet)
+        if terms:
+            self._slot.terms, unet = terms, self._rowwise_unet
         inputs = {
             "x": self._in(x),
             "timesteps": timesteps.to(self.device),
@@ -189,7 +205,7 @@ class NativeBackend:
         if keep:
             output, deep = unet.forward_keeping(**given)
             return output.float().cpu(), deep
-        if self.compiled:
+        if self.compiled and not terms:
             filled = self._compiled_unet(**{name: _filled_up(rows) for name, rows in given.items()})
             return filled[: len(x)].float().cpu(), None
         return unet(**given).float().cpu(), None

@@ -34,7 +34,7 @@ from limner.request import GenerationRequest
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
 from limner.weights.files import user_cache, whole_folder
 
-from .base import Adapters, Precision
+from .base import Adapters, Precision, Terms
 
 INSTALL = "pip install limner[openvino]"
 
@@ -137,10 +137,12 @@ class OpenVINOBackend:
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         guidance: Tensor | None = None,
+        terms: Terms | None = None,
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         assert pooled is sizes is guidance is None
+        assert not terms
         # Within the graph the timestep would be rounded to bfloat16's eight bits, before its sines are taken.
         time = timestep_embedding(timesteps, self.checkpoint.unet_config.block_out_channels[0])
         if deep is not None:
@@ -151,6 +153,8 @@ class OpenVINOBackend:
             return output, kept
         [output] = self._run("unet", x, time, context)
         return output, None
+
+    rowwise = frozenset[str]()
 
     def adapted(self, adapters: Adapters) -> "OpenVINOBackend":
         raise UnsupportedModel("OpenVINO's graphs take no adapters", hint="use --backend torch")

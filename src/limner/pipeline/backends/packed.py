@@ -93,6 +93,11 @@ class PackedGEGLU(nn.Module):
         self.weight, self.gate = (_mkldnn._reorder_linear_weight(half.contiguous()) for half in halves)
         self.biases = geglu.proj.bias.detach().chunk(2)
 
+    def product(self, x: Tensor) -> Tensor:
+        """What the one linear layer gives that the two make up, before the gate."""
+        halves = zip((self.weight, self.gate), self.biases, strict=True)
+        return torch.cat([_mkldnn._linear_pointwise(x, w, b, "none", [], "") for w, b in halves], dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         gate = _mkldnn._linear_pointwise(x, self.gate, self.biases[1], "gelu", [], "none")
         y: Tensor = _mkldnn._linear_pointwise.binary(x, gate, self.weight, self.biases[0], "mul")
