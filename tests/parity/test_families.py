@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from inspect import signature
@@ -24,6 +25,8 @@ from limner.pipeline.calls import DecodeLatents
 from limner.pipeline.engine import Engine
 from limner.pipeline.generation import picture_of, watch
 from limner.pipeline.images import image_source
+from limner.request import Lora
+from limner.weights.tensors import write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -151,12 +154,15 @@ def mask():
 
 
 @torch.no_grad()
-def theirs(folder, name, **fields):
-    """Final latents by diffusers."""
+def theirs(folder, name, lora=None, **fields):
+    """Final latents by diffusers, with a LoRA file and its weight."""
     cls = getattr(diffusers, FAMILIES[name][0])
     more = {"depth_estimator": None, "feature_extractor": None} if name == "depth" else {}
     pipeline = cls.from_pretrained(folder / name, local_files_only=True, **more)
     pipeline.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipeline.load_lora_weights(str(lora[0].parent), weight_name=lora[0].name)
+        pipeline.fuse_lora(lora_scale=lora[1])
     named = {"seed": "generator", "steps": "num_inference_steps"}
     fields = {named.get(field, field): value for field, value in {**ASK, **fields}.items()}
     fields["generator"] = torch.Generator("cpu").manual_seed(fields["generator"])
@@ -279,3 +285,33 @@ def test_what_a_model_needs_or_has_no_use_for(folders, picture, mask):
         ours(folders, "img2img", image=picture, mask=mask)
     with pytest.raises(InvalidRequest, match="no picture to begin with"):
         ours(folders, "xl", strength=0.5)
+
+
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+@pytest.mark.parametrize("family", ["img2img", "xl"])
+def test_a_lora(folders, tmp_path, picture, family, form):
+    """Of all attention in the U-Net, in the two forms that most files have.
+
+    Text encoders are compared in test_adapters.py: diffusers does not load both at once with transformers 5.
+    """
+    targets = load(folders / family, precision="fp32")._library.targets
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for (part, module), kohya in targets.kohya.items():
+        if not re.search(r"to_[qkv]$|to_out\.0$", module):
+            continue
+        out, into = targets.shapes[part][f"{module}.weight"]
+        name = kohya if form == "kohya" else f"{part}.{module}.lora"
+        ends = ("lora_down", "lora_up") if form == "kohya" else ("down", "up")
+        for end, shape in zip(ends, ((2, into), (out, 2)), strict=True):
+            values = torch.randn(shape, generator=generator) / into**0.5
+            tensors[f"{name}.{end}.weight"] = values
+        if form == "kohya":
+            tensors[f"{name}.alpha"] = torch.tensor(1.5)
+    path = tmp_path / "lora.safetensors"
+    write_tensors(path, tensors)
+    fields = {"image": picture, "strength": 0.8} if family == "img2img" else SIZE
+    plain = ours(folders, family, **fields)
+    found = ours(folders, family, **fields, loras=(Lora(name=str(path), weight=0.7),))
+    assert (found - plain).abs().max() > 0.1 * plain.std()
+    assert_same(found, theirs(folders, family, lora=(path, 0.7), **fields))
