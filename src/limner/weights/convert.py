@@ -299,6 +299,7 @@ def _model_index(model: _Model) -> dict[str, Any]:
     name = "Img2ImgPipeline" if model.family == "xl_refiner" else _PIPELINES[model.kind]
     index: dict[str, Any] = {
         "_class_name": f"StableDiffusion{'XL' if xl else ''}{name}",
+        "_diffusers_version": "0.30.0",  # diffusers opens no inpainting model without a version above 0.5
         "scheduler": ["diffusers", model.scheduler_config["_class_name"]],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

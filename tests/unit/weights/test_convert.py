@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders import single_file_utils as peer
+from transformers import CLIPTextModelWithProjection
 
 from limner.errors import InvalidRequest, OutputError, PickleRefused, UnsupportedModel
 from limner.weights.checkpoint import load_text_encoder, load_unet, load_vae, read_checkpoint
@@ -216,3 +219,46 @@ def test_the_tensors_of_any_pickle(path, back):
     done = convert(pickled, back, to="tensors", allow_pickle=True, dtype=torch.float16)
     assert_same(open_tensors(back), {"nested.a": tensors["a"].half(), "nested.b": tensors["b"]})
     assert done.left_out == ("name",)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_takes_single_files_apart_in_the_same_way(path, small_single, family):
+    tensors = small_single(family)
+    write_tensors(path, tensors)
+    single = read_single_file(path)
+    unet = peer.convert_ldm_unet_checkpoint(dict(tensors), single.unet_config.to_dict())
+    assert_same(single.tensors("unet"), unet)
+    vae = peer.convert_ldm_vae_checkpoint(dict(tensors), single.vae_config.to_dict())
+    assert_same(single.tensors("vae"), vae)
+    for part, config in single.text_configs.items():
+        if config.hidden_act == "gelu":
+            prefix = next(key for key in tensors if key.endswith("text_projection")).removesuffix(
+                "text_projection"
+            )
+            theirs = peer.convert_open_clip_checkpoint(CLIPTextModelWithProjection, dict(tensors), prefix)
+        else:
+            theirs = peer.convert_ldm_clip_checkpoint(dict(tensors))
+        if (
+            family == "sd2"
+        ):  # diffusers knows the unused layer by its number, 23, and the small one has others
+            unused = ("text_model.encoder.layers.2.", "text_projection.")
+            theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith(unused)}
+        assert_same(single.tensors(part), theirs)
+
+
+@pytest.mark.parametrize("in_channels", [4, 9])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_opens_the_folders(path, folder, small_single, tokenizer_folder, family, in_channels):
+    write_tensors(path, small_single(family, in_channels))
+    convert(path, folder, to="folder", tokenizer=tokenizer_folder)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    single = read_single_file(path)
+    for part in single.parts:
+        ours = single.tensors(part)
+        theirs = getattr(pipeline, part).state_dict()
+        assert len(ours) == len(theirs)
+        # transformers leaves out `text_model.` in memory.
+        found = {name: theirs.get(name, theirs.get(name.removeprefix("text_model."))) for name in ours}
+        assert_same(
+            {name: tensor.float() for name, tensor in ours.items()}, {n: t.float() for n, t in found.items()}
+        )
