@@ -15,12 +15,13 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from limner.errors import InvalidCheckpoint, ModelNotFound, OutputError, PickleRefused, UnsupportedModel
+from limner.errors import InvalidCheckpoint, ModelNotFound, PickleRefused, UnsupportedModel
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 
-from .files import read_json, user_cache, whole_file
+from .files import read_json
+from .hashes import file_hash
 from .load import Names, load_module, text_encoder_name, unet_name, vae_name
 from .single import Prediction, SingleFile, read_single_file, read_vae_file
 from .tensors import PICKLE_HINT, files_of, open_tensors, read_infos
@@ -274,12 +275,12 @@ def weights_hash(checkpoint: Checkpoint) -> str:
     takes seconds.
     """
     if checkpoint.single is not None and checkpoint.vae_file is None:
-        return _file_hash(checkpoint.folder)  # as everybody else names it
+        return file_hash(checkpoint.folder)  # as everybody else names it
     lines = []
     for file in checkpoint.files:
         own = file.is_relative_to(checkpoint.folder) and file != checkpoint.folder
         name = file.relative_to(checkpoint.folder).as_posix() if own else file.name
-        lines.append(f"{name} {_file_hash(file)}\n")
+        lines.append(f"{name} {file_hash(file)}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -551,20 +552,3 @@ def _blocks(config: UNetConfig | VAEConfig | CLIPTextConfig | CLIPVisionConfig) 
         return config.num_hidden_layers
     depth = max(config.depths) if isinstance(config, UNetConfig) else 1
     return len(config.block_out_channels) * config.layers_per_block * depth
-
-
-def _file_hash(path: Path) -> str:
-    status = path.stat()
-    identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
-    cached = user_cache() / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
-    if cached.is_file() and re.fullmatch(r"[0-9a-f]{64}", known := cached.read_text(encoding="utf-8")):
-        return known
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(cached) as temporary:
-            temporary.write_text(digest, encoding="utf-8")
-    except (OSError, OutputError):
-        pass  # a cache that cannot be written costs time, not the result
-    return digest
