@@ -6,6 +6,7 @@ Both sides make the same few products in float32; 1e-5 leaves room for another o
 import json
 from dataclasses import asdict
 
+import peft
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -20,8 +21,6 @@ from limner.adapters.targets import find_targets
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.weights.tensors import write_tensors
-
-peft = pytest.importorskip("peft", reason="diffusers reads adapters by it")
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 ALPHA, RANK = 3.0, 2
