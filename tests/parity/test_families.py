@@ -247,6 +247,9 @@ def test_the_refiner_takes_over(folders):
         assert [progress.step for progress in seen if progress.picture is None] == list(range(1, 11))
         plain.result()
     assert_same(seen[-1].latents, expected)
+    [alone] = load(model, precision="fp32").generate(**ask).images
+    assert alone.tobytes() == seen[-1].picture.tobytes()
+    assert alone.record.model["refiner_sha256"] == load(folders / "refiner").identity["sha256"]
 
 
 def test_inpainting(folders, picture, mask):

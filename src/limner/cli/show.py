@@ -10,6 +10,7 @@ from limner.cli import terminal
 
 if TYPE_CHECKING:
     from limner.pipeline.metadata import Record
+    from limner.request import GenerationRequest
 
 
 def show(
@@ -46,10 +47,16 @@ def show(
 
 
 def _rows(record: "Record") -> list[tuple[str, str]]:
-    request = record.request.model_dump(exclude_none=True, exclude={"num_images"})
+    request = record.request.model_dump(exclude_none=True, exclude={"num_images", *_seldom(record.request)})
     rows = [(name.replace("_", " "), str(value)) for name, value in request.items()]
     rows.append(("family", record.model.get("family", "")))
     rows.append(("model hash", record.model.get("sha256", "")[:10]))
     rows.append(("drawn with", ", ".join(f"{name} {value}" for name, value in record.environment.items())))
     rows += [("warning", warning) for warning in record.warnings]
     return [(name, value) for name, value in rows if value]
+
+
+def _seldom(request: "GenerationRequest") -> set[str]:
+    """Fields that few requests have, and that this one has not."""
+    names = {"loras", "image_guidance_scale", "crop", "aesthetic_score", "negative_aesthetic_score"}
+    return {name for name in names if getattr(request, name) == type(request).model_fields[name].default}

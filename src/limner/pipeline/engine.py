@@ -24,7 +24,6 @@ import torch
 from limner.errors import (
     DeadlineExceeded,
     EngineClosed,
-    InvalidRequest,
     OutOfMemory,
     QueueFull,
 )
@@ -321,11 +320,8 @@ class Engine:
         """
         wanted = _wanted(job.handle.request)
         if isinstance(self._models, Model):
-            if len(wanted) > 1:
-                raise InvalidRequest(
-                    "this engine has one model, and the request names a refiner too",
-                    hint="give the engine a ModelCache instead of a model",
-                )
+            if "refiner" in wanted:
+                return {"model": self._models, "refiner": self._models.refiner(job.handle.request)}
             return {"model": self._models}
         if job.loading is not None and job.loading.done():
             loading, job.loading = job.loading, None
@@ -474,7 +470,8 @@ class Engine:
     def _finish(self, drawing: _Drawing, image: torch.Tensor, latents: torch.Tensor) -> None:
         job = drawing.job
         assert job.plan is not None
-        picture = drawing.models["model"].picture(image, drawing.request, drawing.warnings)
+        models = drawing.models
+        picture = models["model"].picture(image, drawing.request, drawing.warnings, models.get("refiner"))
         job.pictures[drawing.index] = picture
         self._leave(drawing)
         job.handle.publish(self._progress(drawing, latents, picture))

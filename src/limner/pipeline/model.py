@@ -10,7 +10,7 @@ import secrets
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
@@ -72,6 +72,7 @@ class Model:
         backend: runs its networks.
         warnings: what its user should know about how it was found and read.
         lora_dirs, embedding_dirs: folders with adapters, as `load` takes them.
+        options: of `load`, by which a refiner is loaded like this model.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Model:
     warnings: tuple[str, ...] = ()
     lora_dirs: tuple[Path, ...] = ()
     embedding_dirs: tuple[Path, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def generate(
         self, prompt: str | None = None, *, request: GenerationRequest | None = None, **fields: Any
@@ -174,6 +176,19 @@ class Model:
     @cached_property
     def _library(self) -> AdapterLibrary:
         return AdapterLibrary(self.checkpoint, self.lora_dirs, self.embedding_dirs)
+
+    def refiner(self, request: GenerationRequest) -> "Model":
+        """The refiner that a request names, loaded when it is first named. Raises as `load`."""
+        assert request.refiner is not None
+        key = request.refiner, request.variant
+        if key not in self._refiners:
+            self._refiners.clear()
+            self._refiners[key] = load(request.refiner, variant=request.variant, **self.options)
+        return self._refiners[key]
+
+    @cached_property
+    def _refiners(self) -> "dict[tuple[str, str | None], Model]":
+        return {}
 
     def check_refines(self, first: "Model", request: GenerationRequest) -> None:
         """Raise InvalidRequest unless this model can take over from another on the way."""
@@ -484,12 +499,21 @@ class Model:
         """Layers of the text encoders that are never used: XL takes the last but one, without a norm."""
         return 1 if self.family.startswith("xl") else 0
 
-    def picture(self, image: Tensor, request: GenerationRequest, warnings: Sequence[str]) -> Picture:
+    def picture(
+        self,
+        image: Tensor,
+        request: GenerationRequest,
+        warnings: Sequence[str],
+        refiner: "Model | None" = None,
+    ) -> Picture:
         """A finished picture [1, 3, H, W] with the record of what drew it."""
         told = tuple(dict.fromkeys([*self.warnings, *warnings]))
         pictures = {name: _digest(getattr(request, name)) for name in _IMAGES}
         request = request.model_copy(update={name: digest for name, digest in pictures.items() if digest})
-        record = Record(request=request, model=self.identity, environment=self.environment(), warnings=told)
+        identity = dict(self.identity)
+        if refiner is not None:
+            identity["refiner_sha256"] = refiner.identity["sha256"]
+        record = Record(request=request, model=identity, environment=self.environment(), warnings=told)
         return Picture(to_images(image)[0], record)
 
     @property
@@ -589,6 +613,13 @@ class Source:
             warnings=self.warnings,
             lora_dirs=self.lora_dirs,
             embedding_dirs=self.embedding_dirs,
+            options={
+                "device": str(self.device),
+                "precision": self.precision,
+                "backend": self.backend,
+                "compiled": self.compiled,
+                "low_vram": self.low_vram,
+            },
         )
 
     def _backend(self) -> Backend:
