@@ -135,14 +135,14 @@ def convert(
         dtype: for the networks' weights; None leaves each as it is.
         keep_extras: write also what has no counterpart (EMA weights, schedule buffers, unused layers …): in a
             folder, into `extras.safetensors`. A folder's extras are put back in any case.
-        prediction_type: of a single file, whatever it says.
+        prediction_type: of the U-Net, whatever the source says.
         tokenizer: a folder with the `vocab.json` and `merges.txt` of CLIP's tokenizer, of which a single file
             has none.
         variant: of a folder's weight files.
         allow_pickle: read the tensors of a pickle, and nothing else of it.
 
     Raises:
-        InvalidRequest: a folder is asked of a folder, or its tensors.
+        InvalidRequest: a folder is asked of a folder, or its tensors; an option has no meaning here.
         UnsupportedModel: a geometry or noise schedule that is no family's, so that a single file, which has
             no configs, would be read as another model.
         InvalidCheckpoint, ModelNotFound, PickleRefused: the source cannot be read.
@@ -150,10 +150,14 @@ def convert(
     """
     if source.is_dir() and to != "single":
         raise InvalidRequest(f"{source} is a folder, which can be written as a single file; {to!r} was asked")
+    if source.is_file() and variant is not None:
+        raise InvalidRequest(f"variant {variant!r} of {source}: a file has no variants")
+    if tokenizer is not None and to != "folder":
+        raise InvalidRequest(f"a tokenizer was given, but of {to!r} and 'folder' only a folder has one")
     if target.exists():
         raise OutputError(f"{target} is there already", hint="choose another name, or remove it first")
     if source.is_dir():
-        model = _read_folder(source, variant)
+        model = _read_folder(source, variant, prediction_type)
     else:
         file = _read_file(source, allow_pickle)
         if to == "tensors":
@@ -161,15 +165,14 @@ def convert(
             write_tensors(target, tensors, file.metadata)
             return Conversion((), file.left_out, ())
         model = _model(source, file, prediction_type, tokenizer)
-    extras = model.extras if keep_extras or source.is_dir() else {}
-    if to == "folder":
-        warnings = _write_folder(model, extras, target, dtype)
-    else:
-        warnings = _write_single(model, extras, target, dtype)
-    left_out = [key for key in model.extras if key not in extras and key not in MARKERS]
+    keep = keep_extras or source.is_dir()
+    write = _write_folder if to == "folder" else _write_single
+    warnings = write(model, target, dtype, keep)
+    extras = tuple(key for key in model.extras if key not in MARKERS)
+    metadata = ("__metadata__",) if model.metadata and to == "folder" else ()
     return Conversion(
-        kept=tuple(key for key in extras if key not in MARKERS),
-        left_out=(*left_out, *model.left_out),
+        kept=extras if keep else (),
+        left_out=model.left_out if keep else (*extras, *metadata, *model.left_out),
         warnings=(*model.warnings, *warnings),
     )
 
@@ -227,8 +230,8 @@ def _header(tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> H
     return Header(infos, metadata, 0)
 
 
-def _read_folder(folder: Path, variant: str | None) -> _Model:
-    checkpoint = read_checkpoint(folder, variant)
+def _read_folder(folder: Path, variant: str | None, prediction_type: Prediction | None) -> _Model:
+    checkpoint = read_checkpoint(folder, variant, prediction_type=prediction_type)
     tensors: dict[str, dict[str, LazyTensor]] = {part: {} for part in checkpoint.weights}
     left_out: list[str] = []
     for part, path in checkpoint.weights.items():
@@ -264,9 +267,7 @@ def _read_folder(folder: Path, variant: str | None) -> _Model:
     )
 
 
-def _write_folder(
-    model: _Model, extras: Mapping[str, LazyTensor], target: Path, dtype: torch.dtype | None
-) -> list[str]:
+def _write_folder(model: _Model, target: Path, dtype: torch.dtype | None, keep: bool) -> list[str]:
     warnings = []
     with whole_folder(target, overwrite=False) as folder:
         write_json(folder / MODEL_INDEX, _model_index(model))
@@ -289,8 +290,8 @@ def _write_folder(
                     f"{target / TOKENIZER_OF[part]} is missing, as a single file holds no tokenizer: copy it "
                     "from another checkpoint, or name a folder with CLIP's vocab.json and merges.txt"
                 )
-        if extras:
-            write_tensors(folder / EXTRAS, extras, model.metadata)
+        if keep and (model.extras or model.metadata):
+            write_tensors(folder / EXTRAS, model.extras, model.metadata)
     return warnings
 
 
@@ -344,9 +345,7 @@ def _write_tokenizer(source: Path, folder: Path, config: CLIPTextConfig) -> None
     write_json(folder / "tokenizer_config.json", values)
 
 
-def _write_single(
-    model: _Model, extras: Mapping[str, LazyTensor], target: Path, dtype: torch.dtype | None
-) -> list[str]:
+def _write_single(model: _Model, target: Path, dtype: torch.dtype | None, keep: bool) -> list[str]:
     family, entries = single_entries(model.unet_config, model.vae_config, model.text_configs)
     for part, tensors in model.tensors.items():
         refuse_unless_fitting(
@@ -360,7 +359,7 @@ def _write_single(
         key: _to_single(held, model.tensors, shapes[key]).to(dtype)
         for key, held in by_single(entries).items()
     }
-    others = {key: tensor for key, tensor in extras.items() if key not in MARKERS}
+    others = {key: tensor for key, tensor in model.extras.items() if keep and key not in MARKERS}
     tensors = {**networks, **others, **_markers(model, family)}
     metadata = _metadata(model, family, target)
     warnings = _check_told(model, target, tensors, metadata)
