@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from limner.errors import InvalidRequest
 from limner.prompts.chunks import PromptSyntax
+from limner.prompts.names import own_names
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries everywhere without loss
 
@@ -21,15 +22,35 @@ SamplerName = Literal[
     "euler",
     "euler_a",
     "heun",
+    "restart",
+    "dpm2",
+    "dpm2_a",
     "lms",
+    "deis",
     "pndm",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "dpmpp_2s",
+    "dpmpp_2s_a",
+    "dpmpp_sde",
+    "dpm_adaptive",
     "unipc",
     "lcm",
     "tcd",
 ]
-SigmaScheduleName = Literal["uniform", "karras", "exponential"]
+SigmaScheduleName = Literal[
+    "uniform",
+    "karras",
+    "exponential",
+    "polyexponential",
+    "beta",
+    "kl_optimal",
+    "normal",
+    "simple",
+    "sgm_uniform",
+    "ddim_uniform",
+]
 Spacing = Literal["leading", "linspace", "trailing"]
 SpeedName = Literal["exact", "balanced", "fast"]
 
@@ -172,6 +193,9 @@ class GenerationRequest(BaseModel):
     def of(cls, fields: Mapping[str, Any]) -> Self:
         """Build a request from fields, which may come from JSON: a list stands for a tuple.
 
+        Samplers and sigma schedules are known by the names of diffusers, AUTOMATIC1111 and ComfyUI too:
+        "DPM++ 2M Karras" is both.
+
         Raises:
             InvalidRequest: naming each field at fault, what it was given and what it expects.
         """
@@ -180,7 +204,7 @@ class GenerationRequest(BaseModel):
             for name, value in fields.items()
         }
         try:
-            return cls.model_validate(given)
+            return cls.model_validate(_under_own_names(given))
         except ValidationError as error:
             raise _refusal(error) from None
 
@@ -193,12 +217,20 @@ class GenerationRequest(BaseModel):
         """
         given = {name: tuple(text.split()) if name in _TUPLES else text for name, text in texts.items()}
         try:
-            return cls.model_validate(given, strict=False).model_dump(exclude_unset=True)
+            named = _under_own_names(given)
+            return cls.model_validate(named, strict=False).model_dump(exclude_unset=True)
         except ValidationError as error:
             raise _refusal(error) from None
 
 
 _TUPLES = ("guidance_interval", "original_size", "target_size", "crop", "loras")
+
+
+def _under_own_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    names = {
+        name: fields[name] for name in ("sampler", "sigma_schedule") if isinstance(fields.get(name), str)
+    }
+    return {**fields, **own_names(**names)}
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:

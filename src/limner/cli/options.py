@@ -24,7 +24,15 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:
 
 
 _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
-_SAMPLERS = "ddim, ddpm, euler, euler_a, heun, lms, pndm, dpmpp_2m, dpmpp_2m_sde, unipc, lcm or tcd."
+_SAMPLERS = (
+    "ddim, ddpm, euler, euler_a, heun, restart, dpm2, dpm2_a, lms, deis, pndm, dpmpp_2m, dpmpp_2m_sde, "
+    "dpmpp_3m_sde, dpmpp_2s, dpmpp_2s_a, dpmpp_sde, dpm_adaptive, unipc, lcm or tcd, or another program's "
+    "name, such as 'DPM++ 2M Karras'."
+)
+_SCHEDULES = (
+    "uniform, karras, exponential, polyexponential, beta, kl_optimal, normal, simple, sgm_uniform or "
+    "ddim_uniform."
+)
 _REFERENCE = "picturebook (the default), a folder, a .safetensors file, or a hub id: organisation/name."
 _TOLD = "In pixels, that XL is told; by default the picture's own."
 _COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
@@ -91,7 +99,7 @@ class RequestOptions(_Options):
         option("Lowest and highest sigma at which guidance is on.", SAMPLING, metavar="LOW HIGH"),
     ] = None
     sampler: Annotated[Text, option(_SAMPLERS, SAMPLING)] = None
-    sigma_schedule: Annotated[Text, option("uniform, karras or exponential.", SAMPLING)] = None
+    sigma_schedule: Annotated[Text, option(_SCHEDULES, SAMPLING)] = None
     timestep_spacing: Annotated[Text, option("leading, linspace or trailing.", SAMPLING)] = None
     eta: Annotated[Number, option("0 to 1: share of fresh noise in ddim and tcd.", SAMPLING)] = None
     speed: Annotated[Text, option(_SPEED, SAMPLING)] = None

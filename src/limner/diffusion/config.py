@@ -18,10 +18,15 @@ from limner.diffusion.schedule import BetaSchedule, NoiseSchedule, SigmaSchedule
 SAMPLER_CLASSES = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
+    "DEISMultistepScheduler": "deis",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "DPMSolverSDEScheduler": "dpmpp_sde",
+    "DPMSolverSinglestepScheduler": "dpmpp_2s",
     "EulerAncestralDiscreteScheduler": "euler_a",
     "EulerDiscreteScheduler": "euler",
     "HeunDiscreteScheduler": "heun",
+    "KDPM2AncestralDiscreteScheduler": "dpm2_a",
+    "KDPM2DiscreteScheduler": "dpm2",
     "LMSDiscreteScheduler": "lms",
     "PNDMScheduler": "pndm",
     "UniPCMultistepScheduler": "unipc",
@@ -35,6 +40,7 @@ SUPPORTED: dict[str, Any] = {
     "disable_corrector": [],
     "interpolation_type": "linear",
     "lambda_min_clipped": -math.inf,
+    "noise_sampler_seed": None,
     "predict_x0": True,
     "shift_terminal": None,
     "sigma_max": None,
@@ -43,7 +49,6 @@ SUPPORTED: dict[str, Any] = {
     "solver_p": None,
     "thresholding": False,
     "timestep_type": "discrete",
-    "use_beta_sigmas": False,
     "use_dynamic_shifting": False,
     "use_flow_sigmas": False,
     "use_lu_lambdas": False,
@@ -91,10 +96,11 @@ class SchedulerConfig:
     final_sigmas_type: str = "zero"
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
     algorithm_type: str = "dpmsolver++"
     solver_order: int = 2
     solver_type: str | None = None
-    lower_order_final: bool = True
+    lower_order_final: bool | None = None
     euler_at_final: bool = False
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
@@ -105,6 +111,7 @@ class SchedulerConfig:
             "prediction_type": get_args(PredictionType),
             "timestep_spacing": (None, *get_args(Spacing)),
             "set_alpha_to_one": (None, False, True),
+            "lower_order_final": (None, False, True),
             "final_sigmas_type": ("zero", "sigma_min"),
             "solver_order": (1, 2, 3),
         }
@@ -133,9 +140,9 @@ class SchedulerConfig:
             )
         if not 0 <= self.steps_offset < self.num_train_timesteps:
             raise ValueError(f"steps_offset is {self.steps_offset}; expected a timestep")
-        if self.use_karras_sigmas and self.use_exponential_sigmas:
+        if self.use_karras_sigmas + self.use_exponential_sigmas + self.use_beta_sigmas > 1:
             raise ValueError(
-                "use_karras_sigmas and use_exponential_sigmas are both set; expected at most one"
+                "more than one of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas is set"
             )
 
     @classmethod
@@ -209,17 +216,22 @@ class SchedulerConfig:
     def sampler(self) -> str | None:
         """The checkpoint's default sampler; None if its class or solver has no counterpart here."""
         name = SAMPLER_CLASSES.get(self.class_name)
-        if name == "dpmpp_2m":
-            by_algorithm = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
-            return by_algorithm.get(self.algorithm_type) if self.solver_order == 2 else None
-        return name
+        if name == "dpmpp_2m" and self.algorithm_type == "sde-dpmsolver++":
+            # Of order 3, diffusers subtracts 1/2 where it should be added (the weight of its D2 would tend to
+            # -1, not 0, for short steps). Here as in k-diffusion.
+            return "dpmpp_3m_sde" if self.solver_order == 3 else "dpmpp_2m_sde"
+        if name in ("dpmpp_2m", "dpmpp_2s") and self.algorithm_type != "dpmsolver++":
+            return None
+        return None if name == "dpmpp_2s" and self.solver_order != 2 else name
 
     @property
     def sigma_schedule(self) -> SigmaSchedule:
         """The checkpoint's default sigma schedule."""
         if self.use_karras_sigmas:
             return "karras"
-        return "exponential" if self.use_exponential_sigmas else "uniform"
+        if self.use_exponential_sigmas:
+            return "exponential"
+        return "beta" if self.use_beta_sigmas else "uniform"
 
 
 def _checked(key: str, value: Any, default: Any) -> Any:

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.samplers import SAMPLERS
 from limner.diffusion.schedule import (
     SIGMA_SCHEDULES,
+    TIMESTEP_SCHEDULES,
     NoiseSchedule,
     SigmaSchedule,
     Spacing,
@@ -35,13 +36,15 @@ class Convention:
 
     Args:
         spacing: its timestep spacing where the config names none.
+        own_spacing: even where the config names another.
         unit_variance: it scales the latents by 1 / sqrt(sigma**2 + 1), from the first noise to the result.
             Otherwise the first noise is as large as sigma, or with leading spacing (whose first sigma is not
             the schedule's last) sqrt(sigma**2 + 1), and the result is taken as it is.
-        fractional: it asks the network about timesteps between the trained ones. Otherwise they are rounded,
-            but for an exponential sigma schedule, where they are cut off.
+        fractional: it asks the network about timesteps between the trained ones. Otherwise they are rounded.
+        rounds_karras: it rounds the timesteps of the Karras sigma schedule.
         spare_step: it spaces one step more than asked and leaves out the last, and lets a sigma schedule
-            span all that the network was trained on. Otherwise that spans what the spacing visits.
+            span all that the network was trained on, with its timesteps cut off where diffusers has that
+            schedule. Otherwise that spans what the spacing visits.
         stride: each step goes T // n timesteps down, even where the next timestep lies elsewhere, and the
             last past 0 to where `set_alpha_to_one`, whose default this is, says. None for classes that go
             to the next timestep, and then to 0.
@@ -55,6 +58,8 @@ class Convention:
     spacing: Spacing
     unit_variance: bool
     fractional: bool
+    own_spacing: bool = False
+    rounds_karras: bool = False
     spare_step: bool = False
     stride: bool | None = None
     final_sigmas_type: bool = False
@@ -66,10 +71,12 @@ class Convention:
 _DDPM = Convention("leading", unit_variance=True, fractional=False, infinity=1e6)
 _EULER_A = Convention("linspace", unit_variance=False, fractional=True)
 _HEUN = replace(_EULER_A, sigma_schedules=True)
+_DPM2 = replace(_HEUN, rounds_karras=True)
 _DPM = Convention(
     "linspace",
     unit_variance=True,
     fractional=False,
+    rounds_karras=True,
     spare_step=True,
     final_sigmas_type=True,
     sigma_schedules=True,
@@ -81,10 +88,19 @@ CONVENTIONS: dict[str, Convention] = {
     "euler": replace(_HEUN, final_sigmas_type=True),
     "euler_a": _EULER_A,
     "heun": _HEUN,
+    "restart": _HEUN,
+    "dpm2": _DPM2,
+    "dpm2_a": _DPM2,
     "lms": _HEUN,
+    "deis": replace(_DPM, final_sigmas_type=False),
     "pndm": replace(_DDPM, stride=False),
     "dpmpp_2m": _DPM,
     "dpmpp_2m_sde": _DPM,
+    "dpmpp_3m_sde": _DPM,
+    "dpmpp_2s": replace(_DPM, own_spacing=True),
+    "dpmpp_2s_a": _HEUN,
+    "dpmpp_sde": _HEUN,
+    "dpm_adaptive": _HEUN,
     "unipc": _DPM,
     "lcm": replace(_DDPM, spacing="trailing", distilled=True),
     "tcd": replace(_DDPM, spacing="trailing", distilled=True),
@@ -173,9 +189,11 @@ def make_plan(
 
     Args:
         config: the checkpoint's.
-        steps: how many, from 1 to the number of training timesteps.
+        steps: how many, from 1 to the number of training timesteps. Of them `dpm_adaptive` heeds only the
+            first and the last sigma, and takes as many between as it needs.
         sampler: a key of `SAMPLERS`; None is the checkpoint's own.
-        spacing: None is the checkpoint's own, or else the default of the sampler's class in diffusers.
+        spacing: None is the checkpoint's own, or else the default of the sampler's class in diffusers. Some
+            samplers and sigma schedules visit timesteps of their own, and take no other.
         sigma_schedule: None is the checkpoint's own where the sampler's class has that setting, or uniform.
         options: keyword arguments for the sampler, such as `eta`, over those that the checkpoint implies.
 
@@ -193,22 +211,27 @@ def make_plan(
     if not 1 <= steps <= config.num_train_timesteps:
         raise ValueError(f"steps is {steps}; expected 1 to {config.num_train_timesteps}")
     peer = CONVENTIONS[name]
-    if peer.distilled and spacing not in (None, peer.spacing):
-        raise ValueError(
-            f"timestep_spacing is {spacing!r}, but {name} visits timesteps that the model was distilled on: "
-            "leave it out"
-        )
-    spacing = peer.spacing if peer.distilled else spacing or config.timestep_spacing or peer.spacing
     sigma_schedule = sigma_schedule or (config.sigma_schedule if peer.sigma_schedules else "uniform")
+    spacing = _spacing(name, config, spacing, sigma_schedule)
     # In float32, as diffusers computes it: where a sigma's timestep is rounded, 1e-6 can make it another.
     schedule = config.noise_schedule_fp32.capped(peer.infinity)
 
-    if peer.distilled:
+    if sigma_schedule in TIMESTEP_SCHEDULES:
+        timesteps = TIMESTEP_SCHEDULES[sigma_schedule][1](steps, len(schedule))
+    elif peer.distilled:
         timesteps = _distilled(steps, len(schedule), config.original_inference_steps)
     else:
         timesteps = _spaced(peer, spacing, steps, len(schedule), config.steps_offset)
-    sigmas = [schedule.sigma_at(t) for t in timesteps]
-    if sigma_schedule != "uniform":
+    if timesteps[0] > len(schedule) - 1 or any(t <= t_next for t, t_next in pairwise(timesteps)):
+        placed = spacing if sigma_schedule == "uniform" else sigma_schedule
+        raise ValueError(
+            f"steps is {steps}, more than {placed} spacing can place on {len(schedule)} timesteps"
+        )
+    if sigma_schedule in TIMESTEP_SCHEDULES:
+        sigmas = [schedule.sigma_at(t, interpolation="log") for t in timesteps]
+    else:
+        sigmas = [schedule.sigma_at(t) for t in timesteps]
+    if sigma_schedule not in ("uniform", *TIMESTEP_SCHEDULES):
         sigmas, timesteps = _respaced(peer, sigma_schedule, schedule, sigmas)
     chosen = _implied_options(name, config, timesteps)
     final = _final_sigma(name, peer, config, schedule)
@@ -247,15 +270,27 @@ def make_plan(
     )
 
 
+def _spacing(
+    name: str, config: SchedulerConfig, asked: Spacing | None, sigma_schedule: SigmaSchedule
+) -> Spacing:
+    """The timestep spacing of a run."""
+    peer = CONVENTIONS[name]
+    what, own = name, peer.spacing if peer.distilled else None
+    if sigma_schedule in TIMESTEP_SCHEDULES:
+        what, own = sigma_schedule, TIMESTEP_SCHEDULES[sigma_schedule][0]
+    if own is not None and asked not in (None, own):
+        raise ValueError(
+            f"timestep_spacing is {asked!r}, but {what} visits timesteps of its own: leave it out, "
+            f"or say {own!r}"
+        )
+    return own or asked or (None if peer.own_spacing else config.timestep_spacing) or peer.spacing
+
+
 def _spaced(peer: Convention, spacing: Spacing, steps: int, total: int, offset: int) -> list[float]:
     """The timesteps of a run with the uniform sigma schedule."""
     spare = peer.spare_step and spacing != "trailing"
     timesteps = spaced_timesteps(spacing, steps + spare, total, offset=offset)[:steps]
-    if not peer.fractional:
-        timesteps = [float(round(t)) for t in timesteps]
-    if timesteps[0] > total - 1 or any(t <= t_next for t, t_next in pairwise(timesteps)):
-        raise ValueError(f"steps is {steps}, more than {spacing} spacing can place on {total} timesteps")
-    return timesteps
+    return timesteps if peer.fractional else [float(round(t)) for t in timesteps]
 
 
 def _distilled(steps: int, total: int, original: int) -> list[float]:
@@ -273,14 +308,14 @@ def _respaced(
 ) -> tuple[list[float], list[float]]:
     """The sigmas of a sigma schedule in the place of `sigmas`, and their timesteps."""
     if sigma_schedule not in SIGMA_SCHEDULES:
-        allowed = ", ".join(["uniform", *SIGMA_SCHEDULES])
+        allowed = ", ".join(get_args(SigmaSchedule))
         raise ValueError(f"sigma_schedule is {sigma_schedule!r}; expected one of {allowed}")
     span = schedule.sigmas if peer.spare_step else sigmas[::-1]
     sigmas = SIGMA_SCHEDULES[sigma_schedule](len(sigmas), span[0], span[-1])
     timesteps = [schedule.timestep_at(sigma) for sigma in sigmas]
-    if peer.spare_step and sigma_schedule == "karras":
+    if peer.rounds_karras and sigma_schedule == "karras":
         timesteps = [float(round(t)) for t in timesteps]
-    elif peer.spare_step:
+    elif peer.spare_step and sigma_schedule in ("exponential", "beta"):
         # Cut off after rounding errors that leave the first just short of the last timestep.
         timesteps = [float(min(int(t), len(schedule) - 2)) for t in timesteps]
     return sigmas, timesteps
@@ -290,7 +325,7 @@ def _final_sigma(name: str, peer: Convention, config: SchedulerConfig, schedule:
     """Where a run ends whose last step goes past timestep 0."""
     if name == "lcm":
         return 0.0
-    if name == "tcd":
+    if name in ("tcd", "deis"):
         return schedule.sigmas[0]
     if peer.stride is not None:
         to_zero = peer.stride if config.set_alpha_to_one is None else config.set_alpha_to_one
@@ -308,16 +343,25 @@ def _implied_options(name: str, config: SchedulerConfig, timesteps: list[float])
         return {"kept": [_SIGMA_DATA**2 / (t**2 + _SIGMA_DATA**2) for t in scaled]}
     if name == "pndm":
         return {"prediction_type": config.prediction_type}
+    lower_order_final = config.lower_order_final is not False
+    few = 2 if lower_order_final and len(timesteps) < 15 else 0
+    midpoint_or_heun = config.solver_type if config.solver_type in ("midpoint", "heun") else "midpoint"
     if name in ("dpmpp_2m", "dpmpp_2m_sde"):
-        few = config.lower_order_final and len(timesteps) < 15
-        solver_type = config.solver_type if config.solver_type in ("midpoint", "heun") else "midpoint"
-        return {"solver_type": solver_type, "first_order_last": config.euler_at_final or few}
+        return {
+            "order": config.solver_order if config.sampler == name else 2,
+            "solver_type": midpoint_or_heun,
+            "lowered": few or int(config.euler_at_final),
+        }
+    if name == "dpmpp_2s":  # whose class, unlike the others, does not lower the order where nothing is said
+        return {"solver_type": midpoint_or_heun, "lowered": int(config.lower_order_final is True)}
+    if name == "deis":
+        return {"order": config.solver_order, "lowered": few}
     if name == "unipc":
         solver_type = config.solver_type if config.solver_type in ("bh1", "bh2") else "bh2"
         return {
             "order": config.solver_order,
             "solver_type": solver_type,
-            "lower_order_final": config.lower_order_final,
+            "lower_order_final": lower_order_final,
         }
     return {}
 

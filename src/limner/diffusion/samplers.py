@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from limner.diffusion.prediction import PredictionType, scalings
+from limner.diffusion.schedule import karras
 
 Steps = Generator[tuple[Tensor, float], Tensor, Tensor]
 Noise = Callable[[], Tensor]
@@ -117,14 +118,58 @@ def heun(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:
     `HeunDiscreteScheduler`.
     """
     for sigma, sigma_next in pairwise(sigmas):
+        x = yield from _heun_step(x, sigma, sigma_next)
+    return x
+
+
+def restart(x: Tensor, sigmas: Sequence[float], noise: Noise, *, s_noise: float = 1.0) -> Steps:
+    """Heun's method that goes back up to a larger sigma, by adding noise, to correct its errors.
+
+    Xu et al. 2023 (arXiv:2306.14878, algorithm 1), as in AUTOMATIC1111's webui: with 20 steps or more, 9 of
+    them, with 36 or more twice a quarter of them, are spent between sigma 2 and 0.1, and the rest are spread
+    anew over the same range as `karras` has it.
+
+    Args:
+        s_noise: a factor on the fresh noise.
+    """
+    level = sigmas[0]
+    for sigma, sigma_next in _restart_legs(sigmas):
+        if sigma > level:
+            x = x + noise() * (math.sqrt(sigma**2 - level**2) * s_noise)
+        x = yield from _heun_step(x, sigma, sigma_next)
+        level = sigma_next
+    return x
+
+
+def dpm2(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:
+    """DPM-Solver-2: a step with the slope at its middle in log(sigma) (Karras et al. 2022, algorithm 2).
+
+    Order 2, two calls a step except for one that ends at 0. `KDPM2DiscreteScheduler`; k-diffusion's
+    `sample_dpm_2`.
+    """
+    return (yield from dpm2_a(x, sigmas, noise, eta=0.0))
+
+
+def dpm2_a(
+    x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
+    """Ancestral sampling with steps of `dpm2`; arguments as in `euler_a`.
+
+    `KDPM2AncestralDiscreteScheduler`; k-diffusion's `sample_dpm_2_ancestral`.
+    """
+    for sigma, sigma_next in pairwise(sigmas):
         denoised = yield x, sigma
-        slope = (x - denoised) / sigma
-        x_next = x + slope * (sigma_next - sigma)
-        if sigma_next > 0.0:
-            denoised = yield x_next, sigma_next
-            slope = (slope + (x_next - denoised) / sigma_next) / 2
-            x_next = x + slope * (sigma_next - sigma)
-        x = x_next
+        if sigma_next == 0.0:
+            return denoised
+        down, up = ancestral_step(sigma, sigma_next, eta)
+        # At eta = 1 the middle is sigma_next itself. A hair off, it is not taken for the step that will begin
+        # there, whose timestep may be rounded, while this one's is not.
+        middle = math.sqrt(sigma * down) * (1.0 - 1e-12)
+        x_middle = denoised + (x - denoised) * (middle / sigma)
+        denoised = yield x_middle, middle
+        x = x + (x_middle - denoised) * ((down - sigma) / middle)
+        if eta > 0.0:
+            x = x + noise() * (up * s_noise)
     return x
 
 
@@ -144,6 +189,28 @@ def lms(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 4) -> 
         slopes = [(x - denoised) / sigma, *slopes[: order - 1]]  # newest first
         nodes = [sigmas[i - j] for j in range(len(slopes))]
         for slope, weight in zip(slopes, _lagrange_integrals(nodes, sigma, sigma_next), strict=True):
+            x = x + slope * weight
+    return x
+
+
+def deis(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 2, lowered: int = 0) -> Steps:
+    """Linear multistep with a polynomial in log(sigma) through the last slopes: tAB-DEIS in log(rho).
+
+    Zhang & Chen 2023 (arXiv:2204.13902, equation 15). `DEISMultistepScheduler`.
+
+    Args:
+        order: how many slopes, 1 to 3.
+        lowered: as in `dpmpp_2m_sde`.
+    """
+    steps = len(sigmas) - 1
+    slopes: list[Tensor] = []
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = yield x, sigma
+        slopes = [(x - denoised) / sigma, *slopes[: order - 1]]  # newest first
+        used = _order_at(steps - i, len(slopes), lowered)
+        nodes = [math.log(sigmas[i - j] / sigma) for j in range(used)]
+        weights = _matching(nodes, _log_moments(used, sigma, sigma_next))
+        for slope, weight in zip(slopes[:used], weights, strict=True):
             x = x + slope * weight
     return x
 
@@ -194,8 +261,9 @@ def dpmpp_2m(
     sigmas: Sequence[float],
     noise: Noise,
     *,
+    order: int = 2,
     solver_type: Literal["midpoint", "heun"] = "midpoint",
-    first_order_last: bool = False,
+    lowered: int = 0,
 ) -> Steps:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
 
@@ -203,7 +271,7 @@ def dpmpp_2m(
     """
     return (
         yield from dpmpp_2m_sde(
-            x, sigmas, noise, eta=0.0, solver_type=solver_type, first_order_last=first_order_last
+            x, sigmas, noise, eta=0.0, order=order, solver_type=solver_type, lowered=lowered
         )
     )
 
@@ -215,8 +283,9 @@ def dpmpp_2m_sde(
     *,
     eta: float = 1.0,
     s_noise: float = 1.0,
+    order: int = 2,
     solver_type: Literal["midpoint", "heun"] = "midpoint",
-    first_order_last: bool = False,
+    lowered: int = 0,
     final_draw: bool = True,
 ) -> Steps:
     """SDE-DPM-Solver++(2M): the same solver for the reverse diffusion equation (arXiv:2211.01095).
@@ -226,11 +295,14 @@ def dpmpp_2m_sde(
     Args:
         eta: the share of fresh noise; at 0 none is drawn.
         s_noise: a factor on the fresh noise.
-        solver_type: how the second-order term is weighted.
-        first_order_last: whether the last step uses the newest prediction alone. A step to 0 always does.
+        order: how many predictions, 1 to 3. With 3 the method is of order 2 still, because every program has
+            the curvature at half the weight that it should have.
+        solver_type: how the second-order term of a step with two is weighted.
+        lowered: how many of the last steps use no more predictions than there are steps left. A step to 0
+            always uses one.
     """
-    last = len(sigmas) - 2
-    older: tuple[float, Tensor] | None = None  # the step before: its length, what it was told
+    steps = len(sigmas) - 1
+    older: list[tuple[float, Tensor]] = []  # the steps before, newest first: length, what it was told
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = yield x, sigma
         if sigma_next == 0.0:
@@ -240,16 +312,155 @@ def dpmpp_2m_sde(
         h = math.log(sigma / sigma_next)
         span = h * (1.0 + eta)
         x = math.exp(-span) * x - math.expm1(-span) * denoised
-        if older is not None and not (first_order_last and i == last):
-            weight = (
-                -0.5 * math.expm1(-span) * h
-                if solver_type == "midpoint"
-                else h + math.expm1(-span) / (1.0 + eta)
-            )
-            x = x + (denoised - older[1]) * (weight / older[0])
+        used = _order_at(steps - i, len(older) + 1, lowered)
+        if used > 1 and h > 0.0:
+            slope = (denoised - older[0][1]) / older[0][0]
+            weight = _phi_2(span)
+            if used == 3:
+                curve = (slope - (older[0][1] - older[1][1]) / older[1][0]) / (older[0][0] + older[1][0])
+                slope = slope + curve * older[0][0]
+                x = x - curve * (h**2 * (weight / span - 0.5))
+            elif solver_type == "midpoint":
+                weight = -0.5 * math.expm1(-span)
+            x = x + slope * (h * weight)
         if eta > 0.0:
             x = x + noise() * (sigma_next * math.sqrt(-math.expm1(-2.0 * eta * h)) * s_noise)
-        older = h, denoised
+        older = [(h, denoised), *older][: order - 1]
+    return x
+
+
+def dpmpp_3m_sde(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    final_draw: bool = True,
+) -> Steps:
+    """The same with three predictions, as k-diffusion's `sample_dpmpp_3m_sde`; arguments as there."""
+    return (
+        yield from dpmpp_2m_sde(
+            x, sigmas, noise, eta=eta, s_noise=s_noise, order=3, solver_type="heun", final_draw=final_draw
+        )
+    )
+
+
+def dpmpp_2s(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    solver_type: Literal["midpoint", "heun"] = "midpoint",
+    lowered: int = 0,
+) -> Steps:
+    """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1), two steps at a time.
+
+    The first of two is a step of order 1; the second begins anew where that began, with what was predicted at
+    both. Order 2. `DPMSolverSinglestepScheduler`. Arguments as in `dpmpp_2m_sde`.
+    """
+    steps = len(sigmas) - 1
+    begun: tuple[float, Tensor, Tensor] | None = None  # where the first began: sigma, x, denoised
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        denoised = yield x, sigma
+        if sigma_next == 0.0:
+            return denoised
+        if begun is None or _order_at(steps - i, 2, lowered) == 1:
+            begun = sigma, x, denoised
+            x = denoised + (x - denoised) * (sigma_next / sigma)
+        else:
+            top, x, first = begun
+            begun = None
+            h = math.log(top / sigma_next)
+            weight = _phi_2(h) if solver_type == "heun" else -0.5 * math.expm1(-h)
+            x = first + (x - first) * (sigma_next / top)
+            x = x + (denoised - first) * (weight * h / math.log(top / sigma))
+    return x
+
+
+def dpmpp_2s_a(
+    x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
+    """Ancestral sampling with steps of DPM-Solver++(2S), two calls a step; arguments as in `euler_a`.
+
+    Its step with what is predicted at its middle in log(sigma). Order 2 at eta = 0. k-diffusion's
+    `sample_dpmpp_2s_ancestral`.
+    """
+    for sigma, sigma_next in pairwise(sigmas):
+        denoised = yield x, sigma
+        if sigma_next == 0.0:
+            return denoised
+        down, up = ancestral_step(sigma, sigma_next, eta)
+        middle = math.sqrt(sigma * down)
+        denoised = yield denoised + (x - denoised) * (middle / sigma), middle
+        x = denoised + (x - denoised) * (down / sigma)
+        if eta > 0.0:
+            x = x + noise() * (up * s_noise)
+    return x
+
+
+def dpmpp_sde(
+    x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Steps:
+    """The same, but that the way to the middle is an ancestral step too: two calls and two draws a step.
+
+    `DPMSolverSDEScheduler` and k-diffusion's `sample_dpmpp_sde`, whose draws come from a Brownian tree, while
+    all of these are independent. Arguments as in `euler_a`.
+    """
+    for sigma, sigma_next in pairwise(sigmas):
+        denoised = yield x, sigma
+        if sigma_next == 0.0:
+            return denoised
+        middle = math.sqrt(sigma * sigma_next)
+        down, up = ancestral_step(sigma, middle, eta)
+        x_middle = denoised + (x - denoised) * (down / sigma)
+        if eta > 0.0:
+            x_middle = x_middle + noise() * (up * s_noise)
+        denoised = yield x_middle, middle
+        down, up = ancestral_step(sigma, sigma_next, eta)
+        x = denoised + (x - denoised) * (down / sigma)
+        if eta > 0.0:
+            x = x + noise() * (up * s_noise)
+    return x
+
+
+def dpm_adaptive(
+    x: Tensor, sigmas: Sequence[float], noise: Noise, *, rtol: float = 0.05, atol: float = 0.0078
+) -> Steps:
+    """DPM-Solver-3 with steps as long as their error lets them be (Lu et al. 2022, arXiv:2206.00927).
+
+    Of the sigmas it takes the first and the last but 0, and goes its own way between: their number does not
+    matter, and how many calls it makes, nobody knows beforehand. k-diffusion's `sample_dpm_adaptive` of order
+    3, which stops at that last sigma, while this takes what is predicted there if 0 is to be reached.
+
+    Args:
+        rtol: the largest error of a step, as a share of the latent.
+        atol: the same for latents near 0, in their unit.
+    """
+    sigma, bottom = sigmas[0], [s for s in sigmas if s > 0.0][-1]
+    h, before = 0.05, x
+    while sigma > bottom:
+        slope = (x - (yield x, sigma)) / sigma
+        while True:
+            sigma_next = max(bottom, sigma * math.exp(-h))
+            span = math.log(sigma / sigma_next)
+            early, late = sigma * math.exp(-span / 3), sigma * math.exp(-span * 2 / 3)
+            x_early = x + slope * (early - sigma)
+            change = (x_early - (yield x_early, early)) / early - slope
+            x_low = x + (slope + change * 1.5) * (sigma_next - sigma)
+            x_late = x + slope * (late - sigma) + change * (2.0 * late * _phi_2(-span * 2 / 3))
+            change = (x_late - (yield x_late, late)) / late - slope
+            x_high = x + slope * (sigma_next - sigma) + change * (1.5 * sigma_next * _phi_2(-span))
+            allowed = torch.clamp(torch.maximum(x_low.abs(), before.abs()) * rtol, min=atol)
+            error = float(((x_low - x_high) / allowed).square().mean().sqrt())
+            factor = 1.0 + math.atan((error + 1e-8) ** (-1 / 3) - 1.0)
+            taken = factor >= 0.81 or h <= _SHORTEST
+            h = max(_SHORTEST, h * factor)
+            if taken:
+                break
+        before, x, sigma = x_low, x_high, sigma_next
+    if sigmas[-1] == 0.0:
+        x = yield x, sigma
     return x
 
 
@@ -338,10 +549,19 @@ SAMPLERS: dict[str, Callable[..., Steps]] = {
     "euler": euler,
     "euler_a": euler_a,
     "heun": heun,
+    "restart": restart,
+    "dpm2": dpm2,
+    "dpm2_a": dpm2_a,
     "lms": lms,
+    "deis": deis,
     "pndm": pndm,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "dpmpp_2s": dpmpp_2s,
+    "dpmpp_2s_a": dpmpp_2s_a,
+    "dpmpp_sde": dpmpp_sde,
+    "dpm_adaptive": dpm_adaptive,
     "unipc": unipc,
     "lcm": lcm,
     "tcd": tcd,
@@ -356,9 +576,54 @@ ADAMS_BASHFORTH = {
 """Weights of the last slopes, newest first, for evenly spaced steps."""
 
 
+_SHORTEST = 0.02
+"""A step in log(sigma) that `dpm_adaptive` takes whatever its error, so that it always ends."""
+
+
 def _relabelled(x: Tensor, level: float, sigma: float) -> Tensor:
     """A latent at noise `level`, taken for one at `sigma` without changing it at unit variance."""
     return x if sigma == level else x * math.sqrt((sigma**2 + 1.0) / (level**2 + 1.0))
+
+
+def _heun_step(x: Tensor, sigma: float, sigma_next: float) -> Steps:
+    """One step of `heun`."""
+    denoised = yield x, sigma
+    slope = (x - denoised) / sigma
+    x_next = x + slope * (sigma_next - sigma)
+    if sigma_next > 0.0:
+        denoised = yield x_next, sigma_next
+        slope = (slope + (x_next - denoised) / sigma_next) / 2
+        x_next = x + slope * (sigma_next - sigma)
+    return x_next
+
+
+def _restart_legs(sigmas: Sequence[float]) -> list[tuple[float, float]]:
+    """Where each step of `restart` begins and ends."""
+    steps = len(sigmas) - 1
+    if steps < 20:
+        return list(pairwise(sigmas))
+    length, times = (steps // 4, 2) if steps >= 36 else (9, 1)
+    way = karras(steps - length * times, sigmas[-2], sigmas[0])
+
+    def nearest(wanted: float) -> float:
+        return min(way, key=lambda sigma: abs(sigma - wanted))
+
+    bottom, top = nearest(0.1), nearest(2.0)
+    if top <= bottom:
+        return list(pairwise(sigmas))
+    legs = list(pairwise([*way, sigmas[-1]]))
+    place = way.index(bottom)
+    return [*legs[:place], *list(pairwise(karras(length + 1, bottom, top))) * times, *legs[place:]]
+
+
+def _order_at(left: int, known: int, lowered: int) -> int:
+    """How many of `known` predictions a step uses that has `left - 1` steps behind it."""
+    return min(known, left) if left <= lowered else known
+
+
+def _phi_2(span: float) -> float:
+    """(exp(-span) - 1) / span + 1: what a step in log(sigma) gives to the slope of the prediction."""
+    return math.expm1(-span) / span + 1.0
 
 
 def _lagrange_integrals(nodes: Sequence[float], start: float, end: float) -> list[float]:
@@ -373,6 +638,24 @@ def _lagrange_integrals(nodes: Sequence[float], start: float, end: float) -> lis
         return math.prod((point - other) / (node - other) for other in nodes if other != node)
 
     return [half * sum(basis(node, point) for point in points) for node in nodes]
+
+
+def _log_moments(count: int, start: float, end: float) -> list[float]:
+    """The integrals from `start` to `end` of log(sigma / start)**k, for k below `count`."""
+    moments = [end - start]
+    for k in range(1, count):
+        edge = end * math.log(end / start) ** k if end > 0.0 else 0.0
+        moments.append(edge - k * moments[-1])
+    return moments
+
+
+def _matching(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """The weights of as many nodes that have these moments: Vandermonde(nodes) @ w = moments."""
+    rows = [[node**k for node in nodes] for k in range(len(nodes))]
+    weights: list[float] = torch.linalg.solve(
+        torch.tensor(rows, dtype=torch.float64), torch.tensor(moments, dtype=torch.float64)
+    ).tolist()
+    return weights
 
 
 def _unipc_step(
@@ -403,15 +686,11 @@ def _unipc_step(
 
 
 def _unipc_weights(ratios: Sequence[float], h: float, scale: float) -> list[float]:
-    """The weights that match as many derivatives as there are ratios: Vandermonde(ratios) @ w = b."""
+    """The weights that match as many derivatives as there are ratios."""
     if len(ratios) <= 1:
         return [0.5] * len(ratios)  # the authors' choice for a single difference
     phi, b = math.expm1(-h) / -h - 1.0, []
     for k in range(1, len(ratios) + 1):
         b.append(phi * math.factorial(k) / scale)
         phi = phi / -h - 1.0 / math.factorial(k + 1)
-    rows = [[r**k for r in ratios] for k in range(len(ratios))]
-    weights: list[float] = torch.linalg.solve(
-        torch.tensor(rows, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
-    ).tolist()
-    return weights
+    return _matching(ratios, b)

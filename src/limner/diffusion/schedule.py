@@ -172,8 +172,19 @@ def spaced_timesteps(spacing: Spacing, count: int, total: int, *, offset: int = 
     raise ValueError(f"spacing is {spacing!r}; expected one of {', '.join(get_args(Spacing))}")
 
 
-SigmaSchedule = Literal["uniform", "karras", "exponential"]
-"""Which sigmas a run visits. uniform: those of evenly spaced timesteps."""
+SigmaSchedule = Literal[
+    "uniform",
+    "karras",
+    "exponential",
+    "polyexponential",
+    "beta",
+    "kl_optimal",
+    "normal",
+    "simple",
+    "sgm_uniform",
+    "ddim_uniform",
+]
+"""Which sigmas a run visits. uniform: those of evenly spaced timesteps, however `Spacing` spreads them."""
 
 
 def karras(count: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
@@ -191,11 +202,103 @@ def exponential(count: int, sigma_min: float, sigma_max: float) -> list[float]:
     return [sigma_max, *inner, sigma_min][:count]
 
 
+def polyexponential(count: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> list[float]:
+    """`count` sigmas whose logarithms are spaced as powers (k-diffusion); ends as in `karras`.
+
+    Args:
+        rho: the power. At 1, which every program has for a default, it is `exponential`.
+    """
+    low, high = math.log(sigma_min), math.log(sigma_max)
+    inner = [math.exp(low + (high - low) * x**rho) for x in _linspace(1.0, 0.0, count)[1:-1]]
+    return [sigma_max, *inner, sigma_min][:count]
+
+
+def beta(count: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """`count` sigmas at the quantiles of a beta distribution (Lee et al. 2024, arXiv:2407.12173).
+
+    Of its two parameters 0.6, over sigmas, as diffusers and AUTOMATIC1111's webui have it (ComfyUI's is over
+    timesteps): dense at both ends, which are as in `karras`.
+    """
+    inner = [_beta_quantile(x) for x in _linspace(1.0, 0.0, count)[1:-1]]
+    return [sigma_max, *(sigma_min + (sigma_max - sigma_min) * x for x in inner), sigma_min][:count]
+
+
+def kl_optimal(count: int, sigma_min: float, sigma_max: float) -> list[float]:
+    """`count` sigmas whose arctangents are evenly spaced, decreasing; ends as in `karras`.
+
+    Least divergence on Gaussian data (Sabour et al. 2024, arXiv:2404.14507, section 3.1). As in ComfyUI, a
+    last step goes from `sigma_min` on to 0; AUTOMATIC1111's webui leaves it out.
+    """
+    inner = [math.tan(x) for x in _linspace(math.atan(sigma_max), math.atan(sigma_min), count)[1:-1]]
+    return [sigma_max, *inner, sigma_min][:count]
+
+
 SIGMA_SCHEDULES: dict[SigmaSchedule, Callable[[int, float, float], list[float]]] = {
     "karras": karras,
     "exponential": exponential,
+    "polyexponential": polyexponential,
+    "beta": beta,
+    "kl_optimal": kl_optimal,
 }
 """The sigma schedules that need no timesteps, as functions of (count, sigma_min, sigma_max)."""
+
+
+def normal(count: int, total: int) -> list[float]:
+    """Timesteps from the last to 0, both included. Unlike linspace spacing, one step alone is the last."""
+    return _linspace(total - 1.0, 0.0, count)
+
+
+def sgm_uniform(count: int, total: int) -> list[float]:
+    """Timesteps evenly spaced on the way to 0, which is left out: as in Stability's generative-models."""
+    return _linspace(total - 1.0, 0.0, count + 1)[:-1]
+
+
+def simple(count: int, total: int) -> list[float]:
+    """Every (total / count)-th timestep, from the last down, its place in the schedule cut off."""
+    return [total - 1.0 - int(i * (total / count)) for i in range(count)]
+
+
+def ddim_uniform(count: int, total: int) -> list[float]:
+    """Every (total // count)-th timestep, from 1 up, as DDIM has them.
+
+    Of those, the lowest `count`; other programs take a step or more beyond what was asked where `count` does
+    not divide `total`.
+    """
+    return spaced_timesteps("leading", count, total, offset=1)
+
+
+TIMESTEP_SCHEDULES: dict[SigmaSchedule, tuple[Spacing, Callable[[int, int], list[float]]]] = {
+    "normal": ("linspace", normal),
+    "simple": ("trailing", simple),
+    "sgm_uniform": ("linspace", sgm_uniform),
+    "ddim_uniform": ("leading", ddim_uniform),
+}
+"""The sigma schedules that are timesteps, as the spacing they are a kind of, and functions of (count, total).
+
+Of ComfyUI and AUTOMATIC1111's webui; there sigmas between trained timesteps are interpolated in log(sigma).
+"""
+
+
+def _beta_quantile(share: float, shape: float = 0.6) -> float:
+    """Where the beta distribution of `shape` and `shape` has `share` of its mass below.
+
+    Its distribution function is x**shape times a power series, which half the range is enough for; solved for
+    that x**shape over and over, it gives another digit or so each time.
+    """
+    if share > 0.5:
+        return 1.0 - _beta_quantile(1.0 - share, shape)
+    terms, term = [], 1.0
+    for k in range(_BETA_TERMS):
+        terms.append(term / (shape + k))
+        term *= (k + 1.0 - shape) / (k + 1.0)
+    mass = share * math.gamma(shape) ** 2 / math.gamma(2.0 * shape)
+    x = 0.0
+    for _ in range(_BETA_ROUNDS):
+        x = (mass / sum(term * x**k for k, term in enumerate(terms))) ** (1.0 / shape)
+    return x
+
+
+_BETA_TERMS, _BETA_ROUNDS = 50, 25  # at x = 0.5, the slowest place, both leave less than 1e-15
 
 
 def _linspace(start: float, end: float, count: int) -> list[float]:

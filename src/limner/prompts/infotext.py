@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from limner.errors import InvalidRequest
+from .names import SAMPLERS, SIGMA_SCHEDULES, own_sampler, own_sigma_schedule
 
 # Where webui writes its fields; others stand between these and the last two.
 _FIRST_KEYS = (
@@ -52,25 +52,6 @@ _KEY_RUN = re.compile(r"[\w \-/]+")
 _VALUE = re.compile(r'\s*("(?:\\.|[^\\"])+"(?=,|$)|[^,]*)')
 _SIZE = re.compile(r"^(\d+)x(\d+)$")
 
-# Ours: webui's name, its aliases, the sigma schedule that "Automatic" stands for there.
-# DDPM and TCD are not in webui but in its fork Forge, under these names.
-_SAMPLERS = {
-    "ddim": ("DDIM", (), "uniform"),
-    "ddpm": ("DDPM", (), "uniform"),
-    "euler": ("Euler", ("k_euler",), "uniform"),
-    "euler_a": ("Euler a", ("k_euler_a", "k_euler_ancestral"), "uniform"),
-    "heun": ("Heun", ("k_heun",), "uniform"),
-    "lms": ("LMS", ("k_lms",), "uniform"),
-    "pndm": ("PLMS", (), "uniform"),
-    "dpmpp_2m": ("DPM++ 2M", ("k_dpmpp_2m",), "karras"),
-    "dpmpp_2m_sde": ("DPM++ 2M SDE", ("k_dpmpp_2m_sde",), "exponential"),
-    "unipc": ("UniPC", (), "uniform"),
-    "lcm": ("LCM", ("k_lcm",), "uniform"),
-    "tcd": ("TCD", (), "uniform"),
-}
-_SCHEDULES = {"uniform": "Uniform", "karras": "Karras", "exponential": "Exponential"}
-_BY_NAME = {name.lower(): ours for ours, (name, aliases, _) in _SAMPLERS.items() for name in (name, *aliases)}
-
 
 def sampler_to_a1111(sampler: str, sigma_schedule: str) -> tuple[str, str]:
     """Limner's names as webui's `Sampler` and `Schedule type`, such as "DPM++ 2M" and "Karras".
@@ -78,37 +59,22 @@ def sampler_to_a1111(sampler: str, sigma_schedule: str) -> tuple[str, str]:
     Raises:
         KeyError: a sampler or schedule that is not Limner's.
     """
-    return _SAMPLERS[sampler][0], _SCHEDULES[sigma_schedule]
+    return SAMPLERS[sampler][0], SIGMA_SCHEDULES[sigma_schedule][0]
 
 
 def sampler_from_a1111(name: str, schedule_type: str | None = None) -> tuple[str, str]:
     """webui's names as Limner's sampler and sigma schedule.
 
-    Takes the names of old versions too, where sampler and schedule are fused ("DPM++ 2M Karras"), and aliases
-    ("k_euler_a", "k_dpmpp_2m_ka"). No schedule type, or "Automatic", is what webui uses with that sampler.
+    A schedule at the end of the sampler's name ("DPM++ 2M Karras") is what counts. No schedule type, or
+    "Automatic", is what webui uses with that sampler.
 
     Raises:
         InvalidRequest: a sampler or schedule that Limner does not have.
     """
-    base = name.strip().lower()
-    schedule = (schedule_type or "automatic").strip().lower()
-    for suffix, fused in {"_ka": "karras", **{f" {known}": known for known in _SCHEDULES}}.items():
-        if base.endswith(suffix):
-            base, schedule = base.removesuffix(suffix), fused
-    if base not in _BY_NAME:
-        raise InvalidRequest(
-            f"The sampler {name!r} is not one of Limner's: {', '.join(_SAMPLERS)}.",
-            hint="Name the sampler to use instead.",
-        )
-    sampler = _BY_NAME[base]
-    if schedule == "automatic":
-        schedule = _SAMPLERS[sampler][2]
-    if schedule not in _SCHEDULES:
-        raise InvalidRequest(
-            f"The schedule type {schedule_type!r} is not one of Limner's: {', '.join(_SCHEDULES)}.",
-            hint="Name the sigma schedule to use instead.",
-        )
-    return sampler, schedule
+    sampler, schedule = own_sampler(name)
+    if schedule is None and schedule_type and schedule_type.strip().lower() != "automatic":
+        schedule = own_sigma_schedule(schedule_type)
+    return sampler, schedule or SAMPLERS[sampler][1]
 
 
 def parse_infotext(text: str) -> dict[str, str]:

@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from limner.diffusion.schedule import NoiseSchedule, exponential, karras, spaced_timesteps
+from limner.diffusion.schedule import (
+    SIGMA_SCHEDULES,
+    NoiseSchedule,
+    beta,
+    ddim_uniform,
+    exponential,
+    karras,
+    kl_optimal,
+    normal,
+    polyexponential,
+    sgm_uniform,
+    simple,
+    spaced_timesteps,
+)
 
 SCHEDULE = NoiseSchedule.from_beta_schedule()
 
@@ -50,11 +63,14 @@ def test_sigma_schedules(golden, count):
     assert discrete == pytest.approx(golden["get_sigmas"][count][:-1], rel=1e-6)
     assert karras(n, *ends) == pytest.approx(golden["karras"][count][:-1], rel=2e-6)
     assert exponential(n, *ends) == pytest.approx(golden["exponential"][count][:-1], rel=2e-6)
+    assert polyexponential(n, *ends, rho=0.5) == pytest.approx(
+        golden["polyexponential_rho0.5"][count][:-1], rel=2e-6
+    )
     if count in golden["karras_rho5"]:
         assert karras(n, 0.1, 10.0, rho=5.0) == pytest.approx(golden["karras_rho5"][count][:-1], rel=2e-6)
 
 
-@pytest.mark.parametrize("make", [karras, exponential])
+@pytest.mark.parametrize("make", SIGMA_SCHEDULES.values())
 def test_sigma_schedules_include_their_ends_exactly(make):
     assert make(1, 0.1, 10.0) == [10.0]
     assert make(2, 0.1, 10.0) == [10.0, 0.1]
@@ -109,3 +125,29 @@ def test_bad_schedules_are_refused():
         NoiseSchedule.from_betas(torch.tensor([0.1, 0.0]))
     with pytest.raises(ValueError, match="'cosine'"):
         NoiseSchedule.from_beta_schedule("cosine")
+
+
+def test_polyexponential_is_exponential_at_rho_1():
+    assert polyexponential(9, 0.03, 14.6) == pytest.approx(exponential(9, 0.03, 14.6), rel=1e-12)
+
+
+def test_the_beta_schedule_is_at_the_quantiles_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for count in (2, 3, 20, 999):
+        shares = [1.0 - i / (count - 1) for i in range(count)]
+        expected = 0.03 + (14.6 - 0.03) * stats.beta.ppf(shares, 0.6, 0.6)
+        assert beta(count, 0.03, 14.6) == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_kl_optimal_is_even_in_the_arctangent():
+    sigmas = kl_optimal(4, 0.0, math.sqrt(3.0))  # 60, 40, 20 and 0 degrees
+    assert sigmas == pytest.approx([3**0.5, 0.8390996311772799, 0.36397023426620234, 0.0])
+
+
+def test_schedules_of_timesteps_where_they_do_not_divide():
+    assert normal(3, 1000) == [999.0, 499.5, 0.0]
+    assert sgm_uniform(3, 1000) == [999.0, 666.0, 333.0]
+    assert simple(3, 1000) == [999.0, 666.0, 333.0]  # 1000 / 3 and 2000 / 3, cut off
+    assert ddim_uniform(3, 1000) == [667.0, 334.0, 1.0]  # and not 1000, which there is not
+    assert [make(1, 1000) for make in (normal, sgm_uniform, simple)] == [[999.0]] * 3
+    assert ddim_uniform(1, 1000) == [1.0]

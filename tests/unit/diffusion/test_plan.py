@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from typing import get_args
 
 import pytest
 
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.plan import CONVENTIONS, make_plan
 from limner.diffusion.samplers import SAMPLERS
+from limner.diffusion.schedule import TIMESTEP_SCHEDULES, SigmaSchedule
 
 SD15 = SchedulerConfig(class_name="PNDMScheduler", steps_offset=1, set_alpha_to_one=False)
 
@@ -45,18 +47,22 @@ def test_sigma_schedules_are_inherited_by_samplers_that_have_the_setting():
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("sigma_schedule", ["uniform", "karras", "exponential"])
+@pytest.mark.parametrize("sigma_schedule", get_args(SigmaSchedule))
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_every_combination_is_a_finite_walk_down(sampler, spacing, sigma_schedule, zero_terminal_snr):
     config = SchedulerConfig(
         prediction_type="v_prediction", steps_offset=1, rescale_betas_zero_snr=zero_terminal_snr
     )
-    if CONVENTIONS[sampler].distilled and spacing != "trailing":
+    own = TIMESTEP_SCHEDULES.get(
+        sigma_schedule, ("trailing" if CONVENTIONS[sampler].distilled else spacing,)
+    )[0]
+    if spacing != own:
         with pytest.raises(ValueError, match="timestep_spacing"):
-            make_plan(config, 4, sampler=sampler, spacing=spacing)
+            make_plan(config, 4, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule)
         return
     for steps in (1, 2, 7, 50):
         plan = make_plan(config, steps, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule)
+        assert (plan.spacing, plan.sigma_schedule) == (spacing, sigma_schedule)
         assert len(plan.sigmas) == steps + 1 == len(plan.timesteps) + 1
         assert all(a > b for a, b in itertools.pairwise(plan.sigmas[:-1]))
         assert plan.sigmas[-2] >= plan.sigmas[-1] >= 0.0
@@ -79,10 +85,39 @@ def test_sigmas_between_those_visited_have_interpolated_timesteps():
     assert plan.timesteps[1] < plan.timestep(between) < plan.timesteps[0]
 
 
+@pytest.mark.parametrize(
+    ("sigma_schedule", "spacing", "timesteps"),
+    [
+        ("normal", "linspace", [999.0, 749.25, 499.5, 249.75, 0.0]),
+        ("sgm_uniform", "linspace", [999.0, 799.2, 599.4, 399.6, 199.8]),
+        ("simple", "trailing", [999.0, 799.0, 599.0, 399.0, 199.0]),
+        ("ddim_uniform", "leading", [801.0, 601.0, 401.0, 201.0, 1.0]),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "ddim", "lcm"])
+def test_schedules_that_are_timesteps(sigma_schedule, spacing, timesteps, sampler):
+    plan = make_plan(SD15, 5, sampler=sampler, sigma_schedule=sigma_schedule)
+    assert plan.timesteps == pytest.approx(timesteps)
+    assert plan.spacing == spacing
+    assert plan.sigmas[0] == plan.schedule.sigma_at(timesteps[0])
+    between = plan.schedule.sigma_at(plan.timesteps[2], interpolation="log")
+    assert plan.sigmas[2] == pytest.approx(between)
+    again = make_plan(SD15, 5, sampler=sampler, sigma_schedule=sigma_schedule, spacing=plan.spacing)
+    assert again == plan
+
+
+def test_orders_are_of_the_class_that_names_them():
+    third = SchedulerConfig(class_name="DPMSolverMultistepScheduler", solver_order=3)
+    assert make_plan(third, 20).options["order"] == 3
+    assert make_plan(third, 20, sampler="dpmpp_2m_sde").options["order"] == 2
+    unipc = SchedulerConfig(class_name="UniPCMultistepScheduler", solver_order=3)
+    assert make_plan(unipc, 20, sampler="dpmpp_2m").options["order"] == 2
+
+
 def test_options_go_over_what_the_checkpoint_implies():
     assert make_plan(SD15, 5, sampler="ddim", options={"eta": 0.5}).options == {"eta": 0.5}
-    assert make_plan(SD15, 14, sampler="dpmpp_2m").options["first_order_last"] is True
-    assert make_plan(SD15, 15, sampler="dpmpp_2m").options["first_order_last"] is False
+    assert make_plan(SD15, 14, sampler="dpmpp_2m").options["lowered"] == 2
+    assert make_plan(SD15, 15, sampler="dpmpp_2m").options["lowered"] == 0
     with pytest.raises(ValueError, match="heun has no option 'eta'"):
         make_plan(SD15, 5, sampler="heun", options={"eta": 0.5})
 
@@ -97,7 +132,12 @@ def test_options_go_over_what_the_checkpoint_implies():
         (700, {"sampler": "dpmpp_2m", "spacing": "leading", "sigma_schedule": "karras"}, None),
         (5, {"sampler": "plms"}, "sampler is 'plms'"),
         (5, {"spacing": "even"}, "spacing is 'even'"),
-        (5, {"sigma_schedule": "beta"}, "sigma_schedule is 'beta'"),
+        (5, {"sigma_schedule": "even"}, "sigma_schedule is 'even'"),
+        (
+            1000,
+            {"sampler": "euler", "sigma_schedule": "ddim_uniform"},
+            "more than ddim_uniform spacing can place",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused(steps, choices, message):
@@ -109,7 +149,7 @@ def test_what_cannot_be_run_is_refused(steps, choices, message):
 
 
 def test_a_checkpoint_without_a_counterpart_needs_a_sampler():
-    config = SchedulerConfig(class_name="DEISMultistepScheduler")
-    with pytest.raises(ValueError, match="asks for DEISMultistepScheduler"):
+    config = SchedulerConfig(class_name="IPNDMScheduler")
+    with pytest.raises(ValueError, match="asks for IPNDMScheduler"):
         make_plan(config, 5)
     assert make_plan(config, 5, sampler="euler").sampler == "euler"

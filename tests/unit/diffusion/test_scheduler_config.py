@@ -53,10 +53,25 @@ def test_published_configs(reference, model, sampler, prediction_type, spacing):
             "dpmpp_2m_sde",
             "uniform",
         ),
-        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, None, "uniform"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpmpp_2m", "uniform"),
+        (
+            {
+                "_class_name": "DPMSolverMultistepScheduler",
+                "algorithm_type": "sde-dpmsolver++",
+                "solver_order": 3,
+            },
+            "dpmpp_3m_sde",
+            "uniform",
+        ),
+        ({"_class_name": "DPMSolverSinglestepScheduler", "use_beta_sigmas": True}, "dpmpp_2s", "beta"),
+        ({"_class_name": "DPMSolverSinglestepScheduler", "solver_order": 3}, None, "uniform"),
+        ({"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": None}, "dpmpp_sde", "uniform"),
+        ({"_class_name": "KDPM2DiscreteScheduler"}, "dpm2", "uniform"),
+        ({"_class_name": "KDPM2AncestralDiscreteScheduler", "use_karras_sigmas": True}, "dpm2_a", "karras"),
+        ({"_class_name": "DEISMultistepScheduler", "algorithm_type": "deis"}, "deis", "uniform"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, None, "uniform"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "unipc", "uniform"),
-        ({"_class_name": "DEISMultistepScheduler", "original_inference_steps": 50}, None, "uniform"),
+        ({"_class_name": "IPNDMScheduler", "original_inference_steps": 50}, None, "uniform"),
     ],
 )
 def test_the_class_decides_the_sampler(changes, sampler, sigma_schedule):
@@ -97,8 +112,11 @@ def test_written_configs_keep_diffusers_from_clipping():
         ({"skip_prk_steps": False}, "skip_prk_steps is False"),
         ({"_class_name": "DDIMScheduler", "clip_sample": True}, "clip_sample is True"),
         ({"thresholding": True}, "thresholding is True"),
-        ({"use_beta_sigmas": True}, "use_beta_sigmas is True"),
-        ({"use_karras_sigmas": True, "use_exponential_sigmas": True}, "both set"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas is True"),
+        ({"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": 7}, "noise_sampler_seed is 7"),
+        ({"lower_order_final": "no"}, "lower_order_final is 'no'"),
+        ({"use_karras_sigmas": True, "use_exponential_sigmas": True}, "more than one of"),
+        ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "more than one of"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(changes, message):

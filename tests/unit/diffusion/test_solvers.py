@@ -4,6 +4,7 @@ For x0 ~ N(mu, s^2) the ideal denoiser is mu + s^2 / (s^2 + sigma^2) * (x - mu),
 keeps (x - mu) / sqrt(s^2 + sigma^2) constant.
 """
 
+import itertools
 import math
 
 import pytest
@@ -16,8 +17,12 @@ MU, S = 0.7, 0.5
 TOP, BOTTOM = 10.0, 0.1
 
 
-def sample(name, x, sigmas, noise=None, **options):
-    """Drive a sampler with the ideal denoiser; returns the result and the sigmas it asked about."""
+def ideal(x, sigma):
+    return MU + S**2 / (S**2 + sigma**2) * (x - MU)
+
+
+def sample(name, x, sigmas, noise=None, denoiser=ideal, **options):
+    """Drive a sampler; returns the result and the sigmas it asked about."""
     steps = SAMPLERS[name](x, sigmas, noise, **options)
     asked, answer = [], None
     while True:
@@ -26,7 +31,7 @@ def sample(name, x, sigmas, noise=None, **options):
         except StopIteration as done:
             return done.value, asked
         asked.append(sigma)
-        answer = MU + S**2 / (S**2 + sigma**2) * (x - MU)
+        answer = denoiser(x, sigma)
 
 
 def error(name, count, sigmas=None, **options):
@@ -42,6 +47,11 @@ def error(name, count, sigmas=None, **options):
         ("euler", {}, 1),
         ("ddim", {}, 1),
         ("heun", {}, 2),
+        ("dpm2", {}, 2),
+        ("dpm2_a", {"eta": 0.0}, 2),
+        ("deis", {"order": 1}, 1),
+        ("deis", {}, 2),
+        ("deis", {"order": 3}, 3),
         ("lms", {"order": 1}, 1),
         ("lms", {"order": 2}, 2),
         ("lms", {}, 3.4),  # 4, less what its first steps with fewer slopes cost
@@ -49,6 +59,13 @@ def error(name, count, sigmas=None, **options):
         ("pndm", {"prediction_type": "v_prediction"}, 1),  # the mean v is not the v of the mean noise
         ("dpmpp_2m", {}, 2),
         ("dpmpp_2m", {"solver_type": "heun"}, 2),
+        ("dpmpp_2m", {"order": 1}, 1),
+        ("dpmpp_2m", {"order": 3}, 2),  # the curvature counts for half of what it should, as everywhere
+        ("dpmpp_3m_sde", {"eta": 0.0}, 2),
+        ("dpmpp_2s", {}, 2),
+        ("dpmpp_2s", {"solver_type": "heun"}, 2),
+        ("dpmpp_2s_a", {"eta": 0.0}, 2),
+        ("dpmpp_sde", {"eta": 0.0}, 2),
         ("unipc", {"order": 1}, 2),
         ("unipc", {"lower_order_final": False}, 3),
         ("unipc", {"order": 3, "lower_order_final": False}, 4),
@@ -57,6 +74,31 @@ def error(name, count, sigmas=None, **options):
 def test_order_of_convergence(name, options, order):
     coarse, fine = error(name, 40, **options), error(name, 80, **options)
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.3)
+
+
+def test_dpm_adaptive_comes_closer_the_less_error_it_is_allowed():
+    x = torch.tensor([-1.3, 0.2, 2.0], dtype=torch.float64) * TOP
+    errors, calls = [], []
+    for tolerance in (1e-3, 1e-4, 1e-5, 1e-6):
+        options = {"rtol": tolerance, "atol": tolerance}
+        errors.append(error("dpm_adaptive", 1, (TOP, BOTTOM), **options))
+        calls.append(len(sample("dpm_adaptive", x, (TOP, BOTTOM), **options)[1]))
+    for coarse, fine in itertools.pairwise(zip(errors, calls, strict=True)):
+        order = math.log(coarse[0] / fine[0]) / math.log(fine[1] / coarse[1])
+        assert order > 3  # the longest steps are where they cost least
+
+
+def test_dpm_adaptive_heeds_the_ends_of_the_sigmas_alone():
+    x = torch.tensor([-13.0, 2.0], dtype=torch.float64)
+    few, asked = sample("dpm_adaptive", x, (10.0, 0.1, 0.0))
+    many, _ = sample("dpm_adaptive", x, (10.0, 5.0, 1.0, 0.1, 0.0))
+    assert torch.equal(few, many)
+    assert (asked[0], asked[-1]) == (10.0, 0.1)
+
+
+def test_dpm_adaptive_ends_whatever_the_network_says():
+    _, asked = sample("dpm_adaptive", torch.ones(2), (10.0, 0.1, 0.0), denoiser=lambda x, _: x * math.nan)
+    assert len(asked) < 1000
 
 
 def test_pndm_has_almost_its_full_order_where_its_weights_are_exact():
@@ -83,6 +125,15 @@ def test_few_steps_rank_the_samplers():
         ("ddim", {"eta": 0.3}),
         ("dpmpp_2m_sde", {}),
         ("dpmpp_2m_sde", {"eta": 0.5, "solver_type": "heun"}),
+        ("dpmpp_3m_sde", {}),
+        ("dpmpp_3m_sde", {"eta": 0.5}),
+        ("dpmpp_2s_a", {}),
+        ("dpmpp_2s_a", {"eta": 0.5}),
+        ("dpmpp_sde", {}),
+        ("dpmpp_sde", {"eta": 0.5}),
+        ("dpm2_a", {}),
+        ("dpm2_a", {"eta": 0.5}),
+        ("restart", {}),
     ],
 )
 def test_stochastic_samplers_keep_the_marginal_distribution(name, options):
@@ -114,10 +165,19 @@ def test_ancestral_steps_add_up():
         ("ddpm", 4, 4),
         ("ddim", 4, 0),
         ("heun", 7, 0),
+        ("restart", 7, 0),
+        ("dpm2", 7, 0),
+        ("dpm2_a", 7, 3),
         ("lms", 4, 0),
+        ("deis", 4, 0),
         ("pndm", 5, 0),
         ("dpmpp_2m", 4, 0),
         ("dpmpp_2m_sde", 4, 4),
+        ("dpmpp_3m_sde", 4, 4),
+        ("dpmpp_2s", 4, 0),
+        ("dpmpp_2s_a", 7, 3),
+        ("dpmpp_sde", 7, 6),
+        ("dpm_adaptive", 19, 0),
         ("unipc", 4, 0),
     ],
 )
@@ -146,7 +206,7 @@ def test_one_step_to_zero_is_the_first_prediction(name):
     torch.testing.assert_close(result, MU + S**2 / (S**2 + 100.0) * (x - MU))
 
 
-@pytest.mark.parametrize("name", ["euler_a", "ddpm", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("name", ["euler_a", "ddpm", "dpmpp_2m_sde", "dpmpp_3m_sde"])
 def test_k_diffusion_does_not_draw_on_the_last_step(name):
     drawn = []
 
@@ -156,6 +216,51 @@ def test_k_diffusion_does_not_draw_on_the_last_step(name):
 
     sample(name, torch.ones(1), (10.0, 1.0, 0.0), noise, final_draw=False)
     assert len(drawn) == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected", "times"), [(19, 19, 0), (20, 11 + 9, 1), (35, 26 + 9, 1), (40, 20 + 2 * 10, 2)]
+)
+def test_restart_spends_as_many_steps_as_it_is_given(steps, expected, times):
+    sigmas = [*karras(steps, 0.03, 14.6), 0.0]
+    drawn = []
+
+    def noise():
+        drawn.append(1)
+        return torch.zeros(1, dtype=torch.float64)
+
+    _, asked = sample("restart", torch.ones(1, dtype=torch.float64), sigmas, noise)
+    assert len(asked) == 2 * expected - 1
+    assert len(drawn) == times
+    # Where it goes up again: from the sigma that is nearest to 0.1 to that which is nearest to 2.
+    jumps = [(low, high) for low, high in itertools.pairwise(asked) if high > low]
+    assert len(jumps) == times
+    assert all(0.06 < low < 0.16 and 1.4 < high < 2.7 for low, high in jumps)
+    assert len(set(jumps)) <= 1
+
+
+def test_restart_adds_the_noise_that_is_missing():
+    """With a network that knows the answer, what is left of noise is what was added last."""
+    sigmas = [*karras(20, 0.03, 14.6), 0.0]
+    generator = torch.Generator().manual_seed(0)
+
+    def noise():
+        return torch.randn(10_000, generator=generator, dtype=torch.float64)
+
+    spreads = []
+
+    def denoiser(x, sigma):
+        spreads.append((x.std() / sigma).item())
+        return torch.zeros_like(x)
+
+    sample("restart", noise() * sigmas[0], sigmas, noise, denoiser)
+    assert spreads == pytest.approx([1.0] * len(spreads), abs=0.03)
+
+
+def test_restart_goes_straight_down_where_there_is_no_way_up():
+    sigmas = [*karras(30, 5.0, 14.6), 0.0]
+    _, asked = sample("restart", torch.ones(1, dtype=torch.float64), sigmas)
+    assert asked == sorted(asked, reverse=True)
 
 
 def test_lms_refuses_an_order_it_cannot_integrate():

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from limner.prompts.infotext import (
     unquote,
     write_infotext,
 )
+from limner.request import SamplerName, SigmaScheduleName
 
 FIELDS = {"Steps": 20, "Sampler": "Euler", "Seed": 7}
 
@@ -129,11 +131,8 @@ def test_reading_takes_linear_time(text):
     assert time.process_time() - start < 5
 
 
-@pytest.mark.parametrize(
-    "sampler",
-    ["ddim", "ddpm", "euler", "euler_a", "heun", "lms", "pndm", "dpmpp_2m", "dpmpp_2m_sde", "unipc"],
-)
-@pytest.mark.parametrize("schedule", ["uniform", "karras", "exponential"])
+@pytest.mark.parametrize("sampler", get_args(SamplerName))
+@pytest.mark.parametrize("schedule", get_args(SigmaScheduleName))
 def test_sampler_names_there_and_back(sampler, schedule):
     name, schedule_type = sampler_to_a1111(sampler, schedule)
     assert sampler_from_a1111(name, schedule_type) == (sampler, schedule)
@@ -152,6 +151,14 @@ def test_sampler_names_there_and_back(sampler, schedule):
         ("PLMS", "Uniform", ("pndm", "uniform")),
         ("k_lms", None, ("lms", "uniform")),
         ("k_dpmpp_2m_ka", None, ("dpmpp_2m", "karras")),
+        ("k_dpm_2_a_ka", None, ("dpm2_a", "karras")),
+        ("k_dpm_ad", "Automatic", ("dpm_adaptive", "uniform")),
+        ("DPM++ SDE", None, ("dpmpp_sde", "karras")),
+        ("DPM++ 3M SDE", "Polyexponential", ("dpmpp_3m_sde", "polyexponential")),
+        ("Restart", "", ("restart", "karras")),
+        ("Euler", "SGM Uniform", ("euler", "sgm_uniform")),
+        ("LCM", "SGMUniform", ("lcm", "sgm_uniform")),
+        ("Euler", "DDIM", ("euler", "ddim_uniform")),
     ],
 )
 def test_names_that_webui_wrote(name, schedule_type, ours):
@@ -159,7 +166,7 @@ def test_names_that_webui_wrote(name, schedule_type, ours):
 
 
 def test_names_that_limner_lacks():
-    with pytest.raises(InvalidRequest, match=r"DPM\+\+ 3M SDE"):
-        sampler_from_a1111("DPM++ 3M SDE Karras")
+    with pytest.raises(InvalidRequest, match=r"DPM\+\+ 2M SDE Heun Karras.*much like.*dpmpp_2m_sde"):
+        sampler_from_a1111("DPM++ 2M SDE Heun Karras")
     with pytest.raises(InvalidRequest, match="Align Your Steps"):
         sampler_from_a1111("Euler", "Align Your Steps")

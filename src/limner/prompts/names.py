@@ -1,0 +1,122 @@
+"""Everyone's names for samplers and sigma schedules: Limner's, diffusers', AUTOMATIC1111's and ComfyUI's.
+
+Case, blanks and signs do not matter. A sampler's name may have a sigma schedule's at its end, as the names of
+older versions of AUTOMATIC1111's webui have it: "DPM++ 2M Karras", "k_dpmpp_2m_ka".
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+
+from limner.errors import InvalidRequest
+
+SAMPLERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "ddim": ("DDIM", "uniform", ("DDIMScheduler",)),
+    "ddpm": ("DDPM", "uniform", ("DDPMScheduler",)),
+    "euler": ("Euler", "uniform", ("EulerDiscreteScheduler",)),
+    "euler_a": ("Euler a", "uniform", ("euler_ancestral", "EulerAncestralDiscreteScheduler")),
+    "heun": ("Heun", "uniform", ("HeunDiscreteScheduler",)),
+    "restart": ("Restart", "karras", ()),
+    "dpm2": ("DPM2", "karras", ("KDPM2DiscreteScheduler",)),
+    "dpm2_a": ("DPM2 a", "karras", ("dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler")),
+    "lms": ("LMS", "uniform", ("LMSDiscreteScheduler",)),
+    "deis": ("DEIS", "uniform", ("DEISMultistepScheduler",)),
+    "pndm": ("PLMS", "uniform", ("PNDMScheduler",)),
+    "dpmpp_2m": ("DPM++ 2M", "karras", ("DPMSolverMultistepScheduler",)),
+    "dpmpp_2m_sde": ("DPM++ 2M SDE", "exponential", ()),
+    "dpmpp_3m_sde": ("DPM++ 3M SDE", "exponential", ()),
+    "dpmpp_2s": ("DPM++ 2S", "uniform", ("DPMSolverSinglestepScheduler",)),
+    "dpmpp_2s_a": ("DPM++ 2S a", "karras", ("dpmpp_2s_ancestral",)),
+    "dpmpp_sde": ("DPM++ SDE", "karras", ("DPMSolverSDEScheduler",)),
+    "dpm_adaptive": ("DPM adaptive", "uniform", ("dpm_ad",)),
+    "unipc": ("UniPC", "uniform", ("uni_pc_bh2", "UniPCMultistepScheduler")),
+    "lcm": ("LCM", "uniform", ("LCMScheduler",)),
+    "tcd": ("TCD", "uniform", ("TCDScheduler",)),
+}
+"""Limner's names: webui's, the sigma schedule that "Automatic" stands for there, and others.
+
+DDPM, DEIS and TCD are not in webui but in its fork Forge; DPM++ 2S is in neither.
+"""
+
+SIGMA_SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "uniform": ("Uniform", ()),
+    "karras": ("Karras", ("ka",)),
+    "exponential": ("Exponential", ()),
+    "polyexponential": ("Polyexponential", ()),
+    "beta": ("Beta", ()),
+    "kl_optimal": ("KL Optimal", ()),
+    "normal": ("Normal", ()),
+    "simple": ("Simple", ()),
+    "sgm_uniform": ("SGM Uniform", ()),
+    "ddim_uniform": ("DDIM", ()),
+}
+"""Limner's names: webui's, and others."""
+
+
+def own_names(sampler: str | None = None, sigma_schedule: str | None = None) -> dict[str, str]:
+    """Limner's names for what is given, under "sampler" and "sigma_schedule".
+
+    Raises:
+        InvalidRequest: a name that nobody has for what Limner has, with those that are near it; or another
+            sigma schedule at the end of the sampler's name than the one given.
+    """
+    names = {} if sigma_schedule is None else {"sigma_schedule": own_sigma_schedule(sigma_schedule)}
+    if sampler is None:
+        return names
+    own, schedule = own_sampler(sampler)
+    if schedule is not None and names.setdefault("sigma_schedule", schedule) != schedule:
+        raise InvalidRequest(
+            f"sampler is {sampler!r}, which is {own} with sigma_schedule {schedule}, but sigma_schedule is "
+            f"{sigma_schedule!r}",
+            hint=f"give the sampler as {own}, or leave sigma_schedule out",
+        )
+    return {"sampler": own, **names}
+
+
+def own_sampler(name: str) -> tuple[str, str | None]:
+    """Limner's name for a sampler, and for the sigma schedule at the end of its name.
+
+    Raises:
+        InvalidRequest: a name that nobody has for what Limner has, with those that are near it.
+    """
+    folded = _folded(name)
+    if folded in _SAMPLER_OF:
+        return _SAMPLER_OF[folded], None
+    for ending, schedule in _SCHEDULE_OF.items():
+        if folded.endswith(ending) and folded.removesuffix(ending) in _SAMPLER_OF:
+            return _SAMPLER_OF[folded.removesuffix(ending)], schedule
+    raise _unknown("sampler", name, _SAMPLER_OF)
+
+
+def own_sigma_schedule(name: str) -> str:
+    """Limner's name for a sigma schedule.
+
+    Raises:
+        InvalidRequest: as `own_sampler`.
+    """
+    if (folded := _folded(name)) not in _SCHEDULE_OF:
+        raise _unknown("sigma_schedule", name, _SCHEDULE_OF)
+    return _SCHEDULE_OF[folded]
+
+
+def _folded(name: str) -> str:
+    """What is left of a name where spellings differ: "DPM++ 2M", "k_dpmpp_2m", "dpmpp_2m_gpu" are one."""
+    core = re.sub(r"^k_|_gpu$|scheduler$", "", name.strip().lower())
+    return re.sub(r"[^a-z0-9]", "", core.replace("++", "pp"))
+
+
+def _unknown(field: str, name: str, known: Mapping[str, str]) -> InvalidRequest:
+    """That nobody calls anything so."""
+    near = dict.fromkeys(known[match] for match in difflib.get_close_matches(_folded(name)[:60], known))
+    shown = repr(name if len(name) <= 60 else f"{name[:57]}…")
+    like = f", which is much like {', '.join(near)}" if near else ""
+    every = ", ".join(dict.fromkeys(known.values()))
+    return InvalidRequest(f"{field} is {shown}{like}; expected one of {every}", hint="name one of these")
+
+
+_SAMPLER_OF = {
+    _folded(name): own for own, (webui, _, others) in SAMPLERS.items() for name in (own, webui, *others)
+}
+_SCHEDULE_OF = {
+    _folded(name): own for own, (webui, others) in SIGMA_SCHEDULES.items() for name in (own, webui, *others)
+}

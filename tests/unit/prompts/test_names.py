@@ -1,0 +1,133 @@
+"""Samplers and sigma schedules by everyone's names."""
+
+from typing import get_args
+
+import pytest
+
+from limner import GenerationRequest
+from limner.diffusion.config import SAMPLER_CLASSES
+from limner.diffusion.samplers import SAMPLERS
+from limner.diffusion.schedule import SigmaSchedule
+from limner.errors import InvalidRequest
+from limner.prompts import names
+from limner.prompts.names import own_names, own_sampler, own_sigma_schedule
+from limner.request import SamplerName, SigmaScheduleName
+
+
+def test_every_sampler_and_sigma_schedule_has_names():
+    assert names.SAMPLERS.keys() == SAMPLERS.keys() == set(get_args(SamplerName))
+    assert names.SIGMA_SCHEDULES.keys() == set(get_args(SigmaSchedule)) == set(get_args(SigmaScheduleName))
+
+
+def test_no_two_have_a_name_in_common():
+    for own, (webui, _, others) in names.SAMPLERS.items():
+        assert {own_sampler(name) for name in (own, webui, *others)} == {(own, None)}
+    for own, (webui, others) in names.SIGMA_SCHEDULES.items():
+        assert {own_sigma_schedule(name) for name in (own, webui, *others)} == {own}
+
+
+@pytest.mark.parametrize(("class_name", "sampler"), SAMPLER_CLASSES.items())
+def test_names_of_diffusers(class_name, sampler):
+    assert own_sampler(class_name) == (sampler, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    [
+        ("euler", "euler"),
+        ("euler_ancestral", "euler_a"),
+        ("heun", "heun"),
+        ("dpm_2", "dpm2"),
+        ("dpm_2_ancestral", "dpm2_a"),
+        ("lms", "lms"),
+        ("dpm_adaptive", "dpm_adaptive"),
+        ("dpmpp_2s_ancestral", "dpmpp_2s_a"),
+        ("dpmpp_sde", "dpmpp_sde"),
+        ("dpmpp_sde_gpu", "dpmpp_sde"),
+        ("dpmpp_2m", "dpmpp_2m"),
+        ("dpmpp_2m_sde_gpu", "dpmpp_2m_sde"),
+        ("dpmpp_3m_sde", "dpmpp_3m_sde"),
+        ("ddpm", "ddpm"),
+        ("lcm", "lcm"),
+        ("deis", "deis"),
+        ("ddim", "ddim"),
+        ("uni_pc", "unipc"),
+        ("uni_pc_bh2", "unipc"),
+    ],
+)
+def test_names_of_comfyui(name, sampler):
+    assert own_sampler(name) == (sampler, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("normal", "normal"),
+        ("karras", "karras"),
+        ("exponential", "exponential"),
+        ("sgm_uniform", "sgm_uniform"),
+        ("simple", "simple"),
+        ("ddim_uniform", "ddim_uniform"),
+        ("beta", "beta"),
+        ("kl_optimal", "kl_optimal"),
+    ],
+)
+def test_sigma_schedules_of_comfyui(name, schedule):
+    assert own_sigma_schedule(name) == schedule
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("DPM++ 2M Karras", ("dpmpp_2m", "karras")),
+        ("dpm++ 2m sde exponential", ("dpmpp_2m_sde", "exponential")),
+        ("DDIM Uniform", ("ddim", "uniform")),
+        ("DDIM DDIM", ("ddim", "ddim_uniform")),
+        ("Euler Polyexponential", ("euler", "polyexponential")),
+        ("Euler SGM Uniform", ("euler", "sgm_uniform")),
+        ("plms", ("pndm", None)),
+    ],
+)
+def test_a_sigma_schedule_may_stand_at_the_end(name, own):
+    assert own_sampler(name) == own
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("dpmp_2m", "dpmpp_2m"), ("Euler A.", None), ("eulr", "euler"), ("DPM++2S", None)]
+)
+def test_near_names_are_said(name, near):
+    if near is None:  # signs and blanks do not matter
+        own_sampler(name)
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        own_sampler(name)
+    assert f"much like {near}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "name", ["euler_cfg_pp", "DPM fast", "ipndm", "res_multistep", "x" * 10_000, "", "k_"]
+)
+def test_what_limner_lacks_is_refused_with_all_that_it_has(name):
+    with pytest.raises(InvalidRequest) as caught:
+        own_sampler(name)
+    assert all(sampler in caught.value.message for sampler in SAMPLERS)
+    assert len(caught.value.message) < 400
+
+
+def test_requests_take_every_name_and_keep_limners():
+    request = GenerationRequest.of({"prompt": "", "sampler": "DPM++ 2M Karras"})
+    assert (request.sampler, request.sigma_schedule) == ("dpmpp_2m", "karras")
+    request = GenerationRequest.of(
+        {"prompt": "", "sampler": "euler_ancestral", "sigma_schedule": "KL Optimal"}
+    )
+    assert (request.sampler, request.sigma_schedule) == ("euler_a", "kl_optimal")
+    texts = {"prompt": "", "sampler": "LMS Karras"}
+    own = {"prompt": "", "sampler": "lms", "sigma_schedule": "karras"}
+    assert GenerationRequest.read_texts(texts) == own
+    assert GenerationRequest.of({"prompt": "", "sampler": None}).sampler is None
+
+
+def test_two_sigma_schedules_are_one_too_many():
+    assert own_names("DPM++ 2M Karras", "Karras") == {"sampler": "dpmpp_2m", "sigma_schedule": "karras"}
+    with pytest.raises(InvalidRequest, match="but sigma_schedule is 'Beta'"):
+        own_names("DPM++ 2M Karras", "Beta")
