@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from limner.diffusion.prediction import Scalings
@@ -34,12 +35,17 @@ class ClassifierFreeGuidance:
 
     denoised = negative + scale * (positive - negative)
 
+    There may be several positive conditionings, each with a weight (Liu et al. 2022, arXiv:2206.01714,
+    equation 15): denoised = negative + scale * sum of weight * (positive - negative).
+
     Args:
         scale: 1 is no guidance, and the negative conditioning is then not evaluated.
         rescale: phi of Lin et al. 2023 (arXiv:2305.08891, equations 15 and 16), 0 to 1. Large scales make the
             network's output too large, and the picture overexposed; this brings its standard deviation, for
             each image over all channels and pixels, back to that of the positive output by the share phi.
         interval: (low, high]: sigmas outside it are not guided (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        weights: of the positive conditionings, `positive`, `positive 2`, … With several, the scale is 1 where
+            nothing is guided.
 
     Raises:
         ValueError: for a number that is not finite or outside its range.
@@ -48,6 +54,7 @@ class ClassifierFreeGuidance:
     scale: float
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, math.inf)
+    weights: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0.0):
@@ -58,10 +65,14 @@ class ClassifierFreeGuidance:
             raise ValueError(f"interval is {self.interval}; expected 0 <= low < high")
 
     def branches(self, sigma: float) -> tuple[str, ...]:
-        """`positive` alone where nothing is guided, else `positive` and `negative`."""
+        """`positive` alone where nothing is guided, else all positive ones and `negative`."""
+        several = self.weights != (1.0,)
+        positive = tuple(f"positive {n}" if n > 1 else "positive" for n in range(1, len(self.weights) + 1))
+        return (*positive, "negative") if several or self._scale_at(sigma) != 1.0 else positive
+
+    def _scale_at(self, sigma: float) -> float:
         low, high = self.interval
-        guided = self.scale != 1.0 and low < sigma <= high
-        return ("positive", "negative") if guided else ("positive",)
+        return self.scale if low < sigma <= high else 1.0
 
     def combine(
         self, denoised: Mapping[str, Tensor], x: Tensor, sigma: float, scalings: Scalings[float]
@@ -71,7 +82,11 @@ class ClassifierFreeGuidance:
         if "negative" not in denoised:
             return positive
         negative = denoised["negative"]
-        guided = negative + self.scale * (positive - negative)
+        if self.weights != (1.0,):
+            *names, _ = self.branches(sigma)
+            apart = [w * (denoised[name] - negative) for name, w in zip(names, self.weights, strict=True)]
+            positive = negative + torch.stack(apart).sum(0)
+        guided = negative + self._scale_at(sigma) * (positive - negative)
         if self.rescale == 0.0:
             return guided
         # On the network's own output, as equation 15 and diffusers' rescale_noise_cfg have it: its standard

@@ -30,7 +30,7 @@ from limner.errors import (
 from limner.request import GenerationRequest
 
 from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeText, Role
-from .generation import Generation, guidance_of, picture_of, plan_of
+from .generation import Generation, picture_of, plan_of, rows_of, script_of
 from .handle import Handle, Progress
 from .limits import Limits
 from .metadata import Picture
@@ -343,8 +343,7 @@ class Engine:
         if "refiner" in models:
             models["refiner"].check_refines(model, request)
         plan = plan_of(request, model.scheduler)
-        guidance = guidance_of(request, plan, model.traits)
-        rows = max(len(guidance.branches(sigma)) for sigma in plan.sigmas[:-1])
+        rows = rows_of(script_of(request, plan, model.traits), plan)
         shape = model.latent_shape(request)
         limits = self._limits_of(model)
         needed = sum(one.backend.bytes for one in models.values()) + limits.most_for(model, shape, rows)

@@ -20,6 +20,7 @@ from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.guidance import ClassifierFreeGuidance, EditGuidance, Guidance
 from limner.diffusion.plan import Plan, make_plan
 from limner.diffusion.samplers import SAMPLERS, Noise, Steps
+from limner.prompts.schedule import Part, compose, prompt_schedule
 from limner.request import GenerationRequest
 from limner.weights.checkpoint import Kind
 
@@ -138,46 +139,92 @@ def _denoised(
     role: Role = "model",
 ) -> Generator[Call, Any, Tensor]:
     """Have one model read the prompts and walk its part of the way."""
-    guidance = guidance_of(request, plan, model.traits)
+    script = script_of(request, plan, model.traits)
     adapters = model.adapters_of(request) if role == "model" else ()
-    conditionings = yield from _conditionings(request, model.traits, plan, guidance, beside, role, adapters)
+    told = yield from _read(request, model.traits, plan, script, beside, role, adapters)
+    ask = Denoise(x, plan.sigmas[0], 0.0, {}, script[0].guidance, 0, 0, role=role, adapters=adapters)
+    ask = replace(ask, exact=request.exact)
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
-    speed = SPEEDS[request.speed]
-    return (yield from denoised(sampler, plan, guidance, conditionings, speed, role, adapters, request.exact))
+    return (yield from denoised(sampler, plan, script, told, SPEEDS[request.speed], ask))
 
 
-def _conditionings(
+@dataclass(frozen=True)
+class Scene:
+    """What holds for some of the steps.
+
+    Attributes:
+        last: step, of the whole run, from 1.
+        texts: to be evaluated, by name: "positive", "positive 2" …, "negative".
+        guidance: how they combine.
+    """
+
+    last: int
+    texts: Mapping[str, str]
+    guidance: Guidance
+
+
+Script = Sequence[Scene]
+
+
+def script_of(request: GenerationRequest, plan: Plan, traits: Traits) -> Script:
+    """The prompts of a resolved request from step to step."""
+    steps = plan.begun + len(plan.timesteps) + plan.left
+    schedules = [[(steps, text)] for text in (request.prompt, request.negative_prompt or "")]
+    if request.prompt_syntax == "a1111":
+        schedules = [prompt_schedule(text, steps) for [(_, text)] in schedules]
+    positive, negative = schedules
+    scenes = []
+    for last in sorted({end for end, _ in (*positive, *negative)}):
+        wanted, unwanted = (next(text for end, text in s if last <= end) for s in (positive, negative))
+        parts = compose(wanted) if request.prompt_syntax == "a1111" else [Part(wanted)]
+        names = ["positive", *(f"positive {n}" for n in range(2, len(parts) + 1))]
+        texts = {name: part.text for name, part in zip(names, parts, strict=True)}
+        weights = tuple(part.weight for part in parts)
+        if len(parts) == 1 and traits.kind != "edit" and not traits.guides_itself:
+            weights = (1.0,)  # there is nothing to weigh it against, as in AUTOMATIC1111 at a scale of 1
+        guidance = guidance_of(request, plan, traits, weights)
+        scenes.append(Scene(last, {**texts, "negative": unwanted, "image": unwanted}, guidance))
+    return scenes
+
+
+def _read(
     request: GenerationRequest,
     traits: Traits,
     plan: Plan,
-    guidance: Guidance,
+    script: Script,
     beside: Mapping[str, Tensor],
     role: Role,
     adapters: tuple[UsedAdapter, ...],
-) -> Generator[Call, Any, dict[str, Conditioning]]:
-    """What the U-Net is told in each branch of the guidance."""
-    names = list(dict.fromkeys(name for sigma in plan.sigmas[:-1] for name in guidance.branches(sigma)))
+) -> Generator[Call, Any, list[dict[str, Conditioning]]]:
+    """What the U-Net is told in each branch of the guidance, for each scene; texts are read once."""
+    branches = [
+        list(dict.fromkeys(name for sigma in plan.sigmas[:-1] for name in scene.guidance.branches(sigma)))
+        for scene in script
+    ]
     zero = traits.zero_negative and request.negative_prompt is None
-    texts = {name: request.prompt if name == "positive" else request.negative_prompt or "" for name in names}
-    read = [name for name in names if name == "positive" or not zero]
-    encoded = yield EncodeText(
-        tuple(texts[name] for name in read),
-        request.prompt_syntax,
-        request.clip_skip,
-        request.exact,
-        role,
-        adapters,
+    texts = dict.fromkeys(
+        scene.texts[name]
+        for scene, names in zip(script, branches, strict=True)
+        for name in names
+        if name.startswith("positive") or not zero
     )
-    found: dict[str, Conditioning] = dict(zip(read, encoded, strict=True))
-    for name in names:
-        told = found.get(name) or _silence(found["positive"])
-        found[name] = replace(
-            told,
-            sizes=_sizes(request, traits, negative=name != "positive"),
-            channels=beside.get(name),
-            guidance=request.guidance_scale if traits.guides_itself else None,
-        )
-    return found
+    encoded = yield EncodeText(
+        tuple(texts), request.prompt_syntax, request.clip_skip, request.exact, role, adapters
+    )
+    read: dict[str, Conditioning] = dict(zip(texts, encoded, strict=True))
+    told = []
+    for scene, names in zip(script, branches, strict=True):
+        found = {}
+        for name in names:
+            known = read.get(scene.texts[name]) if name.startswith("positive") or not zero else None
+            found[name] = replace(
+                known or _silence(read[scene.texts["positive"]]),
+                sizes=_sizes(request, traits, negative=not name.startswith("positive")),
+                channels=beside.get("positive" if name.startswith("positive") else name),
+                guidance=request.guidance_scale if traits.guides_itself else None,
+            )
+        told.append(found)
+    return told
 
 
 def _silence(told: Conditioning) -> Conditioning:
@@ -251,29 +298,43 @@ def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
     return plan.part(request.steps - taken)
 
 
-def guidance_of(request: GenerationRequest, plan: Plan, traits: Traits) -> Guidance:
-    """The guidance of a resolved request."""
+def guidance_of(
+    request: GenerationRequest, plan: Plan, traits: Traits, weights: tuple[float, ...] = (1.0,)
+) -> Guidance:
+    """The guidance of a resolved request.
+
+    Args:
+        weights: of its prompts.
+    """
     assert request.guidance_scale is not None
     if traits.guides_itself:
-        return ClassifierFreeGuidance(1.0)
+        return ClassifierFreeGuidance(1.0, weights=weights)
     if traits.kind == "edit":
         return EditGuidance(request.guidance_scale, request.image_guidance_scale)
     lowest = SPEEDS[request.speed].lowest_guided(plan.sigmas)
     interval = request.guidance_interval or (lowest, math.inf)
-    return ClassifierFreeGuidance(request.guidance_scale, request.guidance_rescale, interval)
+    return ClassifierFreeGuidance(request.guidance_scale, request.guidance_rescale, interval, weights)
+
+
+def rows_of(script: Script, plan: Plan) -> int:
+    """How many rows of the U-Net a picture takes at once, at most."""
+    return max(len(scene.guidance.branches(sigma)) for scene in script for sigma in plan.sigmas[:-1])
 
 
 def denoised(
     sampler: Steps,
     plan: Plan,
-    guidance: Guidance,
-    conditionings: Mapping[str, Conditioning],
+    script: Script,
+    told: Sequence[Mapping[str, Conditioning]],
     speed: Speed,
-    role: Role = "model",
-    adapters: tuple[UsedAdapter, ...] = (),
-    exact: bool = False,
+    ask: Denoise,
 ) -> Generator[Call, Denoised, Tensor]:
-    """Walk a sampler to its end, asking the model at every sigma that it visits."""
+    """Walk a sampler to its end, asking the model at every sigma that it visits.
+
+    Args:
+        told: for each scene of the script, what the U-Net is told in each branch.
+        ask: a call that says whatever is the same in all.
+    """
     visited = plan.sigmas[:-1]
     steps = plan.begun + len(visited) + plan.left
     deep: Mapping[str, Tensor] = {}  # features kept, and how many calls ago they were made
@@ -281,20 +342,20 @@ def denoised(
     x, sigma = next(sampler)
     while True:
         step = plan.begun + max(1, sum(sigma <= s for s in visited))
-        anew = speed.runs_deep_layers(age, step, steps) or not deep.keys() >= set(guidance.branches(sigma))
-        answer = yield Denoise(
-            x,
-            sigma,
-            plan.timestep(sigma),
-            conditionings,
-            guidance,
-            step,
-            steps,
+        scene = next(index for index, scene in enumerate(script) if step <= scene.last)
+        branches = set(script[scene].guidance.branches(sigma))
+        anew = speed.runs_deep_layers(age, step, steps) or not deep.keys() >= branches
+        answer = yield replace(
+            ask,
+            x=x,
+            sigma=sigma,
+            timestep=plan.timestep(sigma),
+            conditionings=told[scene],
+            guidance=script[scene].guidance,
+            step=step,
+            steps=steps,
             keep=anew and speed.reuse > 1,
             deep=None if anew else deep,
-            role=role,
-            adapters=adapters,
-            exact=exact,
         )
         deep, age = (answer.deep, 1) if anew else (deep, age + 1)
         try:

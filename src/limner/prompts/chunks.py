@@ -30,13 +30,8 @@ COMMA_REACH = 20
 """A chunk that overflows within this many tokens of a comma ends at the comma instead (webui's default)."""
 
 
-# The rest of AUTOMATIC1111's prompt language. No pattern can backtrack more than its own short bound.
-_NOT_ACTED_ON = (
-    (re.compile(r"<\w{1,20}:[^<>]{1,200}>"), "an extra network"),
-    (re.compile(r"(?<!\\)\[[^\[\]:|]{0,200}:[^\[\]:|]{0,200}:[^\[\]:|]{1,20}\]"), "a change at a step"),
-    (re.compile(r"(?<!\\)\[[^\[\]|]{0,200}\|[^\[\]]{0,200}\]"), "words taking turns"),
-    (re.compile(r"\bAND\b"), "a composition"),
-)
+# Such as a hypernetwork; the adapters among them have been taken out of a prompt before it comes here.
+_EXTRA_NETWORK = re.compile(r"<\w{1,20}:[^<>]{1,200}>")
 
 
 @dataclass(frozen=True)
@@ -143,9 +138,8 @@ def encode_prompt(
         end_chunk(len(ids))
     if syntax == "a1111":
         warnings += (
-            f"{found.group()!r} ({what}) is not acted on; its text is read as words."
-            for pattern, what in _NOT_ACTED_ON
-            for found in pattern.finditer(prompt)
+            f"{found.group()!r} is not acted on; its text is read as words."
+            for found in _EXTRA_NETWORK.finditer(prompt)
         )
     return EncodedPrompt(tuple(chunks), tuple(dict.fromkeys(warnings)))
 

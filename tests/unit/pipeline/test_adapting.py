@@ -237,7 +237,7 @@ def test_rows_of_one_forward_pass_have_adapters_of_their_own(model, folder):
     with Engine(model) as engine:
         handles = [engine.submit(ask) for ask in asks]
         together = [handle.result().images[0] for handle in handles]
-        assert engine.stats().forwards["Denoise"] == ASK["steps"]
+        assert engine.stats().forwards["Denoise"] < 2 * ASK["steps"]  # those that came late join later
     for pictures in zip(alone, together, patched, strict=True):
         one, other, exact = (torch.frombuffer(bytearray(bits(p)), dtype=torch.uint8).int() for p in pictures)
         assert (one - other).abs().max() <= 1

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from limner.diffusion.config import SchedulerConfig
+from limner.diffusion.prediction import scalings
 from limner.pipeline.calls import Answer, Conditioning, DecodeLatents, Denoise, Denoised, EncodeText
-from limner.pipeline.generation import Traits, picture_of, run, watch
+from limner.pipeline.generation import Traits, picture_of, plan_of, rows_of, run, script_of, watch
 from limner.pipeline.model import load
 from limner.request import GenerationRequest
 
@@ -128,3 +129,61 @@ def test_repeating_a_context_changes_nothing(model):
     with torch.inference_mode():
         once, thrice = model.backend.unet(x, t, context), model.backend.unet(x, t, context.repeat(1, 3, 1))
     assert torch.allclose(once, thrice, atol=1e-5)
+
+
+def told(model):
+    """For each step, the lengths of the texts by name, which stand for them in the fake."""
+    return [
+        {name: float(one.context[0, 0, 0]) for name, one in call.conditionings.items()}
+        for call in model.calls
+        if isinstance(call, Denoise)
+    ]
+
+
+def test_a_prompt_that_changes():
+    model = FakeModel()
+    run(picture_of(request(prompt="a [c:ddd:0.4]", negative_prompt="[xx|y]"), model), model)
+    assert isinstance(model.calls[0], EncodeText)
+    assert sorted(model.calls[0].prompts) == sorted(["a c", "a ddd", "xx", "y"])
+    negative = [2.0, 1.0, 2.0, 1.0, 2.0]
+    positive = [3.0, 3.0, 5.0, 5.0, 5.0]
+    assert told(model) == [{"positive": p, "negative": n} for p, n in zip(positive, negative, strict=True)]
+
+
+def test_signs_of_the_grammar_are_letters_in_a_literal_prompt():
+    model = FakeModel()
+    run(picture_of(request(prompt="[a:b:0.5] AND c", prompt_syntax="literal"), model), model)
+    assert model.calls[0].prompts == ("[a:b:0.5] AND c", "")
+
+
+def test_prompts_joined_by_and():
+    """negative + scale * sum of weight * (positive - negative), with estimates that tell the texts apart."""
+
+    class Telling(FakeModel):
+        def _answer(self, call):
+            if not isinstance(call, Denoise):
+                return super()._answer(call)
+            estimates = {
+                name: torch.full_like(call.x, float(call.conditionings[name].context[0, 0, 0]))
+                for name in call.branches
+            }
+            around = scalings("epsilon", call.sigma)
+            return Denoised(call.guidance.combine(estimates, call.x, call.sigma, around))
+
+    model = Telling()
+    ask = request(prompt="a :0.5 AND bb AND cccc :-1", negative_prompt="xxx", guidance_scale=2.0)
+    image = run(picture_of(ask, model), model)
+    assert model.calls[1].branches == ("positive", "positive 2", "positive 3", "negative")
+    # " bb" is three letters long, " cccc" five.
+    expected = 3 + 2 * (0.5 * (1 - 3) + (3 - 3) - (5 - 3))
+    torch.testing.assert_close(image, torch.full_like(image, float(expected)))
+
+
+def test_a_prompt_that_changes_goes_on_where_the_picture_was_begun():
+    """Steps are those of the whole run, also where the first are left out."""
+    model = FakeModel()
+    whole = request(prompt="[a:bb:3]")
+    plan = plan_of(whole, model.scheduler)
+    script = script_of(whole, plan.part(2), Traits())
+    assert [(scene.last, scene.texts["positive"]) for scene in script] == [(3, "a"), (5, "bb")]
+    assert rows_of(script, plan) == 2
