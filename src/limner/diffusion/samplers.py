@@ -338,7 +338,7 @@ def dpmpp_3m_sde(
     s_noise: float = 1.0,
     final_draw: bool = True,
 ) -> Steps:
-    """The same with three predictions, as k-diffusion's `sample_dpmpp_3m_sde`; arguments as there."""
+    """`dpmpp_2m_sde` with three predictions, as k-diffusion's `sample_dpmpp_3m_sde`; arguments as there."""
     return (
         yield from dpmpp_2m_sde(
             x, sigmas, noise, eta=eta, s_noise=s_noise, order=3, solver_type="heun", final_draw=final_draw
@@ -402,7 +402,7 @@ def dpmpp_2s_a(
 def dpmpp_sde(
     x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Steps:
-    """The same, but that the way to the middle is an ancestral step too: two calls and two draws a step.
+    """`dpmpp_2s_a` whose way to the middle is an ancestral step too: two calls and two draws a step.
 
     `DPMSolverSDEScheduler` and k-diffusion's `sample_dpmpp_sde`, whose draws come from a Brownian tree, while
     all of these are independent. Arguments as in `euler_a`.
