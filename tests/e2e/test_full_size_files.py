@@ -29,7 +29,7 @@ def memory(field):
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
 
 path, tokenizer = map(Path, sys.argv[1:])
-hub._clip_tokenizer = lambda: tokenizer
+hub.clip_tokenizer = lambda: tokenizer
 before, began = memory("VmRSS"), time.perf_counter()
 with path.open("rb") as file:
     while file.read(1 << 24):

@@ -20,6 +20,10 @@ from limner.diffusion.prediction import Scalings
 class Guidance(Protocol):
     """What a generation needs of a guidance."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All conditionings that may be evaluated at some sigma, in the order of their rows."""
+
     def branches(self, sigma: float) -> tuple[str, ...]:
         """The names of the conditionings to evaluate at `sigma`, in the order of their rows."""
 
@@ -64,11 +68,15 @@ class ClassifierFreeGuidance:
         if not 0.0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval is {self.interval}; expected 0 <= low < high")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        positive = tuple(f"positive {n}" if n > 1 else "positive" for n in range(1, len(self.weights) + 1))
+        return positive if self.scale == 1.0 and self.weights == (1.0,) else (*positive, "negative")
+
     def branches(self, sigma: float) -> tuple[str, ...]:
         """`positive` alone where nothing is guided, else all positive ones and `negative`."""
         several = self.weights != (1.0,)
-        positive = tuple(f"positive {n}" if n > 1 else "positive" for n in range(1, len(self.weights) + 1))
-        return (*positive, "negative") if several or self._scale_at(sigma) != 1.0 else positive
+        return self.names if several or self._scale_at(sigma) != 1.0 else ("positive",)
 
     def _scale_at(self, sigma: float) -> float:
         low, high = self.interval
@@ -113,9 +121,14 @@ class EditGuidance:
     scale: float
     image_scale: float
 
-    def branches(self, sigma: float) -> tuple[str, ...]:
+    @property
+    def names(self) -> tuple[str, ...]:
         """All three, or the first alone where both scales are 1."""
         return ("positive",) if self.scale == self.image_scale == 1.0 else ("positive", "image", "negative")
+
+    def branches(self, sigma: float) -> tuple[str, ...]:
+        """The same at every sigma."""
+        return self.names
 
     def combine(
         self, denoised: Mapping[str, Tensor], x: Tensor, sigma: float, scalings: Scalings[float]

@@ -343,7 +343,7 @@ class Engine:
         if "refiner" in models:
             models["refiner"].check_refines(model, request)
         plan = plan_of(request, model.scheduler)
-        rows = rows_of(script_of(request, plan, model.traits), plan)
+        rows = rows_of(script_of(request, plan, model.traits))
         shape = model.latent_shape(request)
         limits = self._limits_of(model)
         needed = sum(one.backend.bytes for one in models.values()) + limits.most_for(model, shape, rows)

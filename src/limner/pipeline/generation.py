@@ -20,6 +20,7 @@ from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.guidance import ClassifierFreeGuidance, EditGuidance, Guidance
 from limner.diffusion.plan import Plan, make_plan
 from limner.diffusion.samplers import SAMPLERS, Noise, Steps
+from limner.errors import InvalidRequest
 from limner.prompts.schedule import Part, compose, prompt_schedule
 from limner.request import GenerationRequest
 from limner.weights.checkpoint import Kind
@@ -141,7 +142,7 @@ def _denoised(
     """Have one model read the prompts and walk its part of the way."""
     script = script_of(request, plan, model.traits)
     adapters = model.adapters_of(request) if role == "model" else ()
-    told = yield from _read(request, model.traits, plan, script, beside, role, adapters)
+    told = yield from _read(request, model.traits, script, beside, role, adapters)
     ask = Denoise(x, plan.sigmas[0], 0.0, {}, script[0].guidance, 0, 0, role=role, adapters=adapters)
     ask = replace(ask, exact=request.exact)
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
@@ -180,8 +181,8 @@ def script_of(request: GenerationRequest, plan: Plan, traits: Traits) -> Script:
         names = ["positive", *(f"positive {n}" for n in range(2, len(parts) + 1))]
         texts = {name: part.text for name, part in zip(names, parts, strict=True)}
         weights = tuple(part.weight for part in parts)
-        if len(parts) == 1 and traits.kind != "edit" and not traits.guides_itself:
-            weights = (1.0,)  # there is nothing to weigh it against, as in AUTOMATIC1111 at a scale of 1
+        if traits.kind == "edit" and weights != (1.0,):
+            raise InvalidRequest("AND and its weights are not for models that edit", hint="leave them out")
         guidance = guidance_of(request, plan, traits, weights)
         scenes.append(Scene(last, {**texts, "negative": unwanted, "image": unwanted}, guidance))
     return scenes
@@ -190,17 +191,13 @@ def script_of(request: GenerationRequest, plan: Plan, traits: Traits) -> Script:
 def _read(
     request: GenerationRequest,
     traits: Traits,
-    plan: Plan,
     script: Script,
     beside: Mapping[str, Tensor],
     role: Role,
     adapters: tuple[UsedAdapter, ...],
 ) -> Generator[Call, Any, list[dict[str, Conditioning]]]:
     """What the U-Net is told in each branch of the guidance, for each scene; texts are read once."""
-    branches = [
-        list(dict.fromkeys(name for sigma in plan.sigmas[:-1] for name in scene.guidance.branches(sigma)))
-        for scene in script
-    ]
+    branches = [scene.guidance.names for scene in script]
     zero = traits.zero_negative and request.negative_prompt is None
     texts = dict.fromkeys(
         scene.texts[name]
@@ -316,9 +313,9 @@ def guidance_of(
     return ClassifierFreeGuidance(request.guidance_scale, request.guidance_rescale, interval, weights)
 
 
-def rows_of(script: Script, plan: Plan) -> int:
+def rows_of(script: Script) -> int:
     """How many rows of the U-Net a picture takes at once, at most."""
-    return max(len(scene.guidance.branches(sigma)) for scene in script for sigma in plan.sigmas[:-1])
+    return max(len(scene.guidance.names) for scene in script)
 
 
 def denoised(

@@ -29,6 +29,7 @@ from .checkpoint import (
     read_checkpoint,
 )
 from .files import whole_folder
+from .hub import cached_clip_tokenizer
 from .keymaps import Entry, by_single, single_shapes
 from .load import refuse_unless_fitting, text_encoder_name, unet_name, vae_name
 from .pickles import read_pickle
@@ -137,7 +138,7 @@ def convert(
             folder, into `extras.safetensors`. A folder's extras are put back in any case.
         prediction_type: of the U-Net, whatever the source says.
         tokenizer: a folder with the `vocab.json` and `merges.txt` of CLIP's tokenizer, of which a single file
-            has none.
+            has none. None is that of the hub's cache.
         variant: of a folder's weight files.
         allow_pickle: read the tensors of a pickle, and nothing else of it.
 
@@ -164,7 +165,7 @@ def convert(
             tensors = {key: tensor.to(dtype) for key, tensor in file.tensors.items()}
             write_tensors(target, tensors, file.metadata)
             return Conversion((), file.left_out, ())
-        model = _model(source, file, prediction_type, tokenizer)
+        model = _model(source, file, prediction_type, tokenizer or cached_clip_tokenizer())
     keep = keep_extras or source.is_dir()
     write = _write_folder if to == "folder" else _write_single
     warnings = write(model, target, dtype, keep)

@@ -112,7 +112,7 @@ def locate_model(
         if variant is not None:
             raise InvalidRequest(f"variant {variant!r} of {name!r}: a single file has no variants")
         read_single_file(path)  # before a tokenizer is fetched in vain
-        return LocatedModel(name, path, tokenizer=_clip_tokenizer())
+        return LocatedModel(name, path, tokenizer=clip_tokenizer())
     if shipped is None and not os.path.isdir(path):
         raise _not_a_folder(name, path)
     return LocatedModel(name, shipped or path)
@@ -207,17 +207,25 @@ def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedMo
     return LocatedModel(repo, Path(folder))
 
 
-def _clip_tokenizer() -> Path:
-    """The folder of CLIP's tokenizer files in the hub's cache, where single files have theirs.
-
-    Raises:
-        ModelNotFound: they are not there, and cannot be fetched.
-    """
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+def cached_clip_tokenizer() -> Path | None:
+    """The folder of CLIP's tokenizer files in the hub's cache, if they are there."""
+    from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(_TOKENIZER_REPO, "vocab.json")
-    if isinstance(found, str) and (Path(found).parent / "merges.txt").is_file():
-        return Path(found).parent
+    there = isinstance(found, str) and (Path(found).parent / "merges.txt").is_file()
+    return Path(str(found)).parent if there else None
+
+
+def clip_tokenizer() -> Path:
+    """As `cached_clip_tokenizer`, but fetched where they are not there.
+
+    Raises:
+        ModelNotFound: they cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    if (cached := cached_clip_tokenizer()) is not None:
+        return cached
     try:
         return Path(snapshot_download(_TOKENIZER_REPO, allow_patterns=list(TOKENIZER_FILES)))
     except Exception as error:  # of many libraries underneath

@@ -186,4 +186,13 @@ def test_a_prompt_that_changes_goes_on_where_the_picture_was_begun():
     plan = plan_of(whole, model.scheduler)
     script = script_of(whole, plan.part(2), Traits())
     assert [(scene.last, scene.texts["positive"]) for scene in script] == [(3, "a"), (5, "bb")]
-    assert rows_of(script, plan) == 2
+    assert rows_of(script) == 2
+
+
+@pytest.mark.parametrize("sampler", ["dpm2", "dpm_adaptive", "restart", "heun"])
+def test_samplers_that_ask_between_the_sigmas_of_an_interval(sampler):
+    model = FakeModel()
+    plan = plan_of(request(sampler=sampler), model.scheduler)
+    high, low = plan.sigmas[1] * 0.99, plan.sigmas[2] * 1.01
+    run(picture_of(request(sampler=sampler, guidance_interval=(low, high)), model), model)
+    assert {"negative"} <= set(model.calls[1].conditionings)
