@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.contestant import Contestant, Unavailable
 from benchmarks.harness import Spent, Spread, alternate, ratio, share_of_others, spent
+from benchmarks.lora_style import ink, of_the_way
 from benchmarks.networks import Entry, difference, heats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +102,21 @@ def test_heats_fit_into_memory_and_hold_the_baseline():
 def test_differences_are_relative():
     largest, rms = difference(np.array([3.0, 5.0]), np.array([3.0, 4.0]))
     assert (largest, rms) == (pytest.approx(1 / 4), pytest.approx(1 / 5))
+
+
+def test_ink_is_of_thin_dark_lines():
+    pictures = torch.ones(4, 3, 64, 64)
+    pictures[1, :, :, 20] = -1.0  # a black line on white
+    pictures[2, :, :, 20:30] = -1.0  # a black thing on white
+    pictures[3] *= -1.0
+    pictures[3, :, :, 20] = 1.0  # a white line on black
+    assert ink(pictures).tolist() == [0.0, 1 / 64, 0.0, 0.0]
+
+
+def test_the_way_is_of_the_same_prompts():
+    none, full = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 3.0, 5.0])
+    assert of_the_way((none + full) / 2, none, full) == Spread(0.5, 0.5, 0.5)
+    assert of_the_way(none + torch.tensor([0.0, 0.0, 3.0]), none, full).low < 0.1
 
 
 def unavailable():

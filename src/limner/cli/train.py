@@ -291,7 +291,7 @@ def lora(
     ] = False,
     steps: Steps = 600,
     batch: BatchSize = 16,
-    lr: Lr = 1e-3,
+    lr: Lr = 2e-3,
     latents: Annotated[
         int,
         typer.Option(
