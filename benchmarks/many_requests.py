@@ -356,8 +356,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="of both programs; by default each as it comes: fp32 for diffusers, auto for Limner",
     )
     options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64], help="how many requests")
-    options.add_argument("--requests", type=int, default=100, help="of a stream of arrivals")
-    options.add_argument("--streams", type=int, default=3, help="of arrivals")
+    options.add_argument("--requests", type=int, default=300, help="of a stream of arrivals")
+    options.add_argument("--streams", type=int, default=2, help="of arrivals")
     options.add_argument("--soak", action="store_true", help="watch memory over a thousand requests too")
     given = options.parse_args(argv)
     sizes, steps, rounds, streams = given.at_once, _STEPS, given.rounds, given.streams

@@ -56,6 +56,7 @@ SpeedName = Literal["exact", "balanced", "fast"]
 
 Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 Pair = tuple[Annotated[int, Field(ge=0, le=16_384)], Annotated[int, Field(ge=0, le=16_384)]]
+Room = Annotated[int, Field(ge=0, le=2048, multiple_of=8)]
 Source = Annotated[str, Field(min_length=1, max_length=64 << 20)]
 Prompt = Annotated[str, Field(max_length=65_536)]
 
@@ -120,7 +121,12 @@ class GenerationRequest(BaseModel):
             need one.
         strength: how much of it is drawn anew, 0 to 1; None is all of it for models that are made for
             inpainting, and 0.8 for others.
-        mask: a picture that is white where an inpainting model is to draw anew.
+        mask: a picture that is white where it is to be drawn anew; where it is black, pixels keep their bits.
+        mask_blur: standard deviation, in pixels, by which its edges are softened.
+        inpaint_area: "whole" draws the whole picture; "masked" only what lies around the mask, at width x
+            height, and puts it back.
+        mask_padding: pixels around the mask, for "masked".
+        extend: pixels to draw beyond the left, top, right and bottom of the picture.
         depth: a depth map, the nearer the whiter, for a model that takes one.
         image_guidance_scale: how closely an editing model keeps to the picture.
         original_size, target_size: height and width that XL is told; None is the picture's own.
@@ -158,6 +164,10 @@ class GenerationRequest(BaseModel):
     image: Source | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     mask: Source | None = None
+    mask_blur: Annotated[float, Field(ge=0, le=256)] = 4.0
+    inpaint_area: Literal["whole", "masked"] = "whole"
+    mask_padding: Annotated[int, Field(ge=0, le=1024)] = 32
+    extend: tuple[Room, Room, Room, Room] = (0, 0, 0, 0)
     depth: Source | None = None
     image_guidance_scale: Annotated[float, Field(ge=1, le=100)] = 1.5
     original_size: Pair | None = None
@@ -223,7 +233,7 @@ class GenerationRequest(BaseModel):
             raise _refusal(error) from None
 
 
-_TUPLES = ("guidance_interval", "original_size", "target_size", "crop", "loras")
+_TUPLES = ("guidance_interval", "original_size", "target_size", "crop", "loras", "extend")
 
 
 def _under_own_names(fields: Mapping[str, Any]) -> dict[str, Any]:

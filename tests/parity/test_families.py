@@ -89,6 +89,7 @@ FAMILIES = {
         {"depth_estimator": None, "feature_extractor": None},
     ),
     "img2img": ("StableDiffusionImg2ImgPipeline", UNET, (TEXT,), "sd15", {}),
+    "plain inpainting": ("StableDiffusionInpaintPipeline", UNET, (TEXT,), "sd15", {}),
     "distilled": (
         "StableDiffusionPipeline", replace(UNET, time_cond_proj_dim=12), (TEXT,), "sd15", {},
     ),
@@ -254,9 +255,18 @@ def test_the_refiner_takes_over(folders):
 
 def test_inpainting(folders, picture, mask):
     assert_same(
-        ours(folders, "inpainting", image=picture, mask=mask),
+        ours(folders, "inpainting", image=picture, mask=mask, mask_blur=0.0),
         theirs(folders, "inpainting", image=picture, mask_image=mask, strength=1.0, **SIZE),
     )
+
+
+def test_inpainting_with_a_model_that_is_not_made_for_it(folders, picture, mask):
+    for strength in (0.7, 1.0):
+        fields = {"image": picture, "strength": strength}
+        assert_same(
+            ours(folders, "plain inpainting", **fields, mask=mask, mask_blur=0.0),
+            theirs(folders, "plain inpainting", **fields, mask_image=mask, **SIZE),
+        )
 
 
 def test_instruct_pix2pix(folders, picture):
@@ -285,7 +295,7 @@ def test_what_a_model_needs_or_has_no_use_for(folders, picture, mask):
     with pytest.raises(InvalidRequest, match="a model for inpainting, needs image and mask"):
         ours(folders, "inpainting", image=picture)
     with pytest.raises(InvalidRequest, match="no use for mask"):
-        ours(folders, "img2img", image=picture, mask=mask)
+        ours(folders, "img2img", mask=mask)
     with pytest.raises(InvalidRequest, match="no picture to begin with"):
         ours(folders, "xl", strength=0.5)
 

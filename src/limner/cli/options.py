@@ -34,6 +34,7 @@ _SCHEDULES = (
     "ddim_uniform."
 )
 _REFERENCE = "picturebook (the default), a folder, a .safetensors file, or a hub id: organisation/name."
+_AREA = "whole, or masked: only what lies around the mask, at width x height, and put back."
 _TOLD = "In pixels, that XL is told; by default the picture's own."
 _COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
 _LOW_VRAM = "Keep only the network that is running on the GPU."
@@ -74,8 +75,13 @@ class RequestOptions(_Options):
     ] = None
     image: Annotated[Text, option("A picture to begin with.", IMAGE, metavar="PICTURE")] = None
     strength: Annotated[Number, option("0 to 1: how much of it is drawn anew.", IMAGE)] = None
-    mask: Annotated[
-        Text, option("White where to draw anew, for inpainting models.", IMAGE, metavar="PICTURE")
+    mask: Annotated[Text, option("White where to draw anew.", IMAGE, metavar="PICTURE")] = None
+    mask_blur: Annotated[Number, option("Pixels by which the mask's edges are softened.", IMAGE)] = None
+    inpaint_area: Annotated[Text, option(_AREA, IMAGE)] = None
+    mask_padding: Annotated[Whole, option("Pixels around the mask, for masked.", IMAGE)] = None
+    extend: Annotated[
+        tuple[int, int, int, int] | None,
+        option("Pixels to draw beyond its sides.", IMAGE, metavar="LEFT TOP RIGHT BOTTOM"),
     ] = None
     depth: Annotated[
         Text, option("A depth map, nearer is whiter, for depth models.", IMAGE, metavar="PICTURE")

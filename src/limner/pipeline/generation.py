@@ -37,7 +37,7 @@ from .calls import (
     EncodeText,
     Role,
 )
-from .images import read_gray, read_pixels
+from .images import Canvas, canvas_of, read_gray
 from .speed import SPEEDS, Speed
 
 Generation = Generator[Call, Any, Tensor]
@@ -109,25 +109,57 @@ def picture_of(
     plan = plan_of(request, model.scheduler)
     shape = model.latent_shape(request)
     noise = noise_source(request.seed, shape)
-    anew = model.traits.kind == "edit" or (model.traits.kind == "inpainting" and plan.begun == 0)
-    if request.image is None or anew:
+    canvas, kind = canvas_of(request), model.traits.kind
+    masked = None if canvas is None else canvas.masked
+    kept: Kept | None = None
+    if canvas is None or kind == "edit" or (kind == "inpainting" and plan.begun == 0):
         x = noise() * plan.start_scale
     else:
-        mean, spread = yield EncodeImage(read_pixels(request.image, request))
-        x = mean + spread * noise()
-        x = x + plan.sigmas[0] * noise()
-    beside = yield from _channels(request, model.traits, shape[2:], noise)
+        mean, spread = yield EncodeImage(canvas.pixels)
+        picture = mean + spread * noise()
+        first = noise()
+        begins_anew = masked is not None and plan.begun == 0
+        x = first * plan.start_scale if begins_anew else picture + first * plan.sigmas[0]
+        if masked is not None and kind == "text":
+            kept = Kept(picture, first, _small(masked, shape[2:]))
+    beside: Mapping[str, Tensor] = {}
+    if canvas is not None and kind != "text":
+        beside = yield from _channels(request, model.traits, canvas, shape[2:], noise)
 
     if refiner is None or request.refiner_start is None:
-        x = yield from _denoised(request, model, plan, x, noise, beside)
+        x = yield from _denoised(request, model, plan, x, noise, beside, kept)
     else:
         handover = plan.step_at(request.refiner_start)
-        x = yield from _denoised(request, model, plan.part(0, handover), x, noise, beside)
+        x = yield from _denoised(request, model, plan.part(0, handover), x, noise, beside, kept)
         last = plan_of(request, refiner.scheduler).part(handover)
-        x = yield from _denoised(request, refiner, last, x, noise, {}, role="refiner")
+        x = yield from _denoised(request, refiner, last, x, noise, {}, kept, role="refiner")
         plan = last
-    image: Tensor = yield DecodeLatents(x / plan.end_scale)
-    return image
+    latents = x / plan.end_scale
+    image: Tensor = yield DecodeLatents(latents if kept is None else kept.within(latents))
+    return image if canvas is None else canvas.finished(image)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Latents that are to stay as they are where a mask [1, 1, h, w] is 0, and the noise that is on them."""
+
+    latents: Tensor
+    noise: Tensor
+    mask: Tensor
+
+    def noisy(self, x: Tensor, sigma: float) -> Tensor:
+        """Latents with noise of sigma, drawn where the mask is 1."""
+        return self.latents + sigma * self.noise + self.mask * (x - self.latents - sigma * self.noise)
+
+    def within(self, drawn: Tensor) -> Tensor:
+        """Latents without noise, drawn where the mask is 1."""
+        return self.latents + self.mask * (drawn - self.latents)
+
+
+def _small(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask [1, 1, H, W] for latents; edges that are soft stay so."""
+    hard = bool(((mask == 0.0) | (mask == 1.0)).all())
+    return F.interpolate(mask, tuple(size), mode="nearest" if hard else "area")
 
 
 def _denoised(
@@ -137,6 +169,7 @@ def _denoised(
     x: Tensor,
     noise: Noise,
     beside: Mapping[str, Tensor],
+    kept: Kept | None,
     role: Role = "model",
 ) -> Generator[Call, Any, Tensor]:
     """Have one model read the prompts and walk its part of the way."""
@@ -146,7 +179,7 @@ def _denoised(
     ask = Denoise(x, plan.sigmas[0], 0.0, {}, script[0].guidance, 0, 0, role=role, adapters=adapters)
     ask = replace(ask, exact=request.exact)
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
-    return (yield from denoised(sampler, plan, script, told, SPEEDS[request.speed], ask))
+    return (yield from denoised(sampler, plan, script, told, SPEEDS[request.speed], ask, kept))
 
 
 @dataclass(frozen=True)
@@ -244,17 +277,13 @@ def _sizes(request: GenerationRequest, traits: Traits, *, negative: bool) -> tup
 
 
 def _channels(
-    request: GenerationRequest, traits: Traits, size: Sequence[int], noise: Noise
+    request: GenerationRequest, traits: Traits, canvas: Canvas, size: Sequence[int], noise: Noise
 ) -> Generator[Call, Any, dict[str, Tensor]]:
-    """What stands behind the latents' own channels, in each branch: nothing in most models.
+    """What stands behind the latents' own channels, in each branch, for models that have more of them.
 
     Args:
         size: height and width of the latents.
     """
-    if traits.kind == "text":
-        return {}
-    assert request.image is not None
-    pixels = read_pixels(request.image, request)  # [1, 3, H, W]
     if traits.kind == "depth":
         assert request.depth is not None
         depth = read_gray(request.depth, request)  # [1, 1, H, W]
@@ -263,12 +292,12 @@ def _channels(
         channels = 2.0 * (depth - low) / (high - low).clamp(min=1e-6) - 1.0
         return {"positive": channels, "negative": channels}
     if traits.kind == "edit":
-        mean, _ = yield EncodeImage(pixels)
+        mean, _ = yield EncodeImage(canvas.pixels)
         picture = mean / traits.scaling_factor  # these models were trained on the autoencoder's own scale
         return {"positive": picture, "image": picture, "negative": torch.zeros_like(picture)}
-    assert request.mask is not None
-    mask = (read_gray(request.mask, request) >= 0.5).float()  # 1 is drawn anew
-    mean, spread = yield EncodeImage(pixels * (1.0 - mask))
+    assert canvas.masked is not None
+    mask = (canvas.masked >= 0.5).float()
+    mean, spread = yield EncodeImage(canvas.pixels * (1.0 - mask))
     small = F.interpolate(mask, tuple(size))
     channels = torch.cat([small, mean + spread * noise()], dim=1)
     return {"positive": channels, "negative": channels}
@@ -325,12 +354,14 @@ def denoised(
     told: Sequence[Mapping[str, Conditioning]],
     speed: Speed,
     ask: Denoise,
+    kept: Kept | None = None,
 ) -> Generator[Call, Denoised, Tensor]:
     """Walk a sampler to its end, asking the model at every sigma that it visits.
 
     Args:
         told: for each scene of the script, what the U-Net is told in each branch.
         ask: a call that says whatever is the same in all.
+        kept: what stays as it is of the picture.
     """
     visited = plan.sigmas[:-1]
     steps = plan.begun + len(visited) + plan.left
@@ -342,6 +373,8 @@ def denoised(
         scene = next(index for index, scene in enumerate(script) if step <= scene.last)
         branches = set(script[scene].guidance.branches(sigma))
         anew = speed.runs_deep_layers(age, step, steps) or not deep.keys() >= branches
+        if kept is not None and sigma < visited[0]:
+            x = kept.noisy(x, sigma)
         answer = yield replace(
             ask,
             x=x,
@@ -356,7 +389,7 @@ def denoised(
         )
         deep, age = (answer.deep, 1) if anew else (deep, age + 1)
         try:
-            x, sigma = sampler.send(answer.latents)
+            x, sigma = sampler.send(answer.latents if kept is None else kept.within(answer.latents))
         except StopIteration as done:
             latents: Tensor = done.value
             return latents

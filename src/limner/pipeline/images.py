@@ -7,11 +7,12 @@ import base64
 import binascii
 import io
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from limner.errors import InvalidRequest
@@ -36,15 +37,129 @@ def from_pixels(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def read_pixels(source: str, request: GenerationRequest) -> Tensor:
-    """A picture that a request names, at the request's size: [1, 3, H, W] in [-1, 1]."""
-    return to_tensor([_fitted(open_image(source).convert("RGB"), request)])
+@dataclass(frozen=True)
+class Canvas:
+    """The picture that a drawing begins with, and what of it is drawn anew.
+
+    Attributes:
+        whole: RGB, as it will be returned.
+        mask: of the same size, 255 where the picture is drawn anew and 0 where it stays; None is all anew.
+        box: left, top, right, bottom of the part that is drawn.
+        size: width and height at which that is done.
+    """
+
+    whole: Image.Image
+    mask: Image.Image | None
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+
+    @property
+    def pixels(self) -> Tensor:
+        """What the drawing begins with: [1, 3, H, W] in [-1, 1]."""
+        return to_tensor([self._part(self.whole)])
+
+    @property
+    def masked(self) -> Tensor | None:
+        """Where it is drawn anew: [1, 1, H, W] in [0, 1]."""
+        return None if self.mask is None else _gray(self._part(self.mask))
+
+    def finished(self, drawn: Tensor) -> Tensor:
+        """The whole picture [1, 3, H, W] with what was drawn in its place; where the mask is 0, pixels keep
+        their bits."""
+        if self.mask is None:
+            return drawn
+        left, top, right, bottom = self.box
+        if drawn.shape[2:] != (bottom - top, right - left):
+            [image] = to_images(drawn)
+            drawn = to_tensor([image.resize((right - left, bottom - top), Image.Resampling.LANCZOS)])
+        share = _gray(self.mask)[:, :, top:bottom, left:right]
+        picture = to_tensor([self.whole])
+        part = picture[:, :, top:bottom, left:right]
+        picture[:, :, top:bottom, left:right] = part + share * (drawn.clamp(-1.0, 1.0) - part)
+        return picture
+
+    def _part(self, image: Image.Image) -> Image.Image:
+        cropped = image.crop(self.box)
+        return cropped if cropped.size == self.size else cropped.resize(self.size, Image.Resampling.LANCZOS)
+
+
+def canvas_of(request: GenerationRequest) -> Canvas | None:
+    """The canvas of a resolved request; None if it begins with no picture."""
+    if request.image is None:
+        return None
+    assert request.width is not None
+    assert request.height is not None
+    size = request.width, request.height
+    whole = extended(open_image(request.image).convert("RGB"), request.extend)
+    mask = None if request.mask is None else open_image(request.mask).convert("L")
+    if request.extend != (0, 0, 0, 0):
+        mask = _border(whole.size, request.extend)
+    if (request.inpaint_area == "whole" or mask is None) and whole.size != size:
+        whole = whole.resize(size, Image.Resampling.LANCZOS)
+    if mask is None:
+        return Canvas(whole, None, (0, 0, *size), size)
+    if mask.size != whole.size:
+        mask = mask.resize(whole.size, Image.Resampling.LANCZOS)
+    if request.mask_blur:
+        mask = mask.filter(ImageFilter.GaussianBlur(request.mask_blur))
+    box = (0, 0, *whole.size)
+    if request.inpaint_area == "masked":
+        box = _around(mask, request.mask_padding, size)
+    return Canvas(whole, mask, box, size)
+
+
+def extended(image: Image.Image, by: tuple[int, int, int, int]) -> Image.Image:
+    """A picture with room at its left, top, right and bottom, filled from its edges."""
+    left, top, right, bottom = by
+    if not any(by):
+        return image
+    return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
+
+
+def _border(size: tuple[int, int], by: tuple[int, int, int, int]) -> Image.Image:
+    """White in the room that `extended` made."""
+    left, top, right, bottom = by
+    mask = Image.new("L", size, 255)
+    mask.paste(0, (left, top, size[0] - right, size[1] - bottom))
+    return mask
+
+
+def _around(mask: Image.Image, padding: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box around all that is not 0 in a mask, with padding, in the proportions of `size` if the picture
+    is large enough.
+
+    Raises:
+        InvalidRequest: the mask is all 0.
+    """
+    found = mask.getbbox()
+    if found is None:
+        raise InvalidRequest("the mask is black: there is nothing to draw", hint="make some of it white")
+    sides = [_span((found[axis] - padding, found[axis + 2] + padding), mask.size[axis]) for axis in (0, 1)]
+    for axis in (0, 1):
+        other = sides[1 - axis]
+        wanted = round((other[1] - other[0]) * size[axis] / size[1 - axis])
+        lacking = wanted - (sides[axis][1] - sides[axis][0])
+        if lacking > 0:
+            low = sides[axis][0] - lacking // 2
+            sides[axis] = _span((low, low + wanted), mask.size[axis])
+    (left, right), (top, bottom) = sides
+    return left, top, right, bottom
+
+
+def _span(span: tuple[int, int], length: int) -> tuple[int, int]:
+    """A span moved, and if need be cut, to lie within a length."""
+    low, high = span
+    low, high = (0, high - low) if low < 0 else (low, high)
+    low, high = (low - (high - length), length) if high > length else (low, high)
+    return max(0, low), high
 
 
 def read_gray(source: str, request: GenerationRequest) -> Tensor:
-    """A mask or a depth map that a request names, at the request's size: [1, 1, H, W] in [0, 1]."""
-    image = _fitted(open_image(source).convert("L"), request)
-    return torch.from_numpy(np.asarray(image, dtype=np.float32)[None, None] / 255.0)
+    """A depth map that a request names, at the request's size: [1, 1, H, W] in [0, 1]."""
+    assert request.width is not None
+    assert request.height is not None
+    image, size = open_image(source).convert("L"), (request.width, request.height)
+    return _gray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
 
 
 def open_image(source: str) -> Image.Image:
@@ -84,8 +199,6 @@ def image_source(image: Image.Image | Path | str) -> str:
     return f"{_DATA}png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 
-def _fitted(image: Image.Image, request: GenerationRequest) -> Image.Image:
-    assert request.width is not None
-    assert request.height is not None
-    size = request.width, request.height
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+def _gray(image: Image.Image) -> Tensor:
+    """[1, 1, H, W] in [0, 1]."""
+    return torch.from_numpy(np.asarray(image, dtype=np.float32)[None, None] / 255.0)

@@ -209,8 +209,16 @@ class Model:
     def _check_pictures(self, request: GenerationRequest) -> None:
         """Refuse a request that lacks a picture that this model needs, or has one that it has no use for."""
         kind, given = self.traits.kind, {name for name in _IMAGES if getattr(request, name) is not None}
+        if any(request.extend):
+            if "image" not in given:
+                raise InvalidRequest("there is no picture to extend", hint="give one with --image")
+            if "mask" in given or request.inpaint_area != "whole":
+                raise InvalidRequest("a picture is extended, or drawn anew where a mask says, not both")
+            given.add("mask")  # of the room that is made
         needed = _NEEDED[kind]
         lacking, idle = needed - given, given - needed - {"image"}
+        if "image" in given and kind == "text":
+            idle -= {"mask"}
         if lacking:
             raise InvalidRequest(f"{self.name}, a model for {kind}, needs {' and '.join(sorted(needed))}")
         if idle:
@@ -228,7 +236,9 @@ class Model:
         if request.image is None:
             side = self.checkpoint.unet_config.sample_size * unit
             return side, side
+        left, top, right, bottom = request.extend
         width, height = open_image(request.image).size
+        width, height = width + left + right, height + top + bottom
         return max(64, width // unit * unit), max(64, height // unit * unit)
 
     @cached_property

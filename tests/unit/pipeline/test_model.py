@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError
 from limner.pipeline.model import load
@@ -141,3 +142,57 @@ def test_cuda_draws_the_same_picture(checkpoint_folder, model, options):
             if next(part.parameters()).is_cuda
         ]
         assert on_device == [backend.vae]
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A picture that no network would draw, and a mask with soft edges in it."""
+    rows = torch.randint(0, 256, (96, 128, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    photo, mask = Image.fromarray(rows.numpy()), Image.new("L", (128, 96))
+    mask.paste(255, (40, 30, 70, 60))
+    photo.save(tmp_path / "photo.png")
+    mask.save(tmp_path / "mask.png")
+    return tmp_path
+
+
+def pixels(image):
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.reshape(image.height, image.width, 3)
+
+
+@pytest.mark.parametrize(
+    "area", [{}, {"inpaint_area": "masked", "width": 64, "height": 64, "mask_padding": 8}]
+)
+def test_what_a_mask_keeps_has_the_same_bits(checkpoint_folder, photo, area):
+    model = load(checkpoint_folder, precision="fp32")
+    original = pixels(Image.open(photo / "photo.png"))
+    given = {"image": photo / "photo.png", "mask": photo / "mask.png", "steps": 3, "seed": 1}
+    found = pixels(model.generate("a cat", **given, **area).images[0])
+    assert found.shape == original.shape
+    mask = Image.open(photo / "mask.png").filter(ImageFilter.GaussianBlur(4.0))
+    kept = torch.frombuffer(bytearray(mask.tobytes()), dtype=torch.uint8).reshape(96, 128) == 0
+    assert 0.5 < kept.float().mean() < 0.95
+    assert torch.equal(found[kept], original[kept])
+    assert (found[45, 55] != original[45, 55]).any()
+
+
+def test_a_picture_is_extended(checkpoint_folder, photo):
+    model = load(checkpoint_folder, precision="fp32")
+    original = pixels(Image.open(photo / "photo.png"))
+    given = {"image": photo / "photo.png", "extend": (0, 16, 32, 0), "mask_blur": 0.0, "steps": 3, "seed": 1}
+    found = model.generate("a cat", **given, strength=1.0).images[0]
+    assert found.size == (160, 112)
+    assert torch.equal(pixels(found)[16:, :128], original)
+    assert found.record.request.extend == (0, 16, 32, 0)
+    with pytest.raises(InvalidRequest, match="not both"):
+        model.generate("a cat", **given, mask=photo / "mask.png")
+    with pytest.raises(InvalidRequest, match="no picture to extend"):
+        model.generate("a cat", extend=(8, 0, 0, 0))
+
+
+def test_a_black_mask(checkpoint_folder, photo):
+    Image.new("L", (128, 96)).save(photo / "mask.png")
+    model = load(checkpoint_folder, precision="fp32")
+    given = {"image": photo / "photo.png", "mask": photo / "mask.png", "inpaint_area": "masked"}
+    with pytest.raises(InvalidRequest, match="the mask is black"):
+        model.generate("a cat", **given)
