@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from limner.errors import InvalidRequest
-from limner.prompts.chunks import PromptSyntax
+from limner.prompts.chunks import Emphasis, PromptSyntax
 from limner.prompts.names import own_names
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries everywhere without loss
@@ -113,9 +113,15 @@ class GenerationRequest(BaseModel):
         sampler, sigma_schedule, timestep_spacing: None is what the checkpoint's own config names.
         eta: the share of fresh noise in DDIM (None: 0) and TCD (None: 0.3), 0 to 1.
         seed: of the first picture; the following ones take seed + 1, seed + 2, … None draws one.
+        noise: "cpu", or "gpu" for the noise that CUDA GPUs draw from the same seed, which is AUTOMATIC1111's
+            default. Either is the same on every device.
+        variation_seed, variation_strength: of another noise, and how far towards it the first noise goes, 0
+            to 1. Above 0, further pictures take variation_seed + 1, … and all the same seed.
         num_images: how many pictures.
         clip_skip: 1 takes the text encoder's last layer, 2 the one before it, as AUTOMATIC1111 counts.
         prompt_syntax: "a1111" or "literal" for none.
+        emphasis: what becomes of weighed words: "original" keeps the mean of all, "no_norm" does not,
+            "ignore" leaves weights out, "none" reads brackets as words.
         loras: adapters, beside those that the prompt names as <lora:name:0.8>.
         image: a picture to begin with: its path or a data URL. Models for inpainting, editing or depth maps
             need one.
@@ -157,9 +163,13 @@ class GenerationRequest(BaseModel):
     timestep_spacing: Spacing | None = None
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    noise: Literal["cpu", "gpu"] = "cpu"
+    variation_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    variation_strength: Annotated[float, Field(ge=0, le=1)] = 0.0
     num_images: Annotated[int, Field(ge=1, le=1000)] = 1
     clip_skip: Annotated[int, Field(ge=1, le=64)] = 1
     prompt_syntax: PromptSyntax = "a1111"
+    emphasis: Emphasis = "original"
     loras: tuple[Lora, ...] = ()
     image: Source | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -195,9 +205,20 @@ class GenerationRequest(BaseModel):
             )
         if (self.refiner is None) != (self.refiner_start is None):
             raise ValueError("refiner and refiner_start go together: give both or neither")
+        if self.variation_seed is not None and not self.variation_strength:
+            raise ValueError("variation_seed has no effect without a variation_strength")
         if self.eta and self.sampler not in (None, "ddim", "tcd"):
             raise ValueError(f"eta is of ddim and tcd; the sampler is {self.sampler}")
         return self
+
+    def of_picture(self, index: int) -> Self:
+        """Of a resolved request, the one for its picture `index`, from 0."""
+        assert self.seed is not None
+        seeds: dict[str, Any] = {"seed": self.seed + index}
+        if self.variation_strength:
+            assert self.variation_seed is not None
+            seeds = {"variation_seed": self.variation_seed + index}
+        return self.model_copy(update={**seeds, "num_images": 1})
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:

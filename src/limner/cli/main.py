@@ -17,6 +17,7 @@ from limner.cli.batch import batch
 from limner.cli.convert import convert
 from limner.cli.evaluate import evaluate
 from limner.cli.generate import generate
+from limner.cli.hash import hash_files
 from limner.cli.models import models
 from limner.cli.show import show
 from limner.cli.tune import tune
@@ -45,6 +46,7 @@ app.command()(batch)
 app.command()(show)
 app.command()(models)
 app.command()(convert)
+app.command("hash")(hash_files)
 app.command()(tune)
 app.add_typer(train.app, name="train")
 app.command()(evaluate)

@@ -68,6 +68,9 @@ class RequestOptions(_Options):
     num_images: Annotated[
         Whole, option("How many; each takes the next seed.", PICTURE, "--num-images", "-n")
     ] = None
+    noise: Annotated[Text, option("cpu, or gpu for the noise of CUDA and AUTOMATIC1111.", PICTURE)] = None
+    variation_seed: Annotated[Whole, option("Of another noise, to go towards.", PICTURE)] = None
+    variation_strength: Annotated[Number, option("0 to 1: how far.", PICTURE)] = None
     negative_prompt: Annotated[Text, option("What to steer away from.", PROMPT)] = None
     prompt_syntax: Annotated[Text, option(_SYNTAX, PROMPT)] = None
     loras: Annotated[
@@ -96,6 +99,7 @@ class RequestOptions(_Options):
     crop: Annotated[Sides, option("Top and left that XL is told.", XL, metavar="TOP LEFT")] = None
     aesthetic_score: Annotated[Number, option("That XL's refiner is told, 0 to 10.", XL)] = None
     negative_aesthetic_score: Annotated[Number, option("Of what to steer away from.", XL)] = None
+    emphasis: Annotated[Text, option("Of (words:1.3): original, no_norm, ignore or none.", PROMPT)] = None
     clip_skip: Annotated[Whole, option("1: the text encoder's last layer, 2: one before …", PROMPT)] = None
     steps: Annotated[Whole, option("Sampler steps.", SAMPLING)] = None
     guidance_scale: Annotated[Number, option("How closely to follow the prompt; 1: off.", SAMPLING)] = None

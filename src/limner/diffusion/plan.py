@@ -248,8 +248,6 @@ def make_plan(
     parameters = inspect.signature(SAMPLERS[name]).parameters.values()
     accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for option, value in (options or {}).items():
-        if option == "eta" and not value and option not in accepted:
-            continue  # no fresh noise from a sampler that adds none
         if option not in accepted:
             names = ", ".join(accepted) or "none"
             raise ValueError(f"{name} has no option {option!r} (given {value!r}); it has {names}")

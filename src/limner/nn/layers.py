@@ -79,6 +79,13 @@ def run_block(block: Callable[..., Any], *args: Any, checkpointed: bool) -> Any:
     return block(*args)
 
 
+class GroupNormSiLU(nn.GroupNorm):
+    """Group norm, then SiLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
 class ResnetBlock2D(nn.Module):
     """GroupNorm, SiLU, convolution, twice, around a residual; the time embedding joins in between.
 
@@ -96,19 +103,19 @@ class ResnetBlock2D(nn.Module):
         time_channels: int | None = None,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.norm1 = GroupNormSiLU(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None if time_channels is None else nn.Linear(time_channels, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.norm2 = GroupNormSiLU(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x: [B, C, h, w]; time: [B, T], already through SiLU. Returns [B, out_channels, h, w]."""
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        h: Tensor = self.conv1(self.norm1(x))
         if self.time_emb_proj is not None:
             h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.norm2(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         return x + h

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import read_config, require
-from .layers import Attention, Downsample2D, ResnetBlock2D, Upsample2D, attention, run_block
+from .layers import Attention, Downsample2D, GroupNormSiLU, ResnetBlock2D, Upsample2D, attention, run_block
 
 OUTER = 2  # layers on the way up that run at every step; as many feature maps on the way down feed them
 
@@ -408,7 +408,7 @@ class UNet2DConditionModel(nn.Module):
             self.up_blocks.append(Stage(inputs, channels, depth, config.heads[level], config, up=level > 0))
             below = channels
 
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], config.norm_eps)
+        self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, widths[0], config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
@@ -495,7 +495,7 @@ class UNet2DConditionModel(nn.Module):
             middle = run_block(self.mid_block, skips[-1], time, context, checkpointed=checkpointed)
             deep = self._ascend(up[:-OUTER], middle, skips, time, context)
         x = self._ascend(up[-OUTER:], deep, skips, time, context)
-        y: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        y: Tensor = self.conv_out(self.conv_norm_out(x))
         return y, deep
 
     def _descend(self, layers: Layers, skips: list[Tensor], time: Tensor, context: Tensor) -> None:

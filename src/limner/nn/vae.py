@@ -10,11 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import read_config, require
-from .layers import Attention, Downsample2D, ResnetBlock2D, Upsample2D, attention, run_block
+from .layers import Attention, Downsample2D, GroupNormSiLU, ResnetBlock2D, Upsample2D, attention, run_block
 
 _EPS = 1e-6  # of every normalisation in this network
 
@@ -166,7 +165,7 @@ class Encoder(nn.Module):
             for level, (a, b) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
         self.mid_block = MidBlock(widths[-1], groups)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], _EPS)
+        self.conv_norm_out = GroupNormSiLU(groups, widths[-1], _EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor, checkpointed: bool) -> Tensor:
@@ -174,7 +173,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = run_block(block, x, checkpointed=checkpointed)
         x = run_block(self.mid_block, x, checkpointed=checkpointed)
-        moments: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        moments: Tensor = self.conv_out(self.conv_norm_out(x))
         return moments
 
 
@@ -190,14 +189,14 @@ class Decoder(nn.Module):
             Stage(a, b, config.layers_per_block + 1, groups, up=level < len(widths) - 1)
             for level, (a, b) in enumerate(zip((widths[0], *widths), widths, strict=False))
         )
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], _EPS)
+        self.conv_norm_out = GroupNormSiLU(groups, widths[-1], _EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, checkpointed: bool) -> Tensor:
         x = run_block(self.mid_block, self.conv_in(x), checkpointed=checkpointed)
         for block in self.up_blocks:
             x = run_block(block, x, checkpointed=checkpointed)
-        images: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        images: Tensor = self.conv_out(self.conv_norm_out(x))
         return images
 
 

@@ -59,6 +59,7 @@ class AdapterLibrary:
     ) -> None:
         self._checkpoint, self._loras, self._embeddings = checkpoint, loras, embeddings
         self._read: OrderedDict[tuple[Path, tuple[int, int]], Adapter] = OrderedDict()
+        self._low_rank: dict[tuple[Path, tuple[int, int]], bool] = {}
         self._terms: dict[tuple[tuple[UsedAdapter, ...], ...], dict[str, tuple[Tensor, Tensor]]] = {}
 
     @cached_property
@@ -109,11 +110,14 @@ class AdapterLibrary:
 
     def is_low_rank(self, used: UsedAdapter, modules: frozenset[str]) -> bool:
         """Whether all that it changes in the U-Net are weights of these modules, each by a LoRA."""
-        patches, shapes = self.read(used).patches.get("unet", {}), self.targets.shapes["unet"]
-        return all(
-            name.removesuffix(".weight") in modules and patch.low_rank(shapes[name]) is not None
-            for name, patch in patches.items()
-        )
+        key = used.path, used.stamp
+        if key not in self._low_rank:
+            patches, shapes = self.read(used).patches.get("unet", {}), self.targets.shapes["unet"]
+            self._low_rank[key] = all(
+                name.removesuffix(".weight") in modules and patch.low_rank(shapes[name]) is not None
+                for name, patch in patches.items()
+            )
+        return self._low_rank[key]
 
     def terms(self, rows: tuple[tuple[UsedAdapter, ...], ...]) -> dict[str, tuple[Tensor, Tensor]]:
         """What adapters of low rank add to each row of a forward pass of the U-Net, `Terms` of its backend.

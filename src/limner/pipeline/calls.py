@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from limner.diffusion.guidance import Guidance
-from limner.prompts.chunks import PromptSyntax
+from limner.prompts.chunks import Emphasis, PromptSyntax
 
 from .adapting import UsedAdapter
 
@@ -47,6 +47,7 @@ class EncodeText:
     Attributes:
         exact: each chunk is encoded in a forward pass of its own, so that its bits do not depend on company.
         adapters: that change the text encoders.
+        emphasis: what becomes of weights.
     """
 
     prompts: tuple[str, ...]
@@ -55,6 +56,7 @@ class EncodeText:
     exact: bool = False
     role: Role = "model"
     adapters: tuple[UsedAdapter, ...] = ()
+    emphasis: Emphasis = "original"
 
 
 @dataclass(frozen=True, eq=False)

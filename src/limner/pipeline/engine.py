@@ -363,7 +363,7 @@ class Engine:
     def _begin(self, job: _Job, request: GenerationRequest, models: Mapping[Role, Model]) -> None:
         assert request.seed is not None
         job.since = job.since or time.monotonic()
-        own = request.model_copy(update={"seed": request.seed + job.begun, "num_images": 1})
+        own = request.of_picture(job.begun)
         generation = picture_of(own, models["model"], refiner=models.get("refiner"))
         self._drawings.append(_Drawing(job, job.begun, own, models, generation, next(generation), self._tick))
         if isinstance(self._models, ModelCache):

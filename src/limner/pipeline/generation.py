@@ -8,7 +8,7 @@ answer to a `Denoise` holds a preview), run in company of many (`Engine`), and b
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.guidance import ClassifierFreeGuidance, EditGuidance, Guidance
+from limner.diffusion.noise import cpu_noise, gpu_noise, varied
 from limner.diffusion.plan import Plan, make_plan
 from limner.diffusion.samplers import SAMPLERS, Noise, Steps
 from limner.errors import InvalidRequest
@@ -41,7 +42,6 @@ from .images import Canvas, canvas_of, read_gray
 from .speed import SPEEDS, Speed
 
 Generation = Generator[Call, Any, Tensor]
-NoiseSource = Callable[[int, tuple[int, ...]], Noise]
 
 
 class AnswersCalls(Protocol):
@@ -83,16 +83,20 @@ class Facts(Protocol):
     def latent_shape(self, request: GenerationRequest) -> tuple[int, ...]: ...
 
 
-def cpu_noise(seed: int, shape: tuple[int, ...]) -> Noise:
-    """Unit normal noise from one CPU generator: the same on every device and in every batch."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return lambda: torch.randn(shape, generator=generator)
+def noise_of(request: GenerationRequest, shape: tuple[int, ...]) -> Noise:
+    """The noise of a resolved request."""
+    assert request.seed is not None
+    source = {"cpu": cpu_noise, "gpu": gpu_noise}[request.noise]
+    noise = source(request.seed, shape)
+    if not request.variation_strength:
+        return noise
+    assert request.variation_seed is not None
+    return varied(noise, source(request.variation_seed, shape), request.variation_strength)
 
 
 def picture_of(
     request: GenerationRequest,
     model: Facts,
-    noise_source: NoiseSource = cpu_noise,
     refiner: Facts | None = None,
 ) -> Generation:
     """Draw one picture.
@@ -105,10 +109,9 @@ def picture_of(
     Returns:
         [1, 3, H, W], about [-1, 1].
     """
-    assert request.seed is not None
     plan = plan_of(request, model.scheduler)
     shape = model.latent_shape(request)
-    noise = noise_source(request.seed, shape)
+    noise = noise_of(request, shape)
     canvas, kind = canvas_of(request), model.traits.kind
     masked = None if canvas is None else canvas.masked
     kept: Kept | None = None
@@ -239,7 +242,13 @@ def _read(
         if name.startswith("positive") or not zero
     )
     encoded = yield EncodeText(
-        tuple(texts), request.prompt_syntax, request.clip_skip, request.exact, role, adapters
+        tuple(texts),
+        request.prompt_syntax,
+        request.clip_skip,
+        request.exact,
+        role,
+        adapters,
+        request.emphasis,
     )
     read: dict[str, Conditioning] = dict(zip(texts, encoded, strict=True))
     told = []
@@ -306,13 +315,14 @@ def _channels(
 def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
     """The sigmas and timesteps of a resolved request. Raises ValueError where they cannot be had."""
     assert request.steps is not None
+    own = (request.sampler or scheduler.sampler) in ("ddim", "tcd")  # to others, an eta of 0 says nothing
     plan = make_plan(
         scheduler,
         request.steps,
         sampler=request.sampler,
         spacing=request.timestep_spacing,
         sigma_schedule=request.sigma_schedule,
-        options=None if request.eta is None else {"eta": request.eta},
+        options={"eta": request.eta} if request.eta or (own and request.eta is not None) else None,
     )
     if request.image is None or request.strength is None:
         return plan

@@ -22,6 +22,8 @@ from limner.prompts.infotext import (
 from limner.request import GenerationRequest, Lora
 from limner.weights.files import whole_file
 
+_EMPHASES = {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}  # webui's names; else "Original"
+LORA = "lora"  # before the name of an adapter, in what a record says of the model
 _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _UNICODE = b"UNICODE\0"  # EXIF's marker of UserComment's encoding
 
@@ -32,7 +34,8 @@ class Record(BaseModel):
     Attributes:
         schema_version: of this record.
         request: resolved, with this picture's own seed and num_images 1.
-        model: its name, family and, under "sha256", a hash over its weights.
+        model: its name, family and, under "sha256", a hash over its weights; under "lora NAME" that of an
+            adapter.
         environment: versions, device, precision, backend, threads: what must agree for the same bits.
         warnings: what the request's maker was told.
     """
@@ -59,7 +62,16 @@ class Record(BaseModel):
             "Model hash": self.model.get("sha256", "")[:10],
             "Model": Path(self.model["name"]).name,
             "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-            "RNG": "CPU",
+            "Denoising strength": None if request.image is None else request.strength,
+            "Emphasis": _EMPHASES.get(request.emphasis),
+            "Lora hashes": ", ".join(
+                f"{name.removeprefix(f'{LORA} ')}: {digest[:12]}"
+                for name, digest in self.model.items()
+                if name.startswith(f"{LORA} ")
+            ),
+            "RNG": "CPU" if request.noise == "cpu" else None,  # where it is not said, it is the GPU's
+            "Variation seed": request.variation_seed,
+            "Variation seed strength": request.variation_strength or None,
             "Version": f"limner {self.environment['limner']}",
         }
         tags = "".join(f"<lora:{_tag(lora)}>" for lora in request.loras)
@@ -198,6 +210,10 @@ def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
     if "Sampler" in given:
         names = sampler_from_a1111(given["Sampler"], given.get("Schedule type"))
         fields["sampler"], fields["sigma_schedule"] = names
+    if "Emphasis" in given:
+        named = {name: ours for ours, name in _EMPHASES.items()}
+        fields["emphasis"] = named.get(given["Emphasis"], "original")
+    fields["noise"] = "cpu" if given.get("RNG") == "CPU" else "gpu"
     numbers = {
         "Steps": ("steps", int),
         "CFG scale": ("guidance_scale", float),
@@ -205,6 +221,8 @@ def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
         "Size-1": ("width", int),
         "Size-2": ("height", int),
         "Clip skip": ("clip_skip", int),
+        "Variation seed": ("variation_seed", int),
+        "Variation seed strength": ("variation_strength", float),
     }
     for key, (name, read) in numbers.items():
         if key in given:

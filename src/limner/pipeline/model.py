@@ -26,6 +26,7 @@ from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, Uns
 from limner.prompts.tokenizer import Tokenizer
 from limner.request import MAX_SEED, GenerationRequest
 from limner.weights.checkpoint import CARD, Checkpoint, Kind, read_checkpoint, weights_hash
+from limner.weights.hashes import lora_hash
 from limner.weights.hub import locate_model
 from limner.weights.single import Prediction
 
@@ -35,7 +36,7 @@ from .backends.native import NativeBackend
 from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText
 from .generation import Traits, plan_of
 from .images import image_source, open_image, to_images
-from .metadata import Picture, Record
+from .metadata import LORA, Picture, Record
 from .result import GenerationResult
 from .text import TextEncoder, Tower
 from .tiles import decode_in_tiles
@@ -130,7 +131,7 @@ class Model:
         defaults = self._card.get("defaults", {})
         self._check_pictures(request)
         kind = self.traits.kind
-        width, height = self._own_size(request)
+        width, height, varies = *self._own_size(request), request.variation_strength > 0
         filled = {
             "model": self.name,
             "revision": self.revision,
@@ -143,6 +144,7 @@ class Model:
             **({"width": width, "height": height} if request.image is not None else {}),
             **({"strength": _STRENGTH} if request.image is not None and kind in ("text", "depth") else {}),
             "seed": secrets.randbelow(MAX_SEED - request.num_images),
+            **({"variation_seed": secrets.randbelow(MAX_SEED - request.num_images)} if varies else {}),
             **request.model_dump(exclude_none=True, exclude={"model", "revision", "variant"}),
         }
         request = with_loras(GenerationRequest.of(filled))
@@ -523,6 +525,8 @@ class Model:
         identity = dict(self.identity)
         if refiner is not None:
             identity["refiner_sha256"] = refiner.identity["sha256"]
+        for used in self.adapters_of(request):
+            identity[f"{LORA} {used.path.stem}"] = lora_hash(used.path)
         record = Record(request=request, model=identity, environment=self.environment(), warnings=told)
         return Picture(to_images(image)[0], record)
 

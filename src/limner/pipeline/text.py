@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limner.prompts.chunks import Chunk, EncodedPrompt, LearnedWords, encode_prompt
+from limner.prompts.chunks import Chunk, Emphasis, EncodedPrompt, LearnedWords, encode_prompt
 from limner.prompts.tokenizer import Tokenizer
 
 from .calls import Answer, Conditioning, EncodeText
@@ -56,9 +56,13 @@ class TextEncoder:
         """Answer calls of one `clip_skip` and one `exact`. Chunks that are not known share a forward pass, or
         have one each where the calls are exact."""
         skip, exact = calls[0].clip_skip, calls[0].exact
-        texts = [(prompt, call.syntax) for call in calls for prompt in call.prompts]
+        texts = [
+            (prompt, "literal" if call.emphasis == "none" else call.syntax, call.emphasis)
+            for call in calls
+            for prompt in call.prompts
+        ]
         encoded = [
-            [encode_prompt(prompt, tower.tokenizer, syntax, self._words) for prompt, syntax in texts]
+            [encode_prompt(prompt, tower.tokenizer, syntax, self._words) for prompt, syntax, _ in texts]
             for tower in self._towers
         ]
         read = [
@@ -67,7 +71,12 @@ class TextEncoder:
             )
             for which, prompts in enumerate(encoded)
         ]
-        conditionings = iter([self._conditioning(prompts, read) for prompts in zip(*encoded, strict=True)])
+        conditionings = iter(
+            [
+                self._conditioning(prompts, read, emphasis)
+                for prompts, (_, _, emphasis) in zip(zip(*encoded, strict=True), texts, strict=True)
+            ]
+        )
         warnings = iter([prompt.warnings for prompt in encoded[0]])
         return [
             Answer(
@@ -93,7 +102,7 @@ class TextEncoder:
         return {ids: one for ids, one in found.items() if one is not None}
 
     def _conditioning(
-        self, prompts: Sequence[EncodedPrompt], read: Sequence[dict[_Ids, _Read]]
+        self, prompts: Sequence[EncodedPrompt], read: Sequence[dict[_Ids, _Read]], emphasis: Emphasis
     ) -> Conditioning:
         """Join what the encoders made of one prompt.
 
@@ -103,23 +112,25 @@ class TextEncoder:
         states = []
         for prompt, known in zip(prompts, read, strict=True):
             hidden = torch.stack([known[chunk.ids][0] for chunk in prompt.chunks])  # [chunks, T, C]
-            states.append(_emphasised(hidden, prompt.chunks).flatten(0, 1))  # [chunks*T, C]
+            states.append(_emphasised(hidden, prompt.chunks, emphasis).flatten(0, 1))  # [chunks*T, C]
         length = max(len(one) for one in states)
         joined = [torch.cat([one, one.new_zeros(length - len(one), one.shape[1])]) for one in states]
         pooled = read[-1][prompts[-1].chunks[0].ids][1][None] if self._pooled else None
         return Conditioning(torch.cat(joined, dim=1)[None], pooled)
 
 
-def _emphasised(hidden: Tensor, chunks: Sequence[Chunk]) -> Tensor:
-    """Weigh tokens [chunks, T, C], keeping each chunk's mean, as AUTOMATIC1111's "Original" emphasis does.
+def _emphasised(hidden: Tensor, chunks: Sequence[Chunk], emphasis: Emphasis) -> Tensor:
+    """Weigh tokens [chunks, T, C]; "original" keeps each chunk's mean, as AUTOMATIC1111's default does.
 
     A mean that is next to nothing cannot be kept by scaling, so such a chunk is only weighed. CLIP's own
     text encoders are far from that.
     """
     weights = torch.tensor([chunk.weights for chunk in chunks])[..., None]  # [chunks, T, 1]
-    if bool((weights == 1).all()):
+    if emphasis == "ignore" or bool((weights == 1).all()):
         return hidden
     weighed = hidden * weights
+    if emphasis == "no_norm":
+        return weighed
     mean, spread = hidden.mean((1, 2), keepdim=True), hidden.std((1, 2), keepdim=True)
     scale = mean / weighed.mean((1, 2), keepdim=True)
     return weighed * torch.where(mean.abs() > 0.005 * spread, scale, 1.0)

@@ -9,6 +9,8 @@ for one chunk, after its final norm, and w its weights [max_length, 1],
 
     z' = z * w * mean(z) / mean(z * w)        both means over the whole chunk
 
+"No norm" leaves the means out, "Ignore" the weights; "None" reads brackets as words.
+
 A prompt and a negative prompt may have different numbers of chunks. Neither is padded: attention does not
 change when its whole context is repeated, so the U-Net may evaluate each by itself, as webui does, or repeat
 both to a common length, with one result. Padding the shorter with empty chunks, webui's option "Pad
@@ -25,6 +27,7 @@ from limner.prompts.attention import check_length, parse_attention
 from limner.prompts.tokenizer import Tokenizer
 
 PromptSyntax = Literal["a1111", "literal"]
+Emphasis = Literal["original", "no_norm", "ignore", "none"]
 
 COMMA_REACH = 20
 """A chunk that overflows within this many tokens of a comma ends at the comma instead (webui's default)."""

@@ -13,6 +13,7 @@ from limner.prompts.chunks import encode_prompt
 from limner.prompts.networks import take_networks
 from limner.request import Lora
 from limner.weights.checkpoint import load_unet
+from limner.weights.hashes import lora_hash
 from limner.weights.tensors import write_tensors
 
 ASK = {"prompt": "a cat", "negative_prompt": "fog", "seed": 3, "steps": 4, "width": 64, "height": 64}
@@ -155,11 +156,13 @@ def test_another_file_under_the_same_name_is_another_adapter(model, folder):
     assert bits(draw(model, prompt="a cat<lora:one>", exact=True)) != first
 
 
-def test_the_record_names_them(model):
+def test_the_record_names_them(model, folder):
     picture = draw(model, prompt="a cat<lora:one:0.5:0.9>")
     assert picture.record.request.loras == (Lora(name="one", weight=0.9, text_weight=0.5),)
     assert picture.record.request.prompt == "a cat"
-    assert picture.record.infotext().startswith("a cat<lora:one:0.5:0.9>\n")
+    text = picture.record.infotext()
+    assert text.startswith("a cat<lora:one:0.5:0.9>\n")
+    assert f'Lora hashes: "one: {lora_hash(folder / "one.safetensors")[:12]}"' in text
     again = model.generate(request=picture.record.request)
     assert bits(again.images[0]) == bits(picture)
 

@@ -101,6 +101,7 @@ def test_a_picture_of_another_program_is_read_by_its_parameters(tmp_path):
         seed=3,
         width=64,
         height=72,
+        noise="gpu",  # where nothing is said
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError
+from limner.pipeline.calls import EncodeText
 from limner.pipeline.model import load
 from limner.request import GenerationRequest
 
@@ -196,3 +197,19 @@ def test_a_black_mask(checkpoint_folder, photo):
     given = {"image": photo / "photo.png", "mask": photo / "mask.png", "inpaint_area": "masked"}
     with pytest.raises(InvalidRequest, match="the mask is black"):
         model.generate("a cat", **given)
+
+
+def test_modes_of_emphasis(checkpoint_folder):
+    model = load(checkpoint_folder, precision="fp32")
+
+    def context(prompt, emphasis):
+        [answer] = model.answer([EncodeText((prompt,), "a1111", 1, emphasis=emphasis)])
+        return answer.value[0].context
+
+    plain = context("a cat", "original")
+    assert torch.equal(context("a (cat:1.5)", "ignore"), plain)
+    bare = context("a (cat:1.5)", "no_norm")
+    assert torch.allclose(bare[:, :2], plain[:, :2])  # start and "a"
+    assert torch.allclose(bare[:, 3], 1.5 * plain[:, 3])
+    words = model.answer([EncodeText(("a (cat:1.5)",), "literal", 1)])[0].value[0].context
+    assert torch.equal(context("a (cat:1.5)", "none"), words)

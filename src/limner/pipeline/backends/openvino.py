@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from limner import __version__
 from limner.diffusion.config import SchedulerConfig
 from limner.errors import InvalidRequest, OutputError, UnsupportedModel
+from limner.nn import layers
 from limner.nn.clip import CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, timestep_embedding
 from limner.pipeline.calls import Call, Denoise
@@ -219,7 +220,8 @@ class OpenVINOBackend:
             *self.checkpoint.text_configs.values(),
         )
         made_of = f"{weights_hash(self.checkpoint)} {configs}"
-        versions = f"limner{__version__}-torch{torch.__version__}-openvino{version('openvino')}"
+        ours = f"limner{__version__}-{_networks_hash()}"
+        versions = f"{ours}-torch{torch.__version__}-openvino{version('openvino')}"
         if part == "unet" and self.precision == "int8":
             precision, versions = f"int8-{self._inner}", f"{versions}-nncf{version('nncf')}"
         else:
@@ -326,6 +328,13 @@ def _converted(part: str, checkpoint: Checkpoint) -> Any:
             network.eval(), example_input=inputs, trace_kwargs={"check_trace": False}
         )
         return openvino.convert_model(traced)
+
+
+@cache
+def _networks_hash() -> str:
+    """A short hash over the source of the networks, whose graphs are kept."""
+    folder = Path(layers.__file__).parent
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()[:8]
 
 
 def _traceable(part: str, checkpoint: Checkpoint) -> tuple[nn.Module, tuple[Tensor, ...]]:

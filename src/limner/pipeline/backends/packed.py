@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.nn.layers import GroupNormSiLU
 from limner.nn.unet import GEGLU
 from limner.weights.load import cast
 
@@ -53,7 +54,7 @@ def pack(network: Network, dtype: torch.dtype) -> Network:
 
 
 def _packed(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
-    if type(layer) not in (GEGLU, nn.Linear, nn.Conv2d, nn.GroupNorm):
+    if type(layer) not in (GEGLU, nn.Linear, nn.Conv2d, nn.GroupNorm, GroupNormSiLU):
         return pack(layer, dtype)
     for parameter in layer.parameters():
         parameter.data = cast(parameter.data, dtype)
@@ -151,11 +152,13 @@ class PackedGroupNorm(nn.Module):
 
     PyTorch's kernel for feature maps that are channels_last and large spreads their sums over threads as the
     batch happens to fall, so large ones go row by row. Small ones it takes group by group, where in bfloat16
-    the few channels of a group do not fill a vector: fp32 is faster.
+    the few channels of a group do not fill a vector: fp32 is faster. A SiLU behind it is taken while the
+    numbers are in the cache.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
+        self.activated = isinstance(norm, GroupNormSiLU)
         self.groups, self.eps = norm.num_groups, norm.eps
         self.narrow = norm.weight.detach(), norm.bias.detach()
         self.wide = norm.weight.detach().float(), norm.bias.detach().float()
@@ -163,10 +166,16 @@ class PackedGroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         large = x.shape[2] * x.shape[3] >= _LARGE_MAP
         together = 1 if large else max(1, _CACHED_NUMBERS // x[0].numel())
-        rows = [
-            F.group_norm(row, self.groups, *self.narrow, self.eps)
-            if large
-            else F.group_norm(row.float(), self.groups, *self.wide, self.eps).to(x.dtype)
-            for row in torch.split(x, together)
-        ]
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        if together >= len(x):
+            return self._normed(x, large).to(x.dtype)
+        y = torch.empty_like(x)
+        for some, normed in zip(torch.split(x, together), torch.split(y, together), strict=True):
+            normed.copy_(self._normed(some, large))
+        return y
+
+    def _normed(self, x: Tensor, large: bool) -> Tensor:
+        if large:
+            y = F.group_norm(x, self.groups, *self.narrow, self.eps)
+        else:
+            y = F.group_norm(x.float(), self.groups, *self.wide, self.eps)
+        return F.silu(y, inplace=True) if self.activated else y
