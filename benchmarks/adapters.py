@@ -69,9 +69,14 @@ class Limner:
 
 
 class Large:
-    """The U-Net of SD 1.5 at 512 x 512, random weights, two guided pictures with an adapter each."""
+    """A U-Net as SD 1.5's, of random weights, and two guided pictures with an adapter each.
 
-    def __init__(self, side: int) -> None:
+    Args:
+        widths: of its levels.
+        side: of the latents.
+    """
+
+    def __init__(self, widths: tuple[int, ...], side: int) -> None:
         import torch
 
         from limner.memory import keep_freed_memory
@@ -81,7 +86,8 @@ class Large:
 
         keep_freed_memory()
         torch.manual_seed(0)
-        network = UNet2DConditionModel(UNetConfig()).eval().requires_grad_(False)
+        config = UNetConfig(block_out_channels=widths)
+        network = UNet2DConditionModel(config).eval().requires_grad_(False)
         self.unet = pack(network, torch.bfloat16)
         self.slot = Slot()
         self.wrapped = rowwise(self.unet, self.slot)
@@ -91,7 +97,7 @@ class Large:
             torch.randn(4, 77, 768, dtype=torch.bfloat16),
         )
         with torch.device("meta"):
-            plain = UNet2DConditionModel(UNetConfig())
+            plain = UNet2DConditionModel(config)
         terms = {}
         for name in rowwise_modules(self.unet):
             if ".attn" in name:
@@ -171,9 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0], rounds=5)
     options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16], help="how many requests")
     given = options.parse_args(argv)
-    sizes, rounds, side = given.at_once, given.rounds, 64
+    sizes, rounds, widths, side = given.at_once, given.rounds, (320, 640, 1280, 1280), 64
     if given.quick:
-        sizes, rounds, side = [1, 2], 1, 8
+        sizes, rounds, widths, side = [1, 2], 1, (32, 64, 64, 64), 8
     data: dict[str, Any] = {"shipped": {}}
     with Contestant(partial(Limner, max(sizes))) as limner:
         for number in sizes:
@@ -181,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ways = {how: turn(limner, how, number) for how in ("none", "rows", "turns")}
             data["shipped"][number] = alternate(ways, rounds)
     say("SD 1.5's U-Net")
-    with Contestant(partial(Large, side)) as large:
+    with Contestant(partial(Large, widths, side)) as large:
         data["large"] = alternate({how: partial(large.ask, "step", how) for how in ("rows", "turns")}, rounds)
     report(given, data).publish(given)
 

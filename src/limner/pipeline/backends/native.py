@@ -257,6 +257,9 @@ class _AdaptedBackend(NativeBackend):
         """Of the layers that it does not share."""
         return self._own_bytes
 
+    def _ready(self, network: Network) -> Network:
+        return self._base._ready(network)  # which knows what is on the device, shared layers included
+
     def _changed(self, part: str, base: Network, build: Callable[[], Network]) -> Network:
         stored = self.checkpoint.tensors(part)
         changed = patched_weights(self._adapters, part, lambda name: stored[name].float())
