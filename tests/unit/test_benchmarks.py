@@ -17,8 +17,13 @@ from benchmarks.lora_style import ink, of_the_way
 from benchmarks.networks import Entry, difference, heats
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = {"networks": (), "first_picture": (), "many_requests": ("--precision", "fp32"),    "training": (),
-    "adapters": (),}
+COMMANDS = {
+    "networks": (),
+    "first_picture": (),
+    "many_requests": ("--precision", "fp32"),
+    "training": (),
+    "adapters": (),
+}
 
 
 @pytest.fixture(scope="module")
