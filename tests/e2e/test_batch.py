@@ -289,7 +289,9 @@ def test_ctrl_c_keeps_what_is_finished(limner, tiny, tmp_path):
     assert process.stdout is not None
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=60)
+    with process.stdout as pipe:  # `communicate` would pass over what `readline` has read ahead
+        rest = pipe.read()
+    process.wait(timeout=60)
     said = bytearray()
     while chunk := read(terminal):
         said += chunk
