@@ -59,4 +59,13 @@ def _rows(record: "Record") -> list[tuple[str, str]]:
 def _seldom(request: "GenerationRequest") -> set[str]:
     """Fields that few requests have, and that this one has not."""
     names = {"loras", "image_guidance_scale", "crop", "aesthetic_score", "negative_aesthetic_score"}
+    names |= {
+        "mask_blur",
+        "inpaint_area",
+        "mask_padding",
+        "extend",
+        "noise",
+        "variation_strength",
+        "emphasis",
+    }
     return {name for name in names if getattr(request, name) == type(request).model_fields[name].default}

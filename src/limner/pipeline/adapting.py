@@ -164,7 +164,7 @@ class AdapterLibrary:
         where = f"not in {', '.join(map(str, self._loras))}" if self._loras else "no folder of them was given"
         raise ModelNotFound(
             f"there is no LoRA {name!r}: no such .safetensors file, and {where}",
-            hint="name a file, or give the folder that it is in: --lora-dir, loras=",
+            hint="name a file, or give the folder that it is in: --lora-dir, lora_dirs=",
         )
 
 

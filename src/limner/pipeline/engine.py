@@ -470,7 +470,11 @@ class Engine:
         job = drawing.job
         assert job.plan is not None
         models = drawing.models
-        picture = models["model"].picture(image, drawing.request, drawing.warnings, models.get("refiner"))
+        try:
+            picture = models["model"].picture(image, drawing.request, drawing.warnings, models.get("refiner"))
+        except Exception as error:  # such as an adapter's file that is gone; no concern of others
+            self._end(job, "failed", _told(error))
+            return
         job.pictures[drawing.index] = picture
         self._leave(drawing)
         job.handle.publish(self._progress(drawing, latents, picture))

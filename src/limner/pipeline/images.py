@@ -90,7 +90,7 @@ def canvas_of(request: GenerationRequest) -> Canvas | None:
     assert request.width is not None
     assert request.height is not None
     size = request.width, request.height
-    whole = extended(open_image(request.image).convert("RGB"), request.extend)
+    whole = _extended(open_image(request.image).convert("RGB"), request.extend)
     mask = None if request.mask is None else open_image(request.mask).convert("L")
     if request.extend != (0, 0, 0, 0):
         mask = _border(whole.size, request.extend)
@@ -108,7 +108,7 @@ def canvas_of(request: GenerationRequest) -> Canvas | None:
     return Canvas(whole, mask, box, size)
 
 
-def extended(image: Image.Image, by: tuple[int, int, int, int]) -> Image.Image:
+def _extended(image: Image.Image, by: tuple[int, int, int, int]) -> Image.Image:
     """A picture with room at its left, top, right and bottom, filled from its edges."""
     left, top, right, bottom = by
     if not any(by):
@@ -117,7 +117,7 @@ def extended(image: Image.Image, by: tuple[int, int, int, int]) -> Image.Image:
 
 
 def _border(size: tuple[int, int], by: tuple[int, int, int, int]) -> Image.Image:
-    """White in the room that `extended` made."""
+    """White in the room that `_extended` made."""
     left, top, right, bottom = by
     mask = Image.new("L", size, 255)
     mask.paste(0, (left, top, size[0] - right, size[1] - bottom))

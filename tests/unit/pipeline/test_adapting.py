@@ -181,6 +181,17 @@ def test_what_cannot_be_had_or_used(model, folder):
     assert any("no effect" in told and "lora_unet_nowhere" in told for told in picture.record.warnings)
 
 
+def test_an_adapter_that_goes_while_it_is_used_fails_its_own_request_alone(model, folder):
+    with Engine(model) as engine:
+        ask = GenerationRequest.of({**ASK, "prompt": "a cat<lora:one>", "steps": 60})
+        lost, other = engine.submit(ask), engine.submit(GenerationRequest.of({**ASK, "steps": 60}))
+        next(iter(lost))
+        (folder / "one.safetensors").unlink()
+        with pytest.raises(ModelNotFound, match="no LoRA 'one'"):
+            lost.result()
+        assert len(other.result().images) == 1
+
+
 def test_words_of_their_own(model, folder):
     plain = bits(draw(model, prompt="a Zebra-x", exact=True))
     write_tensors(folder / "zebra-x.safetensors", {"emb_params": torch.randn(3, 32)})
