@@ -249,9 +249,10 @@ def vision_pair(request, randomise):
 def test_image_encoder(vision_pair, assert_close):
     ours, theirs = vision_pair
     pixels = noise(2, 3, 42, 42)
-    expected = theirs(pixels)
+    expected = theirs(pixels, output_hidden_states=True)
     hidden, pooled = ours(pixels)
     assert_close(hidden, expected.last_hidden_state, TOLERANCE)
+    assert_close(ours(pixels, clip_skip=2)[0], expected.hidden_states[-2], TOLERANCE)
     assert_close(
         pooled, expected.image_embeds if ours.config.projection else expected.pooler_output, TOLERANCE
     )

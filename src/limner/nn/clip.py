@@ -321,18 +321,19 @@ class CLIPVisionModel(nn.Module):
         if config.projection:
             self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor, clip_skip: int = 1) -> tuple[Tensor, Tensor]:
         """Embed pictures.
 
         Args:
             pixels: [B, 3, image_size, image_size], normalised as the weights expect.
+            clip_skip: how many layers before the end the hidden states are taken; 1 is the last layer.
 
         Returns:
-            hidden states of the last layer [B, 1 + patches, C], not normalised, and the pooled
-            embedding [B, C or projection_dim] of the class token.
+            hidden states [B, 1 + patches, C], not normalised, and the pooled embedding [B, C or
+            projection_dim] of the class token, always of the last layer.
         """
         model = self.vision_model
         x = model.pre_layrnorm(model.embeddings(pixels))
-        hidden = model.encoder(x, causal=False, checkpointed=self.gradient_checkpointing)[-1]
-        pooled = model.post_layernorm(hidden[:, 0])
-        return hidden, self.visual_projection(pooled) if self.config.projection else pooled
+        states = model.encoder(x, causal=False, checkpointed=self.gradient_checkpointing)
+        pooled = model.post_layernorm(states[-1][:, 0])
+        return states[-clip_skip], self.visual_projection(pooled) if self.config.projection else pooled

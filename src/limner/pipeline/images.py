@@ -162,6 +162,22 @@ def read_gray(source: str, request: GenerationRequest) -> Tensor:
     return _gray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
 
 
+# The means and standard deviations of CLIP's training pictures, in [0, 1].
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_SPREAD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_pixels(image: Image.Image, side: int) -> Tensor:
+    """What CLIP's image encoder is given of a picture: its middle square, [1, 3, side, side], normalised."""
+    shorter = min(image.size)
+    width, height = (int(side * length / shorter) for length in image.size)
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - side) // 2, (height - side) // 2
+    pixels = (to_tensor([image.crop((left, top, left + side, top + side))]) + 1.0) / 2.0
+    mean, spread = (torch.tensor(values)[:, None, None] for values in (_CLIP_MEAN, _CLIP_SPREAD))
+    return (pixels - mean) / spread
+
+
 def open_image(source: str) -> Image.Image:
     """A picture by its path or from a data URL, turned the way up that its EXIF says.
 

@@ -31,6 +31,7 @@ SHIPPED = {"picturebook": Path(__file__).resolve().parents[1] / "picturebook" / 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_FILE = re.compile(rf"({_HUB_ID.pattern}):([\w.-]+(?:/[\w.-]+)*)")
 _TOKENIZER_REPO = "openai/clip-vit-large-patch14"
 _TIMEOUT = 10.0  # seconds, for the hub to answer before the cache is used
 _TOKEN_HINT = "log in with `hf auth login` or set HF_TOKEN"
@@ -116,6 +117,35 @@ def locate_model(
     if shipped is None and not os.path.isdir(path):
         raise _not_a_folder(name, path)
     return LocatedModel(name, shipped or path)
+
+
+def locate_file(reference: str) -> Path:
+    """Find one file: a path, or a file of a repository, "organisation/name:folder/file", fetched if need be.
+
+    Raises:
+        ModelNotFound: there is no such file, or it cannot be fetched.
+    """
+    path, named = Path(os.path.expanduser(reference)), _HUB_FILE.fullmatch(reference)
+    if os.path.isfile(path):
+        return path
+    if named is None:
+        raise ModelNotFound(
+            f"there is no file {reference}",
+            hint="name a file, or one on the hub: organisation/name:folder/file",
+        )
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+
+    repo, file = named.groups()
+    try:
+        return Path(hf_hub_download(repo, file))  # as it is in the cache, where the hub cannot be asked
+    except LocalEntryNotFoundError as error:
+        raise _hub_error(repo, None, error) from error
+    except EntryNotFoundError as error:
+        raise ModelNotFound(f"{repo} on the hub has no file {file}") from error
+    except (OSError, ValueError, TransportError) as error:
+        raise _hub_error(repo, None, error) from error
 
 
 def list_models() -> list[ModelInfo]:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from limner.errors import InvalidCheckpoint
 
-from .tensors import let_go
+from .tensors import LazyTensor, let_go
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,6 +41,11 @@ def text_encoder_name(key: str) -> str | None:
         key = f"text_model.{key}"
     # Positions 0, 1, 2 … were stored until transformers 4.31; the logit scale is CLIP's training temperature.
     return None if key in ("text_model.embeddings.position_ids", "logit_scale") else key
+
+
+def image_encoder_name(key: str) -> str | None:
+    """Positions 0, 1, 2 … were stored until transformers 4.31."""
+    return None if key == "vision_model.embeddings.position_ids" else key
 
 
 _OLD_ATTENTION = re.compile(
@@ -109,8 +114,8 @@ def load_module(
             given[name] = tensor
     refuse_unless_fitting(
         source,
-        {name: _describe(tensor) for name, tensor in expected.items()},
-        {name: _describe(tensor) for name, tensor in given.items()},
+        {name: describe(tensor) for name, tensor in expected.items()},
+        {name: describe(tensor) for name, tensor in given.items()},
         unexpected,
     )
 
@@ -168,8 +173,9 @@ def refuse_unless_fitting(
         )
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{'floating' if tensor.is_floating_point() else tensor.dtype} {list(tensor.shape)}"
+def describe(tensor: Tensor | LazyTensor) -> str:
+    """Kind and shape, for `refuse_unless_fitting`."""
+    return f"{'floating' if tensor.dtype.is_floating_point else tensor.dtype} {list(tensor.shape)}"
 
 
 def _shorten(names: list[str]) -> str:
