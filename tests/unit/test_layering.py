@@ -22,12 +22,14 @@ FOUNDATION = {"limner", "limner.device", "limner.errors", "limner.request", "lim
 FILES = {*FOUNDATION, "limner.nn", "limner.diffusion", "limner.weights"}
 WORLD = "limner.picturebook"
 JUDGES = {"limner.picturebook.probe", "limner.picturebook.evaluation"}  # beside the world, not part of it
-DRAWING = {*FILES, "limner.adapters", "limner.pipeline"}
+DRAWING = {*FILES, "limner.adapters", "limner.preprocess", "limner.pose", "limner.pipeline"}
 MAY_IMPORT = {
     "limner": {"limner.errors", "limner.request", "limner.pipeline"},  # the public face
     "limner.errors": set(),
     "limner.device": {"limner.errors"},
     "limner.memory": set(),
+    "limner.preprocess": {"limner.errors"},
+    "limner.pose": {"limner.errors", "limner.preprocess"},
     "limner.prompts": {"limner.errors"},
     "limner.request": {"limner.errors", "limner.prompts"},
     "limner.nn": set(),

@@ -19,6 +19,7 @@ from limner.cli.evaluate import evaluate
 from limner.cli.generate import generate
 from limner.cli.hash import hash_files
 from limner.cli.models import models
+from limner.cli.preprocess import preprocess
 from limner.cli.show import show
 from limner.cli.tune import tune
 from limner.errors import LimnerError
@@ -45,6 +46,7 @@ app.command()(generate)
 app.command()(batch)
 app.command()(show)
 app.command()(models)
+app.command()(preprocess)
 app.command()(convert)
 app.command("hash")(hash_files)
 app.command()(tune)
