@@ -5,9 +5,10 @@ velocity or the clean latents, as the checkpoint was trained. The families diffe
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from itertools import chain
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,10 @@ _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
 
 @dataclass(frozen=True)
-class UNetConfig:
-    """Geometry of a U-Net; the defaults are Stable Diffusion 1.5's. Tuples have an entry per level.
+class EncoderConfig:
+    """Geometry of the way down and the middle, which a ControlNet has in common with its U-Net.
+
+    The defaults are Stable Diffusion 1.5's. Tuples have an entry per level.
 
     Attributes:
         attention_head_dim: the *number* of heads (the hub's misnomer), one for all levels or one each.
@@ -33,16 +36,12 @@ class UNetConfig:
         use_linear_projection: `proj_in` and `proj_out` are linear rather than 1x1 convolutions.
         addition_embed_type: None, or "text_time" where the pooled text embedding and sizes join the
             time embedding (XL); the two fields after it then give its widths.
-        time_cond_proj_dim: width of an embedding of the guidance scale, where the model was distilled to
-            take one.
-        sample_size: the latents' side in training.
     """
 
+    network: ClassVar[str]  # the hub's name of the class
     in_channels: int = 4
-    out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     layers_per_block: int = 2
     attention_head_dim: int | tuple[int, ...] = 8
     cross_attention_dim: int = 768
@@ -53,27 +52,13 @@ class UNetConfig:
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
-    time_cond_proj_dim: int | None = None
-    sample_size: int = 64
 
     def __post_init__(self) -> None:
-        levels = len(self.block_out_channels)
-        require(levels > 0, "block_out_channels is empty")
-        for name in (
-            "down_block_types",
-            "up_block_types",
-            "attention_head_dim",
-            "transformer_layers_per_block",
-        ):
-            value = getattr(self, name)
-            require(
-                isinstance(value, int) or len(value) == levels,
-                f"{name} {value} must have {levels} entries, as many as block_out_channels",
-            )
+        require(len(self.block_out_channels) > 0, "block_out_channels is empty")
+        for name in ("down_block_types", "attention_head_dim", "transformer_layers_per_block"):
+            self._require_per_level(name)
         for kind in self.down_block_types:
             require(kind in _DOWN_BLOCKS, f"down block {kind!r}; supported: {', '.join(_DOWN_BLOCKS)}")
-        for kind in self.up_block_types:
-            require(kind in _UP_BLOCKS, f"up block {kind!r}; supported: {', '.join(_UP_BLOCKS)}")
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
             require(
                 channels % self.norm_num_groups == 0 and channels % heads == 0,
@@ -83,6 +68,13 @@ class UNetConfig:
         require(
             self.addition_embed_type in (None, "text_time"),
             f"addition_embed_type is {self.addition_embed_type!r}; only null or 'text_time' is supported",
+        )
+
+    def _require_per_level(self, name: str) -> None:
+        value, levels = getattr(self, name), len(self.block_out_channels)
+        require(
+            isinstance(value, int) or len(value) == levels,
+            f"{name} {value} must have {levels} entries, as many as block_out_channels",
         )
 
     @property
@@ -95,11 +87,23 @@ class UNetConfig:
         """Transformer blocks per attention, per level."""
         return self._per_level(self.transformer_layers_per_block)
 
+    @property
+    def middle_depth(self) -> int:
+        """Transformer blocks of the middle's attention."""
+        return self.depths[-1]
+
+    @property
+    def skip_channels(self) -> tuple[int, ...]:
+        """Of every feature map that a U-Net's way up joins, that of the input first."""
+        widths = self.block_out_channels
+        levels = ([c] * self.layers_per_block for c in widths)
+        return (widths[0], *chain.from_iterable([*level, level[0]] for level in levels))[:-1]
+
     def _per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         return (value,) * len(self.block_out_channels) if isinstance(value, int) else value
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "UNetConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read a hub `config.json`. Raises ValueError for what this network cannot stand for."""
         return read_config(
             cls,
@@ -141,10 +145,31 @@ class UNetConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The hub's `config.json`."""
-        return {
-            "_class_name": "UNet2DConditionModel",
-            **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()},
-        }
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        return {"_class_name": self.network, **values}
+
+
+@dataclass(frozen=True)
+class UNetConfig(EncoderConfig):
+    """Geometry of a U-Net.
+
+    Attributes:
+        time_cond_proj_dim: width of an embedding of the guidance scale, where the model was distilled to
+            take one.
+        sample_size: the latents' side in training.
+    """
+
+    network = "UNet2DConditionModel"
+    out_channels: int = 4
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    time_cond_proj_dim: int | None = None
+    sample_size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_per_level("up_block_types")
+        for kind in self.up_block_types:
+            require(kind in _UP_BLOCKS, f"up block {kind!r}; supported: {', '.join(_UP_BLOCKS)}")
 
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
@@ -273,7 +298,7 @@ class TransformerBlock(nn.Module):
 class Transformer2DModel(nn.Module):
     """Transformer blocks over the pixels of a feature map, residual."""
 
-    def __init__(self, channels: int, depth: int, heads: int, config: UNetConfig) -> None:
+    def __init__(self, channels: int, depth: int, heads: int, config: EncoderConfig) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
         self.linear = config.use_linear_projection
@@ -315,7 +340,7 @@ class Stage(nn.Module):
         channels: int,
         depth: int,
         heads: int,
-        config: UNetConfig,
+        config: EncoderConfig,
         *,
         down: bool = False,
         up: bool = False,
@@ -327,6 +352,11 @@ class Stage(nn.Module):
         )
         self.downsamplers = nn.ModuleList([Downsample2D(channels, padding=1)] if down else [])
         self.upsamplers = nn.ModuleList([Upsample2D(channels)] if up else [])
+
+    @property
+    def joined(self) -> int:
+        """The layer whose output a T2I-Adapter's feature joins: the last with attention, or of all."""
+        return len(self.resnets) + (0 if self.attentions else len(self.downsamplers)) - 1
 
     def layer(self, index: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         """Residual block `index` and the attention behind it."""
@@ -341,20 +371,24 @@ Layers = Iterable[tuple[Stage, int]]
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block."""
+    """Residual block, attention, residual block; of depth 0 the first of them alone."""
 
-    def __init__(self, channels: int, depth: int, heads: int, config: UNetConfig) -> None:
+    def __init__(self, channels: int, depth: int, heads: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([Transformer2DModel(channels, depth, heads, config)])
-        self.resnets = nn.ModuleList(_resnet(channels, channels, config) for _ in range(2))
+        attends = depth > 0
+        self.attentions = nn.ModuleList(
+            Transformer2DModel(channels, depth, heads, config) for _ in range(attends)
+        )
+        self.resnets = nn.ModuleList(_resnet(channels, channels, config) for _ in range(1 + attends))
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, time), context)
-        y: Tensor = self.resnets[1](x, time)
-        return y
+        x = self.resnets[0](x, time)
+        for index, attend in enumerate(self.attentions, start=1):
+            x = self.resnets[index](attend(x, context), time)
+        return x
 
 
-def _resnet(in_channels: int, out_channels: int, config: UNetConfig) -> ResnetBlock2D:
+def _resnet(in_channels: int, out_channels: int, config: EncoderConfig) -> ResnetBlock2D:
     return ResnetBlock2D(
         in_channels,
         out_channels,
@@ -364,14 +398,17 @@ def _resnet(in_channels: int, out_channels: int, config: UNetConfig) -> ResnetBl
     )
 
 
-class UNet2DConditionModel(nn.Module):
-    """The denoising network.
+class Encoder(nn.Module):
+    """The way down and the middle.
+
+    Args:
+        guidance_channels: of an embedding of the guidance scale that joins the timestep's; None for none.
 
     Attributes:
         gradient_checkpointing: trade time for memory in training.
     """
 
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: EncoderConfig, guidance_channels: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
@@ -380,13 +417,12 @@ class UNet2DConditionModel(nn.Module):
         last = len(widths) - 1
 
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], time_channels, config.time_cond_proj_dim)
+        self.time_embedding = TimestepEmbedding(widths[0], time_channels, guidance_channels)
         if config.addition_embed_type == "text_time":
             self.add_embedding = TimestepEmbedding(
                 config.projection_class_embeddings_input_dim or 0, time_channels
             )
 
-        skips = [widths[0]]  # channels of every feature map that the way up will join
         self.down_blocks = nn.ModuleList()
         for level, kind in enumerate(config.down_block_types):
             before, channels = widths[max(level - 1, 0)], widths[level]
@@ -395,16 +431,77 @@ class UNet2DConditionModel(nn.Module):
             self.down_blocks.append(
                 Stage(inputs, channels, depth, config.heads[level], config, down=level < last)
             )
-            skips += [channels] * (layers + (level < last))
 
-        self.mid_block = MidBlock(widths[-1], config.depths[-1], config.heads[-1], config)
+        self.mid_block = MidBlock(widths[-1], config.middle_depth, config.heads[-1], config)
 
+    def _embedded_time(
+        self,
+        timesteps: Tensor,
+        dtype: torch.dtype,
+        pooled: Tensor | None,
+        sizes: Tensor | None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """[B, 4 * widths[0]], as residual blocks take it: what there is to know beside x and the context."""
+        time = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(dtype)
+        time = self.time_embedding(time, guidance)
+        if self.config.addition_embed_type == "text_time":
+            time = time + self.add_embedding(self._text_and_sizes(pooled, sizes).to(dtype))
+        return F.silu(time)  # each residual block starts with it
+
+    def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
+        if pooled is None or sizes is None:
+            raise ValueError("this network is conditioned on a pooled text embedding and sizes: give both")
+        channels = self.config.addition_time_embed_dim or 0
+        embedded = timestep_embedding(sizes.flatten(), channels)  # [B*6, channels]
+        return torch.cat([pooled.float(), embedded.reshape(len(sizes), -1)], dim=-1)
+
+    def _way_down(self) -> list[tuple[Stage, int]]:
+        """All layers before the middle."""
+        stages = cast("Stages", self.down_blocks)
+        return [(s, i) for s in stages for i in range(len(s.resnets) + len(s.downsamplers))]
+
+    def _descend(
+        self,
+        layers: Layers,
+        skips: list[Tensor],
+        time: Tensor,
+        context: Tensor,
+        features: list[Tensor] | None = None,
+    ) -> None:
+        """Run layers on the way down from the last of `skips`, and append what each gives.
+
+        The first of `features` joins at the end of a level, and is taken off.
+        """
+        checkpointed = self.gradient_checkpointing
+        for stage, index in layers:
+            if index < len(stage.resnets):
+                x = run_block(stage.layer, index, skips[-1], time, context, checkpointed=checkpointed)
+            else:
+                x = stage.downsamplers[0](skips[-1])
+            if features and index == stage.joined:
+                x = x + features.pop(0)
+            skips.append(x)
+
+    def _middle(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        y: Tensor = run_block(self.mid_block, x, time, context, checkpointed=self.gradient_checkpointing)
+        return y
+
+
+class UNet2DConditionModel(Encoder):
+    """The denoising network."""
+
+    config: UNetConfig
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config, config.time_cond_proj_dim)
+        widths, skips = config.block_out_channels, list(config.skip_channels)
         self.up_blocks = nn.ModuleList()
         below = widths[-1]
         for kind, level in zip(config.up_block_types, reversed(range(len(widths))), strict=True):
             channels = widths[level]
             depth = config.depths[level] if _UP_BLOCKS[kind] else 0
-            inputs = [before + skips.pop() for before in [below] + [channels] * layers]
+            inputs = [before + skips.pop() for before in [below] + [channels] * config.layers_per_block]
             self.up_blocks.append(Stage(inputs, channels, depth, config.heads[level], config, up=level > 0))
             below = channels
 
@@ -419,6 +516,8 @@ class UNet2DConditionModel(nn.Module):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         guidance: Tensor | None = None,
+        residuals: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Predict noise, velocity or clean latents, whichever the weights were trained for.
 
@@ -431,11 +530,15 @@ class UNet2DConditionModel(nn.Module):
                 with an aesthetic score in place of the target's (the refiner of XL).
             guidance: [B] guidance scale that the output is to have, for models with `time_cond_proj_dim`
                 (latent consistency models: Luo et al. 2023).
+            residuals: what ControlNets add to each skip, the input's first, and to the middle
+                (`ControlNetModel.forward`).
+            features: what T2I-Adapters add at the end of each level on the way down, and then to the middle
+                where there is one more (`T2IAdapter.forward`).
 
         Returns:
             [B, out_channels, h, w].
         """
-        return self._walk(x, timesteps, context, pooled, sizes, guidance, None)[0]
+        return self._walk(x, timesteps, context, pooled, sizes, guidance, None, residuals, features)[0]
 
     def forward_keeping(
         self,
@@ -445,9 +548,11 @@ class UNet2DConditionModel(nn.Module):
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
         guidance: Tensor | None = None,
+        residuals: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `forward`, and the deep features [B, C, h', w'] that `forward_reusing` takes."""
-        return self._walk(x, timesteps, context, pooled, sizes, guidance, None)
+        return self._walk(x, timesteps, context, pooled, sizes, guidance, None, residuals, features)
 
     def forward_reusing(
         self,
@@ -465,7 +570,7 @@ class UNet2DConditionModel(nn.Module):
             deep: what `forward_keeping` gave for the same rows at a noise level nearby. It stands for what
                 the layers further in would say, which changes little from step to step.
         """
-        return self._walk(x, timesteps, context, pooled, sizes, guidance, deep)[0]
+        return self._walk(x, timesteps, context, pooled, sizes, guidance, deep, None, None)[0]
 
     def _walk(
         self,
@@ -476,37 +581,29 @@ class UNet2DConditionModel(nn.Module):
         sizes: Tensor | None,
         guidance: Tensor | None,
         deep: Tensor | None,
+        residuals: Sequence[Tensor] | None,
+        features: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """Down and up again; the inner part, whose outcome is `deep`, only where that is not given."""
-        time = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(x.dtype)
-        time = self.time_embedding(time, self._guidance(guidance, time))
-        if self.config.addition_embed_type == "text_time":
-            time = time + self.add_embedding(self._text_and_sizes(pooled, sizes).to(x.dtype))
-        time = F.silu(time)  # each residual block starts with it
-
-        down_blocks, up_blocks = cast("Stages", self.down_blocks), cast("Stages", self.up_blocks)
-        down = [(s, i) for s in down_blocks for i in range(len(s.resnets) + len(s.downsamplers))]
-        up = [(s, i) for s in up_blocks for i in range(len(s.resnets))]
+        time = self._embedded_time(timesteps, x.dtype, pooled, sizes, self._guidance(guidance, x.dtype))
+        up_blocks = cast("Stages", self.up_blocks)
+        down, up = self._way_down(), [(s, i) for s in up_blocks for i in range(len(s.resnets))]
+        joining = self._features(features)
         skips = [self.conv_in(x)]  # each joins a layer on the way up, the last one first
-        self._descend(down[: OUTER - 1], skips, time, context)
+        self._descend(down[: OUTER - 1], skips, time, context, joining)
         if deep is None:
-            self._descend(down[OUTER - 1 :], skips, time, context)
-            checkpointed = self.gradient_checkpointing
-            middle = run_block(self.mid_block, skips[-1], time, context, checkpointed=checkpointed)
+            self._descend(down[OUTER - 1 :], skips, time, context, joining)
+            middle = self._middle(skips[-1], time, context)
+            for feature in joining:  # the one that is left, if any
+                middle = middle + feature
+            if residuals is not None:
+                *outer, inner = residuals
+                skips = [skip + residual for skip, residual in zip(skips, outer, strict=True)]
+                middle = middle + inner
             deep = self._ascend(up[:-OUTER], middle, skips, time, context)
         x = self._ascend(up[-OUTER:], deep, skips, time, context)
         y: Tensor = self.conv_out(self.conv_norm_out(x))
         return y, deep
-
-    def _descend(self, layers: Layers, skips: list[Tensor], time: Tensor, context: Tensor) -> None:
-        """Run layers on the way down from the last of `skips`, and append what each gives."""
-        checkpointed = self.gradient_checkpointing
-        for stage, index in layers:
-            if index < len(stage.resnets):
-                x = run_block(stage.layer, index, skips[-1], time, context, checkpointed=checkpointed)
-            else:
-                x = stage.downsamplers[0](skips[-1])
-            skips.append(x)
 
     def _ascend(
         self, layers: Layers, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor
@@ -520,18 +617,20 @@ class UNet2DConditionModel(nn.Module):
                 x = stage.upsamplers[0](x, skips[-1].shape[2:])  # an odd size was rounded up on the way down
         return x
 
-    def _guidance(self, scale: Tensor | None, like: Tensor) -> Tensor | None:
+    def _guidance(self, scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """[B, time_cond_proj_dim], or None where the model wants no guidance scale."""
         channels = self.config.time_cond_proj_dim
         if channels is None:
             return None
         if scale is None:
             raise ValueError("this U-Net is conditioned on a guidance scale: give it")
-        return guidance_embedding(scale, channels).to(like.dtype)
+        return guidance_embedding(scale, channels).to(dtype)
 
-    def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
-        if pooled is None or sizes is None:
-            raise ValueError("this U-Net is conditioned on a pooled text embedding and sizes: give both")
-        channels = self.config.addition_time_embed_dim or 0
-        embedded = timestep_embedding(sizes.flatten(), channels)  # [B*6, channels]
-        return torch.cat([pooled.float(), embedded.reshape(len(sizes), -1)], dim=-1)
+    def _features(self, given: Sequence[Tensor] | None) -> list[Tensor]:
+        """Those that join a level each, and the middle's if there is one."""
+        levels = len(self.config.block_out_channels)
+        if given is not None and len(given) not in (levels, levels + 1):
+            raise ValueError(
+                f"{len(given)} features were given, expected one for each of {levels} levels, or one more"
+            )
+        return list(given or ())

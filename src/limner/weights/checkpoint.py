@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from limner.errors import InvalidCheckpoint, ModelNotFound, PickleRefused, UnsupportedModel
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.controlnet import ControlNetConfig
+from limner.nn.t2i_adapter import T2IAdapterConfig
+from limner.nn.unet import EncoderConfig, UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 
 from .files import read_json
@@ -80,7 +82,7 @@ _COMPONENT_CLASSES: Mapping[str, tuple[str, ...] | None] = {
 }
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator")
 
-K = TypeVar("K", UNetConfig, VAEConfig, CLIPTextConfig, CLIPVisionConfig)
+K = TypeVar("K", UNetConfig, VAEConfig, CLIPTextConfig, CLIPVisionConfig, ControlNetConfig, T2IAdapterConfig)
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -337,7 +339,7 @@ def choose_weights(
     Raises:
         ModelNotFound, PickleRefused, InvalidCheckpoint: as `read_checkpoint`.
     """
-    there = {part: _variants(files, part) for part in parts}
+    there = {part: weight_variants(files, f"{part}/{WEIGHT_STEMS[part]}") for part in parts}
     _refuse_pickles(files, there, source)
     variants = sorted({v for found in there.values() for v in found if v is not None})
     if variant is not None and variant not in variants:
@@ -370,7 +372,8 @@ def choose_weights(
 def variants_of(folder: Path) -> list[str | None]:
     """The variants that weights in a checkpoint's folder come in; None is the plain files."""
     files = _weight_files(folder)
-    found = {variant for part in WEIGHT_STEMS for variant in _variants(files, part)}
+    stems = (f"{part}/{stem}" for part, stem in WEIGHT_STEMS.items())
+    found = {variant for stem in stems for variant in weight_variants(files, stem)}
     return sorted(found, key=lambda variant: variant or "")
 
 
@@ -409,9 +412,8 @@ def _of_single_file(single: SingleFile, tokenizer: Path) -> Checkpoint:
     )
 
 
-def _variants(files: Collection[str], part: str) -> dict[str | None, str]:
-    """Variant -> weight file or index of a component; None stands for the plain one."""
-    stem = f"{part}/{WEIGHT_STEMS[part]}"
+def weight_variants(files: Collection[str], stem: str) -> dict[str | None, str]:
+    """Variant -> weight file or index among files, of a stem; None stands for the plain one."""
     pattern = re.compile(
         rf"{stem}(?:\.(?P<file>[\w-]+))?\.safetensors|{stem}\.safetensors\.index(?:\.(?P<index>[\w-]+))?\.json"
     )
@@ -537,8 +539,8 @@ def _load(
         tensors = open_tensors(path)
     try:
         # Modules cost time even on the meta device, so a config may not ask for millions of them.
-        if _blocks(config) > max(1000, len(tensors)):
-            raise ValueError(f"{_blocks(config)} blocks, but {path.name} holds {len(tensors)} tensors")
+        if block_count(config) > max(1000, len(tensors)):
+            raise ValueError(f"{block_count(config)} blocks, but {path.name} holds {len(tensors)} tensors")
         return load_module(lambda: network(config), tensors, source=path, names=names, dtype=dtype)
     except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         reason = str(error).partition("\n")[0]  # torch adds its own stack trace
@@ -547,8 +549,13 @@ def _load(
         ) from error
 
 
-def _blocks(config: UNetConfig | VAEConfig | CLIPTextConfig | CLIPVisionConfig) -> int:
+def block_count(
+    config: EncoderConfig | VAEConfig | CLIPTextConfig | CLIPVisionConfig | T2IAdapterConfig,
+) -> int:
+    """How many blocks a network is built of, roughly."""
     if isinstance(config, CLIPTextConfig | CLIPVisionConfig):
         return config.num_hidden_layers
-    depth = max(config.depths) if isinstance(config, UNetConfig) else 1
+    if isinstance(config, T2IAdapterConfig):
+        return len(config.channels) * config.num_res_blocks
+    depth = max(config.depths) if isinstance(config, EncoderConfig) else 1
     return len(config.block_out_channels) * config.layers_per_block * depth

@@ -5,7 +5,7 @@ Tensors are read one by one, as they are written, so that memory holds no more t
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
@@ -28,6 +28,7 @@ from .checkpoint import (
     Kind,
     read_checkpoint,
 )
+from .control import CONFIG, STEM, ControlFile, is_control, read_control, single_keys
 from .files import whole_folder
 from .hub import cached_clip_tokenizer
 from .keymaps import Entry, by_single, single_shapes
@@ -157,6 +158,9 @@ def convert(
         raise InvalidRequest(f"a tokenizer was given, but of {to!r} and 'folder' only a folder has one")
     if target.exists():
         raise OutputError(f"{target} is there already", hint="choose another name, or remove it first")
+    if source.is_dir() and (source / CONFIG).is_file() and not (source / MODEL_INDEX).is_file():
+        _refuse_options_of_checkpoints(variant, prediction_type, tokenizer, keep_extras)
+        return _convert_control(read_control(source), (), target, to, dtype)
     if source.is_dir():
         model = _read_folder(source, variant, prediction_type)
     else:
@@ -165,6 +169,9 @@ def convert(
             tensors = {key: tensor.to(dtype) for key, tensor in file.tensors.items()}
             write_tensors(target, tensors, file.metadata)
             return Conversion((), file.left_out, ())
+        if is_control(file.tensors):
+            _refuse_options_of_checkpoints(variant, prediction_type, tokenizer, keep_extras)
+            return _convert_control(read_control(source), file.tensors, target, to, dtype)
         model = _model(source, file, prediction_type, tokenizer or cached_clip_tokenizer())
     keep = keep_extras or source.is_dir()
     write = _write_folder if to == "folder" else _write_single
@@ -194,10 +201,7 @@ def _read_file(path: Path, allow_pickle: bool) -> _File:
         if not allow_pickle:
             raise
     held = read_pickle(path)
-    # Checkpoints of training have the networks under this key, and what training needs beside them.
-    first = "state_dict." if any(key.startswith("state_dict.") for key in held.tensors) else ""
-    tensors = {key.removeprefix(first): t for key, t in held.tensors.items() if key.startswith(first)}
-    others = [key for key in held.tensors if not key.startswith(first)]
+    tensors, others = held.model()
     return _File(tensors, {}, (*others, *held.values))
 
 
@@ -366,6 +370,34 @@ def _write_single(model: _Model, target: Path, dtype: torch.dtype | None, keep: 
     warnings = _check_told(model, target, tensors, metadata)
     write_tensors(target, tensors, metadata)
     return warnings
+
+
+def _convert_control(
+    control: ControlFile, held: Collection[str], target: Path, to: Layout, dtype: torch.dtype | None
+) -> Conversion:
+    """Write a ControlNet or T2I-Adapter in another layout.
+
+    Args:
+        held: keys of the file that it is in, which may hold more.
+    """
+    tensors = {name: tensor.to(dtype) for name, tensor in control.lazy_tensors().items()}
+    if to == "folder":
+        with whole_folder(target, overwrite=False) as folder:
+            write_json(folder / CONFIG, control.config.to_dict())
+            write_tensors(folder / f"{STEM}.safetensors", tensors, {"format": "pt"})
+    else:
+        keys = single_keys(target, control.config)
+        write_tensors(target, {keys[name]: tensor for name, tensor in tensors.items()})
+    used = set(control.keys.values())
+    return Conversion(kept=(), left_out=tuple(key for key in held if key not in used), warnings=())
+
+
+def _refuse_options_of_checkpoints(*given: object) -> None:
+    if any(given):
+        raise InvalidRequest(
+            "a ControlNet or T2I-Adapter has no tokenizer, prediction type, variant or extras",
+            hint="of a folder's variants name the file itself",
+        )
 
 
 def _from_single(entry: Entry, stored: LazyTensor) -> LazyTensor:

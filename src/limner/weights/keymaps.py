@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.controlnet import ControlNetConfig, ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
+from limner.nn.unet import EncoderConfig, UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 
 from .load import build_on_meta
@@ -70,7 +72,7 @@ class Entry:
 
     Attributes:
         single: its key there.
-        part: "unet", "vae", "text_encoder", "text_encoder_2" or "controlnet".
+        part: "unet", "vae", "text_encoder", "text_encoder_2", "controlnet" or "t2i_adapter".
         name, shape: of the hub's parameter.
         rows: of the single file's tensor, where that holds several of the hub's (OpenCLIP's queries, keys and
             values); None for all of it.
@@ -108,25 +110,30 @@ class Entry:
 
 def unet_entries(config: UNetConfig, prefix: str = "model.diffusion_model.") -> list[Entry]:
     """The U-Net of CompVis and SGM."""
-    shapes = _shapes(lambda: UNet2DConditionModel(config))
+    shapes = parameter_shapes(lambda: UNet2DConditionModel(config))
     return [Entry(prefix + _renamed(name, config), "unet", name, shape) for name, shape in shapes.items()]
 
 
 def unet_modules(config: UNetConfig) -> dict[str, str]:
     """Hub module -> single file's module, for every module of a U-Net that has weights; no prefix."""
-    names = _shapes(lambda: UNet2DConditionModel(config))
+    names = parameter_shapes(lambda: UNet2DConditionModel(config))
     return {(hub := name.rpartition(".")[0]): _unet_module(hub, config) for name in names}
 
 
-def controlnet_entries(config: UNetConfig, shapes: Shapes, prefix: str = "control_model.") -> list[Entry]:
-    """A ControlNet for a U-Net (https://github.com/lllyasviel/ControlNet).
-
-    Args:
-        config: the U-Net's.
-        shapes: the ControlNet's parameters, by their hub names.
-    """
+def controlnet_entries(config: ControlNetConfig, prefix: str = "control_model.") -> list[Entry]:
+    """A ControlNet of its authors (https://github.com/lllyasviel/ControlNet)."""
+    shapes = parameter_shapes(lambda: ControlNetModel(config))
     return [
         Entry(prefix + _renamed(name, config), "controlnet", name, shape) for name, shape in shapes.items()
+    ]
+
+
+def t2i_adapter_entries(config: T2IAdapterConfig, prefix: str = "") -> list[Entry]:
+    """A T2I-Adapter of its authors (https://github.com/TencentARC/T2I-Adapter)."""
+    shapes = parameter_shapes(lambda: T2IAdapter(config))
+    return [
+        Entry(prefix + _adapter_name(name, config), "t2i_adapter", name, shape)
+        for name, shape in shapes.items()
     ]
 
 
@@ -134,7 +141,7 @@ def vae_entries(config: VAEConfig, prefix: str = "first_stage_model.") -> list[E
     """The autoencoder of CompVis and SGM."""
     levels = len(config.block_out_channels)
     entries = []
-    for name, shape in _shapes(lambda: AutoencoderKL(config)).items():
+    for name, shape in parameter_shapes(lambda: AutoencoderKL(config)).items():
         module, _, kind = name.rpartition(".")
         # Linear layers were 1x1 convolutions there, and are all in attention.
         squeezed = kind == "weight" and len(shape) == 2
@@ -145,14 +152,14 @@ def vae_entries(config: VAEConfig, prefix: str = "first_stage_model.") -> list[E
 
 def clip_entries(config: CLIPTextConfig, part: str, prefix: str) -> list[Entry]:
     """A text encoder under transformers' own names."""
-    shapes = _shapes(lambda: CLIPTextModel(config))
+    shapes = parameter_shapes(lambda: CLIPTextModel(config))
     return [Entry(prefix + name, part, name, shape) for name, shape in shapes.items()]
 
 
 def openclip_entries(config: CLIPTextConfig, part: str, prefix: str) -> list[Entry]:
     """A text encoder under OpenCLIP's names, with queries, keys and values in one tensor."""
     entries = []
-    for name, shape in _shapes(lambda: CLIPTextModel(config)).items():
+    for name, shape in parameter_shapes(lambda: CLIPTextModel(config)).items():
         if name in _OPENCLIP_OUTER:
             transform: Literal["same", "transpose"] = "transpose" if "projection" in name else "same"
             entries.append(Entry(prefix + _OPENCLIP_OUTER[name], part, name, shape, transform=transform))
@@ -185,16 +192,16 @@ def single_shapes(entries: Iterable[Entry]) -> dict[str, Shape]:
     return shapes
 
 
-def _shapes(build: Callable[[], torch.nn.Module]) -> dict[str, Shape]:
+def parameter_shapes(build: Callable[[], torch.nn.Module]) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in build_on_meta(build).state_dict().items()}
 
 
-def _renamed(name: str, config: UNetConfig) -> str:
+def _renamed(name: str, config: EncoderConfig) -> str:
     module, _, kind = name.rpartition(".")
     return f"{_unet_module(module, config)}.{kind}"
 
 
-def _unet_module(name: str, config: UNetConfig) -> str:
+def _unet_module(name: str, config: EncoderConfig) -> str:
     """Blocks are numbered through all levels there: on the way down each level's residual blocks, then its
     downsampling; on the way up one residual block more per level, and upsampling within the last of them."""
     layers = config.layers_per_block
@@ -208,6 +215,7 @@ def _unet_module(name: str, config: UNetConfig) -> str:
         case ["mid_block", "resnets", index, *path]:
             return f"middle_block.{2 * int(index)}.{_RESNET['.'.join(path)]}"
         case ["up_blocks", level, "upsamplers", _, _]:
+            assert isinstance(config, UNetConfig)  # a ControlNet has no way up
             column = 2 if config.up_block_types[int(level)] == "CrossAttnUpBlock2D" else 1
             return f"output_blocks.{int(level) * (layers + 1) + layers}.{column}.conv"
         case ["up_blocks", level, kind, index, *path]:
@@ -217,6 +225,19 @@ def _unet_module(name: str, config: UNetConfig) -> str:
         case ["controlnet_cond_embedding", "blocks", index]:
             return f"input_hint_block.{2 * (int(index) + 1)}"  # an activation between each two
     return _OUTER[name]
+
+
+def _adapter_name(name: str, config: T2IAdapterConfig) -> str:
+    """Full ones number residual blocks through all levels there, light ones the levels."""
+    light = config.adapter_type == "light_adapter"
+    match name.removeprefix("adapter.").split("."):
+        case ["body", level, "resnets", index, *path] if light:
+            return f"body.{level}.body.{index}.{'.'.join(path)}"
+        case ["body", level, "resnets", index, *path]:
+            return f"body.{int(level) * config.num_res_blocks + int(index)}.{'.'.join(path)}"
+        case ["body", level, *path] if not light:
+            return f"body.{int(level) * config.num_res_blocks}.{'.'.join(path)}"
+    return name.removeprefix("adapter.")
 
 
 def _within(kind: str, path: list[str]) -> str:

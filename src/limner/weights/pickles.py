@@ -41,6 +41,15 @@ class Pickle:
     tensors: Mapping[str, LazyTensor]
     values: Mapping[str, Value]
 
+    def model(self) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
+        """The tensors of a model, and the keys of the others: those that training would go on from.
+
+        Checkpoints of training have the model under the key "state_dict".
+        """
+        first = "state_dict." if any(key.startswith("state_dict.") for key in self.tensors) else ""
+        own = {key.removeprefix(first): t for key, t in self.tensors.items() if key.startswith(first)}
+        return own, tuple(key for key in self.tensors if not key.startswith(first))
+
 
 def read_pickle(path: Path) -> Pickle:
     """Read what a file of `torch.save` says that it holds.

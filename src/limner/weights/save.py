@@ -1,4 +1,4 @@
-"""Saving a checkpoint in the diffusers layout, which diffusers and all that reads its folders opens."""
+"""Saving checkpoints and ControlNets in the diffusers layout, which all that reads its folders opens."""
 
 import json
 import re
@@ -12,12 +12,17 @@ from torch import Tensor
 
 from limner.errors import InvalidCheckpoint, OutputError
 from limner.nn.clip import CLIPTextModel
+from limner.nn.controlnet import ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter
 from limner.nn.unet import UNet2DConditionModel
 from limner.nn.vae import AutoencoderKL
 
 from .checkpoint import CARD, MODEL_INDEX, TOKENIZER_FILES, WEIGHT_STEMS
+from .control import CONFIG, STEM
 from .files import whole_folder
 from .tensors import write_tensors
+
+_Network = UNet2DConditionModel | AutoencoderKL | CLIPTextModel | ControlNetModel | T2IAdapter
 
 
 def save_checkpoint(
@@ -68,9 +73,9 @@ def save_checkpoint(
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    if overwrite and folder.is_dir() and any(folder.iterdir()) and not (folder / MODEL_INDEX).is_file():
-        raise OutputError(f"{folder} holds something else than a checkpoint, so it is not overwritten")
-    networks: dict[str, UNet2DConditionModel | AutoencoderKL | CLIPTextModel] = {
+    if overwrite:
+        _refuse_to_replace_others(folder, MODEL_INDEX)
+    networks: dict[str, _Network] = {
         "unet": unet,
         "vae": vae,
         "text_encoder": text_encoder,
@@ -86,12 +91,53 @@ def save_checkpoint(
             shutil.copyfile(path, temporary / "tokenizer" / path.name)
         for part, network in networks.items():
             (temporary / part).mkdir()
-            write_json(temporary / part / "config.json", network.config.to_dict())
-            tensors = {
-                name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-                for name, tensor in network.state_dict().items()
-            }
-            _write_weights(temporary / part, WEIGHT_STEMS[part], tensors, max_file_bytes)
+            _write_network(temporary / part, WEIGHT_STEMS[part], network, dtype, max_file_bytes)
+
+
+def save_control(
+    folder: Path,
+    network: ControlNetModel | T2IAdapter,
+    *,
+    dtype: torch.dtype | None = None,
+    max_file_bytes: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a folder that `read_control` and diffusers open, whole or not at all.
+
+    Args:
+        folder: is made, with its parents. Where it holds a network already, that is replaced if `overwrite`
+            is true; where it holds anything else, it is left alone.
+        dtype, max_file_bytes: as `save_checkpoint`.
+
+    Raises:
+        OutputError: the folder is taken, or cannot be written.
+        ValueError: one tensor alone exceeds `max_file_bytes`.
+    """
+    if overwrite:
+        _refuse_to_replace_others(folder, CONFIG)
+    with whole_folder(folder, overwrite=overwrite) as temporary:
+        _write_network(temporary, STEM, network, dtype, max_file_bytes)
+
+
+def _refuse_to_replace_others(folder: Path, mark: str) -> None:
+    """A folder that is replaced holds what is written in its place, told by a file that each has."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise OutputError(f"{folder} holds something else than a checkpoint, so it is not overwritten")
+
+
+def _write_network(
+    folder: Path,
+    stem: str,
+    network: _Network,
+    dtype: torch.dtype | None,
+    max_file_bytes: int | None,
+) -> None:
+    write_json(folder / CONFIG, network.config.to_dict())
+    tensors = {
+        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    _write_weights(folder, stem, tensors, max_file_bytes)
 
 
 def _write_weights(

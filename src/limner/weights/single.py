@@ -8,7 +8,6 @@ the header is read; tensors are mapped where they are, under the hub's names.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +18,7 @@ from limner.nn.clip import CLIPTextConfig
 from limner.nn.unet import UNetConfig
 from limner.nn.vae import VAEConfig
 
+from .geometry import bounded, compvis_encoder, count_of, heads_of
 from .keymaps import (
     Entry,
     Shapes,
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 Prediction = Literal["epsilon", "v_prediction"]
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
-
-# Transformer blocks and layers of one network: XL's U-Net has 70. Building a module takes time even on meta.
-_MOST_BLOCKS = 500
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ V_PREDICTION, ZERO_SNR = MARKERS = ("v_pred", "ztsnr")  # empty tensors: their p
 PREDICTION = "modelspec.prediction_type"  # in the metadata: "epsilon" or "v"
 
 # Keys that no network here has a use for.
-_WITHOUT_COUNTERPART = re.compile(
+WITHOUT_COUNTERPART = re.compile(
     r"model_ema\..+"  # a moving average of the U-Net, for training to go on from
     r"|betas|posterior_\w+|(?:\w+_)?alphas_cumprod(?:_prev)?|denoiser\.sigmas"  # computed from the schedule
     r"|embedding_manager\..+"  # of the first textual inversion code
@@ -196,7 +193,7 @@ def describe(path: Path, header: Header, *, prediction_type: Prediction | None =
         path,
         header.tensors,
         entries,
-        lambda key: _WITHOUT_COUNTERPART.fullmatch(key) or key.startswith(unused),
+        lambda key: WITHOUT_COUNTERPART.fullmatch(key) or key.startswith(unused),
     )
 
     kinds: dict[int, Kind] = {0: "text", 1: "depth", 4: "edit", 5: "inpainting"}
@@ -317,7 +314,7 @@ def _text_config(shapes: Shapes, prefix: str, layout: _Layout) -> CLIPTextConfig
         root, blocks, first, inner = f"{prefix}text_model.", "encoder.layers.", "layer_norm1", "mlp.fc1"
         tokens, positions = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
         activation = "quick_gelu"
-    layers = _count(shapes, f"{root}{blocks}{{}}.{first}.weight")
+    layers = count_of(shapes, f"{root}{blocks}{{}}.{first}.weight")
     vocabulary, width = shapes[root + tokens]
     if layout.family == "sd2":
         # Trained on the output of the last layer but one, so the hub has no last layer; nor have the files
@@ -328,8 +325,8 @@ def _text_config(shapes: Shapes, prefix: str, layout: _Layout) -> CLIPTextConfig
     return CLIPTextConfig(
         hidden_size=width,
         intermediate_size=shapes[f"{root}{blocks}0.{inner}.weight"][0],
-        num_hidden_layers=_bounded(layers),
-        num_attention_heads=_heads(width),
+        num_hidden_layers=bounded(layers),
+        num_attention_heads=heads_of(width),
         hidden_act=activation,
         projection_dim=projected or {"sd2": 512}.get(layout.family, width),
         vocab_size=vocabulary,
@@ -362,70 +359,33 @@ def _is_openclip(prefix: str) -> bool:
 
 
 def _unet_config(shapes: Shapes, layout: _Layout, pooled: int) -> UNetConfig:
-    levels: list[list[tuple[int, int]]] = [[]]  # channels and transformer blocks of each residual block
-    for index in count(1):
-        block = f"{UNET}input_blocks.{index}"
-        if f"{block}.0.op.weight" in shapes:
-            levels.append([])
-        elif (convolution := shapes.get(f"{block}.0.in_layers.2.weight")) is not None:
-            depth = _count(shapes, block + ".1.transformer_blocks.{}.norm1.weight")
-            levels[-1].append((convolution[0], depth))
-        else:
-            break
-    middle = f"{UNET}middle_block.1."
-    deepest = _count(shapes, middle + "transformer_blocks.{}.norm1.weight")
-    widths, depths = zip(*(level[0] for level in levels), strict=True)
-    _bounded(sum(depth for level in levels for _, depth in level) + deepest)
-    depths_are_one = {*depths, deepest} <= {0, deepest}
-    time = shapes.get(f"{UNET}label_emb.0.0.weight")
+    shared = compvis_encoder(shapes, UNET)
+    widths, kinds = shared["block_out_channels"], shared["down_block_types"]
+    time = shared["projection_class_embeddings_input_dim"]
     sizes = 5 if layout.family == "xl_refiner" else 6
     guidance = shapes.get(f"{UNET}time_embed.cond_proj.weight")
     return UNetConfig(
-        in_channels=shapes[f"{UNET}input_blocks.0.0.weight"][1],
+        **shared,
         out_channels=shapes[f"{UNET}out.2.weight"][0],
-        block_out_channels=widths,
-        down_block_types=tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths),
-        up_block_types=tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)),
-        layers_per_block=len(levels[0]),
-        attention_head_dim=8 if layout.family == "sd1" else tuple(map(_heads, widths)),
-        cross_attention_dim=shapes[f"{middle}transformer_blocks.0.attn2.to_k.weight"][1],
-        transformer_layers_per_block=deepest if depths_are_one else tuple(depth or 1 for depth in depths),
-        use_linear_projection=len(shapes[f"{middle}proj_in.weight"]) == 2,
-        addition_embed_type="text_time" if time else None,
-        addition_time_embed_dim=(time[1] - pooled) // sizes if time else None,
-        projection_class_embeddings_input_dim=time[1] if time else None,
+        up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
+        attention_head_dim=8 if layout.family == "sd1" else tuple(map(heads_of, widths)),
+        addition_time_embed_dim=(time - pooled) // sizes if time else None,
         time_cond_proj_dim=guidance[1] if guidance else None,
         sample_size=layout.sample_size,
     )
 
 
 def _vae_config(shapes: Shapes, layout: _Layout) -> VAEConfig:
-    levels = _count(shapes, VAE + "encoder.down.{}.block.0.conv1.weight")
+    levels = count_of(shapes, VAE + "encoder.down.{}.block.0.conv1.weight")
     widths = (shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels))
     return VAEConfig(
         in_channels=shapes[f"{VAE}encoder.conv_in.weight"][1],
         out_channels=shapes[f"{VAE}decoder.conv_out.weight"][0],
         latent_channels=shapes[f"{VAE}post_quant_conv.weight"][0],
         block_out_channels=tuple(widths),
-        layers_per_block=_bounded(_count(shapes, VAE + "encoder.down.0.block.{}.conv1.weight")),
+        layers_per_block=bounded(count_of(shapes, VAE + "encoder.down.0.block.{}.conv1.weight")),
         scaling_factor=layout.scaling_factor,
     )
-
-
-def _count(shapes: Shapes, name: str) -> int:
-    """How many there are of a numbered key."""
-    return next(index for index in count() if name.format(index) not in shapes)
-
-
-def _bounded(blocks: int) -> int:
-    if not 0 < blocks <= _MOST_BLOCKS:
-        raise ValueError(f"a network of {blocks} blocks; expected 1 to {_MOST_BLOCKS}")
-    return blocks
-
-
-def _heads(width: int) -> int:
-    """Everywhere but in the U-Net of 1.x a head has 64 channels."""
-    return max(1, width // 64)
 
 
 def _check(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from limner.nn.clip import CLIPTextConfig
+from limner.nn.controlnet import ControlNetConfig
 from limner.nn.unet import UNetConfig
 from limner.nn.vae import VAEConfig
 from limner.weights.files import read_json
@@ -137,7 +138,8 @@ def test_manifests_that_were_kept_back(reference):
 def test_controlnet(reference):
     lines = (reference / "keys/diffusers/controlnet-sd15-canny/model.txt").read_text().splitlines()
     shapes = {key: tuple(map(int, shape.split("x"))) for key, shape in (line.split("\t") for line in lines)}
-    entries = controlnet_entries(UNetConfig(), shapes)
+    entries = controlnet_entries(ControlNetConfig())
+    assert {entry.name: entry.shape for entry in entries} == shapes
     assert digest(single_shapes(entries)) == indexed(reference, "keys/single/controlnet-sd15.txt")
     measured = [as_line(entry, single_shapes(entries)) for entry in entries]
     assert sorted(filter(is_in_reference, measured)) == sorted(pairs(reference, "controlnet-sd15"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -199,7 +199,7 @@ class NativeBackend:
             "sizes": None if sizes is None else sizes.to(self.device),
             "guidance": None if guidance is None else guidance.to(self.device),
         }
-        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        given: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         if deep is not None:
             return unet.forward_reusing(**given, deep=deep).float().cpu(), None
         if keep:
