@@ -33,8 +33,10 @@ from limner.errors import (
 )
 
 if TYPE_CHECKING:
+    from limner.pipeline.axes import Axis
     from limner.pipeline.backends.base import Precision
     from limner.pipeline.engine import Engine
+    from limner.pipeline.grid import Grid, grid
     from limner.pipeline.handle import Handle, Progress
     from limner.pipeline.metadata import Picture
     from limner.pipeline.model import BackendName, Model, load
@@ -45,11 +47,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Axis",
     "DeadlineExceeded",
     "Engine",
     "EngineClosed",
     "GenerationRequest",
     "GenerationResult",
+    "Grid",
     "Handle",
     "InvalidCheckpoint",
     "InvalidDataset",
@@ -70,18 +74,22 @@ __all__ = [
     "QueueFull",
     "UnsupportedModel",
     "generate",
+    "grid",
     "load",
 ]
 
 _HOMES = {
+    "Axis": "limner.pipeline.axes",
     "Engine": "limner.pipeline.engine",
     "GenerationRequest": "limner.request",
     "GenerationResult": "limner.pipeline.result",
+    "Grid": "limner.pipeline.grid",
     "Handle": "limner.pipeline.handle",
     "Model": "limner.pipeline.model",
     "Picture": "limner.pipeline.metadata",
     "ModelCache": "limner.pipeline.models",
     "Progress": "limner.pipeline.handle",
+    "grid": "limner.pipeline.grid",
     "load": "limner.pipeline.model",
 }
 

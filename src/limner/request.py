@@ -122,6 +122,8 @@ class GenerationRequest(BaseModel):
         prompt_syntax: "a1111" or "literal" for none.
         emphasis: what becomes of weighed words: "original" keeps the mean of all, "no_norm" does not,
             "ignore" leaves weights out, "none" reads brackets as words.
+        styles: names in files of styles, whose phrases are put around the prompts in this order.
+        wildcards: the prompts are templates: `{red|blue}` and `__animal__` are chosen by each picture's seed.
         loras: adapters, beside those that the prompt names as <lora:name:0.8>.
         image: a picture to begin with: its path or a data URL. Models for inpainting, editing or depth maps
             need one.
@@ -170,6 +172,8 @@ class GenerationRequest(BaseModel):
     clip_skip: Annotated[int, Field(ge=1, le=64)] = 1
     prompt_syntax: PromptSyntax = "a1111"
     emphasis: Emphasis = "original"
+    styles: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = ()
+    wildcards: bool = False
     loras: tuple[Lora, ...] = ()
     image: Source | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -241,12 +245,13 @@ class GenerationRequest(BaseModel):
 
     @classmethod
     def read_texts(cls, texts: Mapping[str, str]) -> dict[str, Any]:
-        """The fields that texts stand for, as in a table: "7.5" for a number, "0.3 5" for an interval.
+        """The fields that texts stand for, as in a table: "7.5" for a number, "0.3 5" for an interval, "one,
+        another" for styles.
 
         Raises:
             InvalidRequest: as `of`.
         """
-        given = {name: tuple(text.split()) if name in _TUPLES else text for name, text in texts.items()}
+        given = {name: _parts(name, text) if name in _TUPLES else text for name, text in texts.items()}
         try:
             named = _under_own_names(given)
             return cls.model_validate(named, strict=False).model_dump(exclude_unset=True)
@@ -254,7 +259,12 @@ class GenerationRequest(BaseModel):
             raise _refusal(error) from None
 
 
-_TUPLES = ("guidance_interval", "original_size", "target_size", "crop", "loras", "extend")
+_TUPLES = ("guidance_interval", "original_size", "target_size", "crop", "styles", "loras", "extend")
+
+
+def _parts(name: str, text: str) -> tuple[str, ...]:
+    """The elements of a tuple. Names of styles have blanks in them."""
+    return tuple(map(str.strip, text.split(","))) if name == "styles" else tuple(text.split())
 
 
 def _under_own_names(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class _Run:
                         raise
                     faults += (Fault(line.number, error.message) for line in lines)
                 else:
-                    faults += _beyond(model, lines)
+                    faults += _beyond(model, lines, self._journal)
         return faults
 
     def draw(self) -> None:
@@ -204,7 +204,7 @@ class _Run:
                 continue
             if not path.exists():
                 return path, False
-            if _shows(path, request):
+            if _shows(path, self._models.get(request).worded(request)):
                 return path, True
         raise AssertionError("count() ends")
 
@@ -264,7 +264,7 @@ class _Run:
                 terminal.note(f"{self.finished} lines drawn, {pace}")
 
 
-def _beyond(model: "Model", lines: Iterable[Line]) -> Iterator[Fault]:
+def _beyond(model: "Model", lines: Iterable[Line], journal: "Journal") -> Iterator[Fault]:
     """Those of the lines that a model cannot draw."""
     from limner.prompts.chunks import encode_prompt
 
@@ -275,11 +275,17 @@ def _beyond(model: "Model", lines: Iterable[Line]) -> Iterator[Fault]:
         model.resolve(settings)
         encode_prompt(settings.negative_prompt or "", tokenizer, settings.prompt_syntax)
 
+    plain = {"prompt": "", "seed": 0, "num_images": 1, "styles": (), "wildcards": False}
+
     for line in lines:
         request = line.request
         try:
-            check(request.model_copy(update={"prompt": "", "seed": 0, "num_images": 1}))
-            encode_prompt(request.prompt, tokenizer, request.prompt_syntax)
+            check(request.model_copy(update=plain))
+            for index in range(request.num_images if request.wildcards else 1):
+                own = model.worded(request.model_copy(update={"seed": journal.seed(line) + index}))
+                model.adapters_of(own)
+                encode_prompt(own.prompt, tokenizer, own.prompt_syntax)
+                encode_prompt(own.negative_prompt or "", tokenizer, own.prompt_syntax)
         except LimnerError as error:
             yield Fault(line.number, error.message)
 

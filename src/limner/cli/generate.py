@@ -7,7 +7,6 @@ Each picture is written as soon as it is finished, so that Ctrl-C keeps what is 
 import os
 import sys
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +14,8 @@ import typer
 
 from limner.cli import terminal
 from limner.cli.options import OUTPUT, ModelOptions, Quiet, RequestOptions, Text, option, spread
-from limner.cli.output import check_folder, make_folder
-from limner.errors import InvalidRequest, OutputError
+from limner.cli.output import Place
+from limner.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from limner.pipeline.model import Model
     from limner.request import GenerationRequest
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # the formats that carry a record
-_OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".pdf", ".ppm", ".tga", ".tif", ".tiff")
 _MAX_STDIN = 1 << 20  # characters; a request takes far fewer
 
 
@@ -53,11 +50,11 @@ def generate(
     Options left out take the model's own defaults. The path of each picture goes to standard output.
     A picture keeps the request that drew it: `limner show` prints it, --from draws it again.
     """
-    words = _read_prompt(prompt)
+    words = read_prompt(prompt)
     given = fields.given() if words is None else {"prompt": words, **fields.given()}
-    place = _Place(out)
+    place = Place(out)
     try:
-        request, original = _request(given, source)
+        request, original = request_of(given, source)
         place.check(request.num_images)
         _draw(request, original, place, models, grid, quiet)
     except KeyboardInterrupt:
@@ -65,7 +62,7 @@ def generate(
         raise typer.Exit(130) from None
 
 
-def _read_prompt(prompt: str | None) -> str | None:
+def read_prompt(prompt: str | None) -> str | None:
     return sys.stdin.read(_MAX_STDIN).rstrip("\n") if prompt == "-" else prompt
 
 
@@ -126,70 +123,13 @@ class _Original:
         return f": colours differ by up to {most} of 255{company}"
 
 
-@dataclass
-class _Place:
-    """Where pictures go: a file if the path has a picture's suffix, else a folder."""
+def request_of(given: dict[str, Any], source: Path | None) -> tuple["GenerationRequest", _Original | None]:
+    """The request, and the picture of Limner's that it comes from.
 
-    path: Path
-    written: int = 0
-
-    @property
-    def is_file(self) -> bool:
-        return self.path.suffix.lower() in _SUFFIXES and not self.path.is_dir()
-
-    @property
-    def folder(self) -> Path:
-        return self.path.parent if self.is_file else self.path
-
-    @property
-    def kept(self) -> str:
-        if not self.written:
-            return "no picture was finished"
-        return f"{self.written} finished picture{'s' * (self.written > 1)} kept in {self.path}"
-
-    def check(self, number: int) -> None:
-        """Try whether pictures can be written here, without leaving a trace.
-
-        Raises:
-            OutputError: they cannot.
-            InvalidRequest: several pictures for one file.
-        """
-        if self.is_file and number > 1:
-            raise InvalidRequest(
-                f"--out names one file, {self.path}, for {number} pictures", hint="name a folder"
-            )
-        if self.path.suffix.lower() in _OTHER_SUFFIXES and not self.path.is_dir():
-            raise OutputError(
-                f"{self.path} cannot keep what drew it", hint=f"use {', '.join(_SUFFIXES)}, or a folder"
-            )
-        check_folder(self.folder)
-
-    def write(self, picture: "Picture") -> Path:
-        """Raises OutputError."""
-        from limner.pipeline.metadata import write_picture
-        from limner.pipeline.result import save_new
-
-        if self.is_file:
-            make_folder(self.folder)
-            write_picture(picture, self.path)
-            path = self.path
-        else:
-            path = save_new(picture, self.path)
-        self.written += 1
-        return path
-
-    def write_grid(self, sheet: "Image", seed: int) -> Path:
-        """Raises OutputError."""
-        from limner.pipeline.metadata import write_picture
-
-        names = (f"grid-{seed}{f'-{number}' if number > 1 else ''}.png" for number in count(1))
-        path = next(path for name in names if not (path := self.folder / name).exists())
-        write_picture(sheet, path)
-        return path
-
-
-def _request(given: dict[str, Any], source: Path | None) -> tuple["GenerationRequest", _Original | None]:
-    """The request, and the picture that it comes from."""
+    Raises:
+        InvalidRequest: as `GenerationRequest.of`; there is no prompt; the source is a sheet of pictures.
+        InvalidPicture: the source does not say what drew it.
+    """
     from limner.pipeline.metadata import read_request
     from limner.request import GenerationRequest
 
@@ -200,6 +140,11 @@ def _request(given: dict[str, Any], source: Path | None) -> tuple["GenerationReq
             )
         return GenerationRequest.of(given), None
     stored, original = read_request(source), _Original.read(source)
+    if original is not None and original.record.grid:
+        raise InvalidRequest(
+            f"{source} is a sheet of several pictures",
+            hint="name one of them; limner grid --keep writes them",
+        )
     if original is None and "model" not in given:
         terminal.warning(f"{source} comes from another program; its model is not looked for")
     if "model" in given:
@@ -210,13 +155,14 @@ def _request(given: dict[str, Any], source: Path | None) -> tuple["GenerationReq
 def _draw(
     request: "GenerationRequest",
     original: _Original | None,
-    place: _Place,
+    place: Place,
     models: ModelOptions,
     grid: bool,
     quiet: bool,
 ) -> None:
     visible = sys.stderr.isatty() and not quiet
     with terminal.passing(f"loading {request.model} …", visible):
+        from limner.pipeline.metadata import write_picture
         from limner.pipeline.model import load
 
         options = _as_recorded(models, original).given()
@@ -255,7 +201,9 @@ def _draw(
         if bar:
             bar.hide()
     if grid:
-        typer.echo(os.fsencode(place.write_grid(result.grid(), result.seeds[0])))
+        path = place.sheet(result.seeds[0])
+        write_picture(result.grid(), path)
+        typer.echo(os.fsencode(path))
 
 
 def _as_recorded(models: ModelOptions, original: _Original | None) -> ModelOptions:

@@ -17,6 +17,7 @@ from limner.cli.batch import batch
 from limner.cli.convert import convert
 from limner.cli.evaluate import evaluate
 from limner.cli.generate import generate
+from limner.cli.grid import grid
 from limner.cli.hash import hash_files
 from limner.cli.models import models
 from limner.cli.preprocess import preprocess
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
+app.command()(grid)
 app.command()(batch)
 app.command()(show)
 app.command()(models)

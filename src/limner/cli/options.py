@@ -34,6 +34,9 @@ _SCHEDULES = (
     "ddim_uniform."
 )
 _REFERENCE = "picturebook (the default), a folder, a .safetensors file, or a hub id: organisation/name."
+_WILDCARDS = "Choose {red|blue} and __name__ in prompts by the picture's seed."
+_WILDCARDS_DIR = "A folder with files for wildcards; by default, wildcards. May be repeated."
+_STYLES_FILE = "styles.csv of AUTOMATIC1111, or JSON; by default, styles.csv. May be repeated."
 _AREA = "whole, or masked: only what lies around the mask, at width x height, and put back."
 _TOLD = "In pixels, that XL is told; by default the picture's own."
 _COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
@@ -73,6 +76,13 @@ class RequestOptions(_Options):
     variation_strength: Annotated[Number, option("0 to 1: how far.", PICTURE)] = None
     negative_prompt: Annotated[Text, option("What to steer away from.", PROMPT)] = None
     prompt_syntax: Annotated[Text, option(_SYNTAX, PROMPT)] = None
+    styles: Annotated[
+        list[str] | None,
+        option("Of a file of styles, put around the prompt. May be repeated.", PROMPT, "--style"),
+    ] = None
+    wildcards: Annotated[
+        bool | None, option(_WILDCARDS, PROMPT, "--wildcards/--no-wildcards", show_default=False)
+    ] = None
     loras: Annotated[
         list[str] | None, option("An adapter, and its weight: name:0.8. May be repeated.", PROMPT, "--lora")
     ] = None
@@ -134,6 +144,13 @@ class ModelOptions(_Options):
     ] = None
     embedding_dirs: Annotated[
         list[Path] | None, option(_WORDS_DIR, MODEL, "--embedding-dir", envvar="LIMNER_EMBEDDING_DIR")
+    ] = None
+    wildcards_dirs: Annotated[
+        list[Path] | None,
+        option(_WILDCARDS_DIR, PROMPT, "--wildcards-dir", envvar="LIMNER_WILDCARDS_DIR"),
+    ] = None
+    styles_files: Annotated[
+        list[Path] | None, option(_STYLES_FILE, PROMPT, "--styles-file", envvar="LIMNER_STYLES_FILE")
     ] = None
     low_vram: Annotated[bool | None, option(_LOW_VRAM, MODEL, "--low-vram", show_default=False)] = None
 

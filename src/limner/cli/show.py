@@ -49,6 +49,13 @@ def show(
 def _rows(record: "Record") -> list[tuple[str, str]]:
     request = record.request.model_dump(exclude_none=True, exclude={"num_images", *_seldom(record.request)})
     rows = [(name.replace("_", " "), str(value)) for name, value in request.items()]
+    if record.origin is not None:
+        rows.append(("styles", ", ".join(record.origin.styles)))
+        if record.origin.wildcards:
+            rows.append(("template", record.origin.prompt))
+            rows.append(("negative template", record.origin.negative_prompt or ""))
+    for axis, said in record.grid.items():
+        rows += [(f"axis {axis}", f"{name}={', '.join(values)}") for name, values in said.items()]
     rows.append(("family", record.model.get("family", "")))
     rows.append(("model hash", record.model.get("sha256", "")[:10]))
     rows.append(("drawn with", ", ".join(f"{name} {value}" for name, value in record.environment.items())))
@@ -67,5 +74,7 @@ def _seldom(request: "GenerationRequest") -> set[str]:
         "noise",
         "variation_strength",
         "emphasis",
+        "styles",
+        "wildcards",
     }
     return {name for name in names if getattr(request, name) == type(request).model_fields[name].default}

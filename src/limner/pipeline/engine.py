@@ -343,7 +343,9 @@ class Engine:
         if "refiner" in models:
             models["refiner"].check_refines(model, request)
         plan = plan_of(request, model.scheduler)
-        rows = rows_of(script_of(request, plan, model.traits))
+        pictures = range(request.num_images if request.wildcards else 1)  # else all have the same prompts
+        owns = (model.worded(request.of_picture(index)) for index in pictures)
+        rows = max(rows_of(script_of(own, plan, model.traits)) for own in owns)
         shape = model.latent_shape(request)
         limits = self._limits_of(model)
         needed = sum(one.backend.bytes for one in models.values()) + limits.most_for(model, shape, rows)
@@ -363,7 +365,7 @@ class Engine:
     def _begin(self, job: _Job, request: GenerationRequest, models: Mapping[Role, Model]) -> None:
         assert request.seed is not None
         job.since = job.since or time.monotonic()
-        own = request.of_picture(job.begun)
+        own = models["model"].worded(request.of_picture(job.begun))
         generation = picture_of(own, models["model"], refiner=models.get("refiner"))
         self._drawings.append(_Drawing(job, job.begun, own, models, generation, next(generation), self._tick))
         if isinstance(self._models, ModelCache):
@@ -471,7 +473,9 @@ class Engine:
         assert job.plan is not None
         models = drawing.models
         try:
-            picture = models["model"].picture(image, drawing.request, drawing.warnings, models.get("refiner"))
+            picture = models["model"].picture(
+                image, drawing.request, drawing.warnings, models.get("refiner"), job.plan.request
+            )
         except Exception as error:  # such as an adapter's file that is gone; no concern of others
             self._end(job, "failed", _told(error))
             return

@@ -7,7 +7,7 @@ A PNG carries two text chunks: `parameters`, in the grammar of AUTOMATIC1111 tha
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, Self, TypeGuard
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,12 +28,38 @@ _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _UNICODE = b"UNICODE\0"  # EXIF's marker of UserComment's encoding
 
 
+class Origin(BaseModel):
+    """What a picture's prompts were made of.
+
+    Attributes:
+        prompt, negative_prompt: without the styles, and before the wildcards were chosen.
+        styles: that were put around them.
+        wildcards: whether they are templates.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    negative_prompt: str | None = None
+    styles: tuple[str, ...] = ()
+    wildcards: bool = False
+
+    @classmethod
+    def of(cls, request: GenerationRequest) -> Self | None:
+        """None where a request's prompts are read as they stand."""
+        if not (request.styles or request.wildcards):
+            return None
+        return cls(**{name: getattr(request, name) for name in cls.model_fields})
+
+
 class Record(BaseModel):
     """Everything that drew one picture.
 
     Attributes:
         schema_version: of this record.
-        request: resolved, with this picture's own seed and num_images 1.
+        request: resolved, with this picture's own seed and num_images 1, and its prompts as they were read.
+        origin: of its prompts, where styles or wildcards made them.
+        grid: for a sheet, whose first picture the request drew: the axes, as {"x": {"steps": ("10", "20")}}.
         model: its name, family and, under "sha256", a hash over its weights; under "lora NAME" that of an
             adapter.
         environment: versions, device, precision, backend, threads: what must agree for the same bits.
@@ -44,6 +70,8 @@ class Record(BaseModel):
 
     schema_version: Literal[1] = 1
     request: GenerationRequest
+    origin: Origin | None = None
+    grid: dict[str, dict[str, tuple[str, ...]]] = {}
     model: dict[str, str]
     environment: dict[str, str | int]
     warnings: tuple[str, ...] = ()
@@ -72,10 +100,27 @@ class Record(BaseModel):
             "RNG": "CPU" if request.noise == "cpu" else None,  # where it is not said, it is the GPU's
             "Variation seed": request.variation_seed,
             "Variation seed strength": request.variation_strength or None,
+            **self._made_of(),
             "Version": f"limner {self.environment['limner']}",
         }
         tags = "".join(f"<lora:{_tag(lora)}>" for lora in request.loras)
         return write_infotext(request.prompt + tags, request.negative_prompt or "", fields)
+
+    def _made_of(self) -> dict[str, object]:
+        """Fields under the names of sd-dynamic-prompts, SD.Next and webui's X/Y/Z plot."""
+        fields: dict[str, object] = {}
+        if self.origin is not None:
+            fields["Styles"] = ", ".join(self.origin.styles)
+            if self.origin.wildcards:
+                fields["Template"] = self.origin.prompt
+                fields["Negative Template"] = self.origin.negative_prompt
+        if self.grid:
+            fields["Script"] = "X/Y/Z plot"
+        for axis, said in self.grid.items():
+            [(name, values)] = said.items()
+            fields[f"{axis.upper()} Type"] = name
+            fields[f"{axis.upper()} Values"] = ", ".join(values)
+        return fields
 
     def differences(self, environment: Mapping[str, str | int]) -> list[str]:
         """What is not as it was when the picture was drawn, one phrase each."""

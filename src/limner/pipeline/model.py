@@ -36,11 +36,12 @@ from .backends.native import NativeBackend
 from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText
 from .generation import Traits, plan_of
 from .images import image_source, open_image, to_images
-from .metadata import LORA, Picture, Record
+from .metadata import LORA, Origin, Picture, Record
 from .result import GenerationResult
 from .text import TextEncoder, Tower
 from .tiles import decode_in_tiles
 from .tuning import rows_estimate
+from .wording import worded
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -73,6 +74,7 @@ class Model:
         backend: runs its networks.
         warnings: what its user should know about how it was found and read.
         lora_dirs, embedding_dirs: folders with adapters, as `load` takes them.
+        wildcards_dirs, styles_files: of which prompts are made, as `load` takes them.
         options: of `load`, by which a refiner is loaded like this model.
     """
 
@@ -86,6 +88,8 @@ class Model:
     warnings: tuple[str, ...] = ()
     lora_dirs: tuple[Path, ...] = ()
     embedding_dirs: tuple[Path, ...] = ()
+    wildcards_dirs: tuple[Path, ...] = ()
+    styles_files: tuple[Path, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def generate(
@@ -147,8 +151,11 @@ class Model:
             **({"variation_seed": secrets.randbelow(MAX_SEED - request.num_images)} if varies else {}),
             **request.model_dump(exclude_none=True, exclude={"model", "revision", "variant"}),
         }
-        request = with_loras(GenerationRequest.of(filled))
-        self.adapters_of(request)
+        request = GenerationRequest.of(filled)
+        if not (request.styles or request.wildcards):
+            request = with_loras(request)
+        for index in range(request.num_images if request.wildcards else 1):
+            self.adapters_of(self.worded(request.of_picture(index)))
         layers = min(text.num_hidden_layers for text in self.checkpoint.text_configs.values())
         if request.clip_skip + self._skipped > layers:
             raise InvalidRequest(f"clip_skip is {request.clip_skip}; the text encoder has {layers} layers")
@@ -166,6 +173,15 @@ class Model:
             "sigma_schedule": plan.sigma_schedule,
         }
         return request.model_copy(update=names)
+
+    def worded(self, request: GenerationRequest) -> GenerationRequest:
+        """A request for one picture, with its seed, as its prompts are read: in its styles, its wildcards
+        chosen, and the adapters that they name among its `loras`.
+
+        Raises:
+            InvalidRequest: a style or a wildcard that is not there, or a prompt that cannot be read.
+        """
+        return with_loras(worded(request, self.styles_files, self.wildcards_dirs))
 
     def adapters_of(self, request: GenerationRequest) -> tuple[UsedAdapter, ...]:
         """The adapters of a resolved request.
@@ -517,8 +533,14 @@ class Model:
         request: GenerationRequest,
         warnings: Sequence[str],
         refiner: "Model | None" = None,
+        asked: GenerationRequest | None = None,
     ) -> Picture:
-        """A finished picture [1, 3, H, W] with the record of what drew it."""
+        """A finished picture [1, 3, H, W] with the record of what drew it.
+
+        Args:
+            request: resolved, of this picture alone, and `worded`.
+            asked: what it comes from, where styles and wildcards have made its prompts.
+        """
         told = tuple(dict.fromkeys([*self.warnings, *warnings]))
         pictures = {name: _digest(getattr(request, name)) for name in _IMAGES}
         request = request.model_copy(update={name: digest for name, digest in pictures.items() if digest})
@@ -527,7 +549,13 @@ class Model:
             identity["refiner_sha256"] = refiner.identity["sha256"]
         for used in self.adapters_of(request):
             identity[f"{LORA} {used.path.stem}"] = lora_hash(used.path)
-        record = Record(request=request, model=identity, environment=self.environment(), warnings=told)
+        record = Record(
+            request=request,
+            origin=None if asked is None else Origin.of(asked),
+            model=identity,
+            environment=self.environment(),
+            warnings=told,
+        )
         return Picture(to_images(image)[0], record)
 
     @property
@@ -596,6 +624,8 @@ class Source:
     warnings: tuple[str, ...]
     lora_dirs: tuple[Path, ...]
     embedding_dirs: tuple[Path, ...]
+    wildcards_dirs: tuple[Path, ...]
+    styles_files: tuple[Path, ...]
 
     @property
     def bytes(self) -> int:
@@ -627,6 +657,8 @@ class Source:
             warnings=self.warnings,
             lora_dirs=self.lora_dirs,
             embedding_dirs=self.embedding_dirs,
+            wildcards_dirs=self.wildcards_dirs,
+            styles_files=self.styles_files,
             options={
                 "device": str(self.device),
                 "precision": self.precision,
@@ -687,6 +719,8 @@ def find(
     prediction_type: Prediction | None = None,
     lora_dirs: Sequence[str | Path] = (),
     embedding_dirs: Sequence[str | Path] = (),
+    wildcards_dirs: Sequence[str | Path] = ("wildcards",),
+    styles_files: Sequence[str | Path] = ("styles.csv",),
 ) -> Source:
     """Find a model, fetching it if need be, and check its files. Arguments and errors as of `load`."""
     where = pick_device("cpu" if backend == "openvino" and device == "auto" else device)
@@ -720,6 +754,8 @@ def find(
         warnings,
         _folders(lora_dirs),
         _folders(embedding_dirs),
+        tuple(Path(os.path.expanduser(folder)) for folder in wildcards_dirs),
+        tuple(Path(os.path.expanduser(file)) for file in styles_files),
     )
 
 
@@ -745,6 +781,8 @@ def load(
     prediction_type: Prediction | None = None,
     lora_dirs: Sequence[str | Path] = (),
     embedding_dirs: Sequence[str | Path] = (),
+    wildcards_dirs: Sequence[str | Path] = ("wildcards",),
+    styles_files: Sequence[str | Path] = ("styles.csv",),
 ) -> Model:
     """Load a model: the one that ships with Limner, a folder in the diffusers layout, a single file, or one
     from the hub.
@@ -763,6 +801,8 @@ def load(
             or say it wrongly.
         lora_dirs: folders with LoRA files, which requests and prompts name.
         embedding_dirs: folders with textual inversions, whose files' names are words in prompts.
+        wildcards_dirs: folders with files of lines, which prompts choose from.
+        styles_files: with phrases under names, for the styles of requests.
 
     Raises:
         ModelNotFound: nothing of this name.
@@ -782,6 +822,8 @@ def load(
         prediction_type=prediction_type,
         lora_dirs=lora_dirs,
         embedding_dirs=embedding_dirs,
+        wildcards_dirs=wildcards_dirs,
+        styles_files=styles_files,
     )
     return source.load()
 

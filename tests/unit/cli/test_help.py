@@ -39,7 +39,7 @@ def test_each_field_of_a_request_can_be_given():
 def test_the_commands_are_in_the_order_of_their_use():
     commands = typer.main.get_command(app)
     listed = commands.list_commands(commands.make_context("limner", [], resilient_parsing=True))
-    assert listed[:4] == ["generate", "batch", "show", "models"]
+    assert listed[:5] == ["generate", "grid", "batch", "show", "models"]
     assert listed[-2:] == ["train", "evaluate"]
 
 

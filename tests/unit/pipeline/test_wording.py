@@ -1,0 +1,121 @@
+"""Styles and wildcards, from the request to the record."""
+
+import pytest
+
+from limner.errors import InvalidRequest, PromptError
+from limner.pipeline.engine import Engine
+from limner.pipeline.metadata import Origin, read_request
+from limner.pipeline.model import load
+from limner.prompts.infotext import parse_infotext
+from limner.request import GenerationRequest
+
+
+@pytest.fixture
+def model(checkpoint_folder, tmp_path):
+    (tmp_path / "wildcards").mkdir()
+    (tmp_path / "wildcards/animal.txt").write_text("cat\ndog\nboat\nfish\n")
+    (tmp_path / "styles.csv").write_text(
+        "name,prompt,negative_prompt\nInk,ink of {prompt},fog\nPet,a __animal__,\n"
+    )
+    return load(
+        checkpoint_folder,
+        precision="fp32",
+        wildcards_dirs=[tmp_path / "wildcards"],
+        styles_files=[tmp_path / "styles.csv"],
+    )
+
+
+def ask(prompt="a {red|blue|green} __animal__", **fields):
+    return GenerationRequest.of(
+        {"prompt": prompt, "steps": 1, "width": 64, "height": 64, "seed": 1, **fields}
+    )
+
+
+def test_without_being_asked_nothing_is_chosen(model):
+    result = model.generate(request=ask())
+    assert result.images[0].record.request.prompt == "a {red|blue|green} __animal__"
+    assert result.images[0].record.origin is None
+
+
+def test_each_picture_chooses_by_its_seed(model):
+    request = ask(wildcards=True, num_images=6)
+    result = model.generate(request=request)
+    prompts = [image.record.request.prompt for image in result.images]
+    assert len(set(prompts)) > 2
+    assert all("{" not in prompt and "_" not in prompt for prompt in prompts)
+    assert result.request.prompt == request.prompt  # of all of them
+    # The same alone, in other company, and drawn again from its record.
+    third = model.generate(request=ask(wildcards=True, seed=3)).images[0]
+    assert third.record.request.prompt == prompts[2]
+    again = model.generate(request=result.images[2].record.request).images[0]
+    assert again.tobytes() == third.tobytes() == result.images[2].tobytes()
+
+
+def test_the_record_says_both(model, tmp_path):
+    request = ask(negative_prompt="{a|b}", wildcards=True, styles=["Ink"], seed=4)
+    [image] = model.generate(request=request).images
+    record = image.record
+    assert record.request.prompt.startswith("ink of a ")
+    assert record.request.negative_prompt in ("a, fog", "b, fog")
+    assert (record.request.styles, record.request.wildcards) == ((), False)
+    expected = Origin(prompt=request.prompt, negative_prompt="{a|b}", styles=("Ink",), wildcards=True)
+    assert record.origin == expected
+    image.save(tmp_path / "one.png")
+    fields = parse_infotext(record.infotext())
+    assert fields["Prompt"] == record.request.prompt
+    said = {"Styles": "Ink", "Template": request.prompt, "Negative Template": "{a|b}"}
+    assert {**fields, **said} == fields
+    assert read_request(tmp_path / "one.png")["prompt"] == record.request.prompt
+
+
+def test_styles_in_their_order_and_their_wildcards(model):
+    def prompt(*styles, **more):
+        [image] = model.generate(request=ask("a house", styles=styles, **more)).images
+        return image.record.request.prompt
+
+    assert prompt("Ink") == "ink of a house"
+    assert prompt("Ink", "Pet") == "ink of a house, a __animal__"
+    assert prompt("Pet", "Ink") == "ink of a house, a __animal__"
+    assert prompt("Pet", wildcards=True) in {f"a house, a {a}" for a in ("cat", "dog", "boat", "fish")}
+
+
+def test_a_literal_prompt_may_have_wildcards(model):
+    [image] = model.generate(request=ask("({a|a})", prompt_syntax="literal", wildcards=True)).images
+    assert image.record.request.prompt == "(a)"
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"styles": ["Inc"]}, InvalidRequest, "no style 'Inc'.*Ink"),
+        ({"prompt": "__anmal__", "wildcards": True}, PromptError, "no wildcard __anmal__.*animal"),
+        ({"prompt": "{a", "wildcards": True}, PromptError, "not closed"),
+        ({"prompt": "{<lora:no:1>|<lora:no:2>}", "wildcards": True}, InvalidRequest.__base__, "no LoRA 'no'"),
+    ],
+)
+def test_what_is_refused_before_it_is_drawn(model, fields, error, words):
+    with pytest.raises(error, match=words):
+        model.resolve(ask(**fields))
+
+
+def test_what_is_wrong_in_one_picture_of_many(model):
+    request = ask("{199::a|1::<lora:no>}", wildcards=True, num_images=1000)
+    with pytest.raises(InvalidRequest.__base__, match="no LoRA 'no'"):
+        model.resolve(request)
+
+
+def test_choices_that_take_more_rows_than_others(model):
+    """AND in an option: pictures of one request take different numbers of rows, together and alone."""
+    request = ask("{a red house|a house AND a tree AND a boat}", wildcards=True, num_images=8, steps=2)
+    with Engine(model) as engine:
+        images = engine.submit(request).result().images
+    parts = {image.record.request.prompt.count("AND") for image in images}
+    assert parts == {0, 2}
+    for image in images:
+        alone = model.generate(request=image.record.request).images[0]
+        assert alone.tobytes() == image.tobytes()
+
+
+def test_requests_hold_styles_from_json_and_tables():
+    assert GenerationRequest.of({"prompt": "", "styles": ["a b", "c"]}).styles == ("a b", "c")
+    assert GenerationRequest.read_texts({"prompt": "", "styles": "a b, c"})["styles"] == ("a b", "c")
