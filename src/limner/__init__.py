@@ -91,6 +91,24 @@ _HOMES = {
     "Progress": "limner.pipeline.handle",
     "grid": "limner.pipeline.grid",
     "load": "limner.pipeline.model",
+    **{
+        name: f"limner.face.{module}"
+        for module, names in {
+            "components": (
+                *("AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer"),
+                "UNet2DConditionModel",
+            ),
+            "pipelines": ("DiffusionPipeline", "StableDiffusionPipeline"),
+            "schedulers": (
+                *("DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler"),
+                *("DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler"),
+                *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+                *("KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler"),
+                *("TCDScheduler", "UniPCMultistepScheduler"),
+            ),
+        }.items()
+        for name in names
+    },
 }
 
 

@@ -24,7 +24,7 @@ WORLD = "limner.picturebook"
 JUDGES = {"limner.picturebook.probe", "limner.picturebook.evaluation"}  # beside the world, not part of it
 DRAWING = {*FILES, "limner.adapters", "limner.preprocess", "limner.pose", "limner.pipeline"}
 MAY_IMPORT = {
-    "limner": {"limner.errors", "limner.request", "limner.pipeline"},  # the public face
+    "limner": {"limner.errors", "limner.request", "limner.pipeline"},  # and limner.face, by name
     "limner.errors": set(),
     "limner.device": {"limner.errors"},
     "limner.memory": set(),
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "limner.weights": FILES,
     "limner.adapters": FILES,
     "limner.pipeline": DRAWING,
+    "limner.face": DRAWING,
     "limner.picturebook": {"limner.errors"},
     **{judge: {*FILES, WORLD, *JUDGES} for judge in JUDGES},
     "limner.training": {

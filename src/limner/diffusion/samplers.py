@@ -8,7 +8,8 @@
 `x` is `x0 + sigmas[0] * unit_noise`, of any shape; `sigmas` are Python floats, decreasing, and the last is
 where to stop (0 for a clean latent); `noise()` gives a unit normal tensor like x, and is called once for each
 draw, in order. A sampler keeps the dtype of x and holds its history in local variables, so it can be stopped
-at any yield.
+at any yield. The x that it yields is what it goes on with: whoever drives it may write another latent into
+it.
 
 Each agrees with the class of diffusers that its docstring names and with k-diffusion's `sample_<name>`. Those
 two differ in one thing only: diffusers draws noise on the last step too, where it is multiplied by 0.

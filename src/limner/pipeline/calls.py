@@ -48,6 +48,7 @@ class EncodeText:
         exact: each chunk is encoded in a forward pass of its own, so that its bits do not depend on company.
         adapters: that change the text encoders.
         emphasis: what becomes of weights.
+        cut: what does not fit the text encoder at once is left out, with a warning, as in diffusers.
     """
 
     prompts: tuple[str, ...]
@@ -57,6 +58,7 @@ class EncodeText:
     role: Role = "model"
     adapters: tuple[UsedAdapter, ...] = ()
     emphasis: Emphasis = "original"
+    cut: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,12 +57,15 @@ class TextEncoder:
         have one each where the calls are exact."""
         skip, exact = calls[0].clip_skip, calls[0].exact
         texts = [
-            (prompt, "literal" if call.emphasis == "none" else call.syntax, call.emphasis)
+            (prompt, "literal" if call.emphasis == "none" else call.syntax, call.cut, call.emphasis)
             for call in calls
             for prompt in call.prompts
         ]
         encoded = [
-            [encode_prompt(prompt, tower.tokenizer, syntax, self._words) for prompt, syntax, _ in texts]
+            [
+                encode_prompt(prompt, tower.tokenizer, syntax, self._words, cut=cut)
+                for prompt, syntax, cut, _ in texts
+            ]
             for tower in self._towers
         ]
         read = [
@@ -74,7 +77,7 @@ class TextEncoder:
         conditionings = iter(
             [
                 self._conditioning(prompts, read, emphasis)
-                for prompts, (_, _, emphasis) in zip(zip(*encoded, strict=True), texts, strict=True)
+                for prompts, (*_, emphasis) in zip(zip(*encoded, strict=True), texts, strict=True)
             ]
         )
         warnings = iter([prompt.warnings for prompt in encoded[0]])

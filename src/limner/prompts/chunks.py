@@ -77,6 +77,8 @@ def encode_prompt(
     tokenizer: Tokenizer,
     syntax: PromptSyntax = "a1111",
     words: LearnedWords | None = None,
+    *,
+    cut: bool = False,
 ) -> EncodedPrompt:
     """Turns a prompt into chunks; an empty one is a single chunk of padding.
 
@@ -89,6 +91,7 @@ def encode_prompt(
         syntax: "a1111" for the emphasis grammar of `limner.prompts.attention`; "literal" takes every sign for
             itself, BREAK too, and all weights are 1.
         words: that have ids of their own; those of one word stay within a chunk.
+        cut: leave out all tokens that do not fit the first chunk, with a warning.
 
     Raises:
         PromptError: the prompt is too long, cannot be parsed or is not Unicode; the syntax is unknown.
@@ -125,7 +128,12 @@ def encode_prompt(
             warnings.append(
                 "BREAK inside brackets is read as a word, as in AUTOMATIC1111; close the brackets before it."
             )
-        for token, more in _tokens(text, tokenizer, words, warnings):
+        tokens = list(_tokens(text, tokenizer, words, warnings))
+        if cut and len(ids) + len(tokens) > room:
+            left_out = len(ids) + len(tokens) - room
+            warnings.append(f"the prompt is cut after {room} tokens: the last {left_out} are left out")
+            tokens = [(token, 0) for token, _ in tokens[: room - len(ids)]]
+        for token, more in tokens:
             if more and len(ids) + more > room:
                 end_chunk(len(ids))
             if len(ids) == room:

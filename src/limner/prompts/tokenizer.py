@@ -186,6 +186,10 @@ class Tokenizer:
         rest = text[starts[room] :] if len(ids) > room else ""
         return self.pad_ids(ids[:room]), rest
 
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Ids as the vocabulary has them; where a word ends, a token ends in `</w>`."""
+        return [self._backend.id_to_token(index) or "" for index in ids]
+
     def pad_ids(self, ids: Iterable[int]) -> tuple[int, ...]:
         """start + `ids` + end + padding to `max_length`; the caller has seen to it that `ids` fit."""
         framed = (self.bos, *ids, self.eos)

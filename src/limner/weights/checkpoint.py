@@ -8,7 +8,7 @@ alone is read.
 import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -119,6 +119,7 @@ class Checkpoint:
         single: what a single file says, if it is one.
         vae_file: a file of its own with another autoencoder.
         warnings: what the caller should know about the choice of files.
+        held: component -> tensors in memory that take the place of its file's, by the network's names.
     """
 
     folder: Path
@@ -132,6 +133,7 @@ class Checkpoint:
     single: SingleFile | None = None
     vae_file: Path | None = None
     warnings: tuple[str, ...] = ()
+    held: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def family(self) -> Family:
@@ -168,6 +170,8 @@ class Checkpoint:
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """A component's tensors, mapped, by the names that its network has for them."""
+        if part in self.held:
+            return dict(self.held[part])
         if part == "vae" and self.vae_file is not None:
             return read_vae_file(self.vae_file, self.vae_config)
         if self.single is not None:
@@ -187,7 +191,9 @@ class Checkpoint:
         if self.single is not None:
             return {part: sum(t.numel() for t in self.tensors(part).values()) for part in self.weights}
         return {
-            part: sum(info.elements for info in read_infos(path).values())
+            part: sum(t.numel() for t in self.held[part].values())
+            if part in self.held
+            else sum(info.elements for info in read_infos(path).values())
             for part, path in self.weights.items()
         }
 
@@ -533,7 +539,8 @@ def _load(
     dtype: torch.dtype | None,
 ) -> M:
     path, names = checkpoint.weights[part], _NAMES[part]
-    if checkpoint.single is not None or (part == "vae" and checkpoint.vae_file is not None):
+    own_names = checkpoint.single is not None or (part == "vae" and checkpoint.vae_file is not None)
+    if own_names or part in checkpoint.held:
         tensors, names = checkpoint.tensors(part), unet_name
     else:
         tensors = open_tensors(path)

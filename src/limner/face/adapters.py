@@ -1,0 +1,223 @@
+"""LoRA and textual inversion as pipelines of diffusers load them."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from limner.errors import InvalidRequest
+from limner.pipeline.adapting import UsedAdapter
+from limner.pipeline.model import Model
+from limner.request import GenerationRequest, Lora
+
+from .files import find_file
+
+_LORA_FILE = "pytorch_lora_weights.safetensors"
+_INVERSION_FILE = "learned_embeds.safetensors"
+
+
+@dataclass
+class _Loaded:
+    """A LoRA file and how much of it counts."""
+
+    path: Path
+    weight: float = 1.0
+    active: bool = True
+    fused: float | None = None
+
+
+class Adapters:
+    """What of a pipeline is about adapters. They never change its networks: each call says what counts."""
+
+    def __init__(self) -> None:
+        self._loras: dict[str, _Loaded] = {}
+        self._loras_off = False
+        self._words: Path | None = None
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path,
+        adapter_name: str | None = None,
+        *,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        """Load a LoRA: a safetensors file, a folder or a hub id. It counts from now on.
+
+        Raises:
+            ModelNotFound: there is none.
+            InvalidRequest: the name is taken, or what is given is no file.
+            InvalidCheckpoint, UnsupportedModel: when something is drawn, if it is not for this model.
+        """
+        path = _file(pretrained_model_name_or_path_or_dict, weight_name or _LORA_FILE, subfolder, revision)
+        name = adapter_name or f"default_{len(self._loras)}"
+        if name in self._loras:
+            raise InvalidRequest(f"there is an adapter {name!r} already", hint="give another adapter_name")
+        for other in self._loras.values():
+            other.active = False  # the last one that is loaded counts alone, until `set_adapters`
+        self._loras[name] = _Loaded(path)
+
+    def unload_lora_weights(self) -> None:
+        """Forget all LoRAs but those that are fused."""
+        self._loras = {name: one for name, one in self._loras.items() if one.fused is not None}
+        for one in self._loras.values():
+            one.active = False
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
+    ) -> None:
+        """Say which LoRAs count, and how much.
+
+        Raises:
+            InvalidRequest: one that was not loaded, or as many weights as names are needed.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        weights = 1.0 if adapter_weights is None else adapter_weights
+        each = [weights] * len(names) if isinstance(weights, int | float) else list(weights)
+        if len(each) != len(names):
+            raise InvalidRequest(f"{len(names)} adapters were named, and {len(each)} weights given")
+        if not all(isinstance(weight, int | float) for weight in each):
+            raise InvalidRequest("weights by block are not offered", hint="give one number for each adapter")
+        self._known(names)
+        for one in self._loras.values():
+            one.active = False
+        for name, weight in zip(names, each, strict=True):
+            self._loras[name].active, self._loras[name].weight = True, float(weight)
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Forget LoRAs. Raises InvalidRequest for one that was not loaded."""
+        for name in self._known([adapter_names] if isinstance(adapter_names, str) else adapter_names):
+            del self._loras[name]
+
+    def get_active_adapters(self) -> list[str]:
+        """The names of those that count."""
+        return [name for name, one in self._loras.items() if one.active]
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """The names of all, for the networks that they may change."""
+        return {"unet": list(self._loras)} if self._loras else {}
+
+    def disable_lora(self) -> None:
+        """Have none count until `enable_lora`."""
+        self._loras_off = True
+
+    def enable_lora(self) -> None:
+        """Have them count again."""
+        self._loras_off = False
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] = (),
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> None:
+        """Fix how much those count that are active, whatever `cross_attention_kwargs` says.
+
+        Args:
+            components: which networks; all are meant, and nothing less is offered.
+            safe_fusing: no effect: nothing is written to the weights.
+        """
+        if components and {"unet", "text_encoder"} - {*components}:
+            raise InvalidRequest(f"components is {list(components)}; LoRAs change all networks, or none")
+        named = self.get_active_adapters() if adapter_names is None else self._known(adapter_names)
+        for name in named:
+            self._loras[name].fused = self._loras[name].weight * lora_scale
+
+    def unfuse_lora(self, components: Sequence[str] = ()) -> None:
+        """Undo `fuse_lora`."""
+        for one in self._loras.values():
+            one.fused = None
+
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: str | Path,
+        token: str | None = None,
+        *,
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        """Load the vectors of a word: a file, a folder or a hub id.
+
+        Args:
+            token: the word; None is the one that the file names.
+
+        Raises:
+            ModelNotFound: there is none.
+            InvalidRequest: the word is taken, or no file names one.
+        """
+        where = pretrained_model_name_or_path
+        path = _file(where, weight_name or _INVERSION_FILE, subfolder, revision)
+        word = token or _word_in(path)
+        if self._words is None:
+            self._words = Path(self._folder.name)
+        link = self._words / str(len(list(self._words.iterdir()))) / f"{word}{path.suffix}"
+        if "/" in word or any(self._words.glob(f"*/{word}.*")):
+            raise InvalidRequest(f"{word!r} cannot be a new word", hint="give another token")
+        link.parent.mkdir()
+        link.symlink_to(path.resolve())
+
+    @cached_property
+    def _folder(self) -> "tempfile.TemporaryDirectory[str]":
+        """Of links to files of textual inversion, under the names of their words."""
+        return tempfile.TemporaryDirectory(prefix="limner-words-")
+
+    @property
+    def embedding_dirs(self) -> tuple[Path, ...]:
+        """Folders with textual inversions, one for each word."""
+        return () if self._words is None else tuple(sorted(self._words.iterdir()))
+
+    def lora_scale(self, cross_attention_kwargs: Mapping[str, Any] | None) -> float | None:
+        """What `cross_attention_kwargs` says. Raises InvalidRequest for anything but a scale."""
+        given = dict(cross_attention_kwargs or {})
+        scale = given.pop("scale", None)
+        if given:
+            raise InvalidRequest(f"cross_attention_kwargs has {', '.join(given)}; only scale is offered")
+        return None if scale is None else float(scale)
+
+    def used_adapters(self, model: Model, scale: float | None) -> tuple[UsedAdapter, ...]:
+        """The LoRAs that count, each at its weight times `scale`."""
+        used = [
+            Lora(name=str(one.path), weight=one.weight * (1.0 if scale is None else scale))
+            for one in self._loras.values()
+            if one.active and one.fused is None and not self._loras_off
+        ]
+        used += [
+            Lora(name=str(one.path), weight=one.fused)
+            for one in self._loras.values()
+            if one.fused is not None
+        ]
+        return model.adapters_of(GenerationRequest(prompt="", loras=tuple(used))) if used else ()
+
+    def _known(self, names: Sequence[str]) -> Sequence[str]:
+        if strange := [name for name in names if name not in self._loras]:
+            raise InvalidRequest(
+                f"there is no adapter {', '.join(strange)}", hint=f"loaded are: {', '.join(self._loras)}"
+            )
+        return names
+
+
+def _file(where: Any, name: str, subfolder: str | None, revision: str | None) -> Path:
+    """A file that is named itself, or by its folder or hub id."""
+    if not isinstance(where, str | Path):
+        raise InvalidRequest("tensors in memory are not offered", hint="name a safetensors file")
+    return Path(where) if Path(where).is_file() else find_file(where, name, subfolder, revision)
+
+
+def _word_in(path: Path) -> str:
+    """The word that a file of textual inversion names.
+
+    Raises:
+        InvalidRequest: it names none.
+    """
+    from limner.weights.tensors import read_infos
+
+    if path.suffix == ".safetensors":
+        names = list(read_infos(path))
+        if len(names) == 1 and names[0] != "emb_params":
+            return names[0]
+    raise InvalidRequest(f"{path} names no word", hint="give a token")

@@ -1,0 +1,718 @@
+"""Pipelines with the arguments, the defaults and the order of draws that diffusers has."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from limner.device import pick_device
+from limner.diffusion.guidance import ClassifierFreeGuidance
+from limner.errors import InvalidRequest, UnsupportedModel
+from limner.pipeline.adapting import UsedAdapter
+from limner.pipeline.calls import Conditioning, EncodeText
+from limner.pipeline.images import to_images
+from limner.pipeline.model import Model, find
+from limner.weights.checkpoint import MODEL_INDEX
+from limner.weights.files import read_json
+
+from .adapters import Adapters
+from .components import refuse_pickles
+from .drawing import Answers, Drawing
+from .noise import Generators, SharedNoise, draw
+from .parts import Parts, Stored
+from .schedulers import Scheduler, scheduler_from
+from .values import Output
+
+Prompts = str | Sequence[str] | None
+Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
+Size = tuple[int, int]
+
+_ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
+_ANY: Any = object()
+
+
+@dataclass
+class StableDiffusionPipelineOutput(Output):
+    """What a pipeline gives.
+
+    Attributes:
+        images: PIL images, or an array [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or latents.
+        nsfw_content_detected: None: no picture is judged.
+    """
+
+    images: Any
+    nsfw_content_detected: None = None
+
+
+@dataclass
+class StableDiffusionXLPipelineOutput(Output):
+    """As `StableDiffusionPipelineOutput`."""
+
+    images: Any
+
+
+class DiffusionPipeline(Adapters):
+    """What all pipelines have; `DiffusionPipeline.from_pretrained` gives one of the class that a model names.
+
+    Attributes:
+        scheduler: of its class and settings are the steps that a call takes. Another may take its place.
+        name_or_path: where the components come from.
+    """
+
+    component_names: ClassVar[tuple[str, ...]] = ()
+    output: ClassVar[type[Any]] = StableDiffusionPipelineOutput
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
+
+    def __init__(
+        self,
+        *,
+        requires_safety_checker: bool = False,
+        force_zeros_for_empty_prompt: bool = True,
+        **given: Any,
+    ) -> None:
+        """A pipeline of components, as another one's `components` or `from_pretrained` of each give them.
+
+        Raises:
+            TypeError: a component that this pipeline does not have, or one that it needs is missing.
+            InvalidRequest: a safety checker or image encoder, which are not offered.
+        """
+        self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
+        if unknown := given.keys() - {*self.component_names, *_ABSENT}:
+            raise TypeError(f"{type(self).__name__} has no component {', '.join(sorted(unknown))}")
+        if missing := [name for name in self.component_names if given.get(name) is None]:
+            raise TypeError(f"{type(self).__name__} needs {', '.join(missing)}")
+        for name in _ABSENT:
+            if given.pop(name, None) is not None:
+                raise InvalidRequest(f"{name} is not offered", hint=f"say {name}=None")
+        scheduler = given.pop("scheduler")
+        self._adopt(_parts_of(given, force_zeros_for_empty_prompt and self._is_xl), scheduler)
+
+    def _adopt(self, parts: Parts, scheduler: Scheduler) -> None:
+        super().__init__()
+        self._parts, self.scheduler = parts, scheduler
+        self._guidance_scale = self._guidance_rescale = 0.0
+        self._num_timesteps = 0
+        self._interrupt = self._tiled = self._sliced = False
+        self._progress: dict[str, Any] = {}
+
+    @property
+    def _is_xl(self) -> bool:
+        return "XL" in type(self).__name__
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        safety_checker: None = _ANY,
+        feature_extractor: None = None,
+        image_encoder: None = None,
+        requires_safety_checker: bool = False,
+        low_cpu_mem_usage: bool = True,
+        local_files_only: bool = False,
+        **given: Any,
+    ) -> Any:
+        """The pipeline of a folder or a hub id. Networks are read when something is drawn.
+
+        Args:
+            torch_dtype, dtype: of the networks; None is float32.
+            variant: of the weight files, such as "fp16".
+            safety_checker, feature_extractor, image_encoder: None: they are not offered.
+            low_cpu_mem_usage: no effect: hardly more is in memory while weights are read than then.
+            local_files_only: of a hub id, take what is in the hub's cache.
+            given: components to take the place of the model's.
+
+        Raises:
+            ModelNotFound, InvalidCheckpoint, PickleRefused, UnsupportedModel: as `limner.load`.
+            TypeError: an argument that is unknown.
+            InvalidRequest: one that is not offered.
+        """
+        refuse_pickles(use_safetensors)
+        for name, value in (("feature_extractor", feature_extractor), ("image_encoder", image_encoder)):
+            if value is not None:
+                raise InvalidRequest(f"{name} is not offered", hint="leave it out")
+        where: str | Path = pretrained_model_name_or_path
+        if local_files_only and not Path(where).is_dir():
+            from huggingface_hub import snapshot_download
+
+            where = snapshot_download(str(where), revision=revision, local_files_only=True)
+            revision = None
+        source = find(where, revision=revision, variant=variant, device="cpu", precision="fp32")
+        for told in source.warnings:
+            warnings.warn(told, stacklevel=2)
+        index = read_json(source.checkpoint.folder / MODEL_INDEX) if source.checkpoint.single is None else {}
+        kind = cls._of(index)
+        if safety_checker is _ANY and index.get("safety_checker", [None])[0] is not None:
+            warnings.warn(
+                "the model's safety checker is not used; safety_checker=None says that you know", stacklevel=2
+            )
+        elif safety_checker not in (_ANY, None):
+            raise InvalidRequest("safety_checker is not offered", hint="say safety_checker=None")
+        if unknown := given.keys() - {*kind.component_names}:
+            raise TypeError(f"{kind.__name__} has no component {', '.join(sorted(unknown))}")
+        scheduler = given.pop("scheduler", None) or scheduler_from(source.checkpoint.scheduler_config)
+        own = {name: given[name] for name in given if given[name] is not None}
+        zero = source.checkpoint.zero_negative
+        parts = Parts(source.checkpoint, own, name=str(where), dtype=torch.float32, zero_negative=zero)
+        pipeline = kind.__new__(kind)
+        pipeline.force_zeros_for_empty_prompt = zero
+        pipeline._adopt(parts, scheduler)
+        parts.move(None, torch_dtype or dtype)
+        return pipeline
+
+    @classmethod
+    def _of(cls, index: Mapping[str, Any]) -> "type[DiffusionPipeline]":
+        """The class to make for a `model_index.json`."""
+        if cls is not DiffusionPipeline:
+            return cls
+        from .classes import PIPELINES
+
+        name = str(index.get("_class_name"))
+        if name not in PIPELINES:
+            raise UnsupportedModel(f"{name} is not offered", hint=f"there are {', '.join(PIPELINES)}")
+        return PIPELINES[name]
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The components by name, of which another pipeline can be made: `Other(**pipe.components)`."""
+        own = {name: self._parts.stored(name) for name in self.component_names if name != "scheduler"}
+        return {**own, "scheduler": self.scheduler, **dict.fromkeys(_ABSENT)}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in type(self).component_names:
+            return self._parts.component(name)
+        if name in _ABSENT:
+            return None
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ABSENT and value is not None:
+            raise InvalidRequest(f"{name} is not offered", hint="leave it at None")
+        if name in self.component_names and name != "scheduler":
+            self._parts = _parts_of({**self._networks, name: value}, self._parts.zero_negative)
+        elif name not in _ABSENT:
+            super().__setattr__(name, value)
+
+    @property
+    def _networks(self) -> dict[str, Any]:
+        names = [name for name in self.component_names if name != "scheduler"]
+        return {name: self._parts.stored(name) for name in names}
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the components come from."""
+        return self._parts.name
+
+    def to(self, *where: Any, device: Any = None, dtype: torch.dtype | None = None) -> Self:
+        """Draw on another device, in another dtype, or both.
+
+        Raises:
+            InvalidRequest: there is none like it.
+        """
+        for value in where:
+            if isinstance(value, torch.dtype):
+                dtype = value
+            elif value is not None:
+                device = value
+        self._parts.move(device, dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """That it draws on."""
+        return self._parts.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That it draws in."""
+        return self._parts.dtype
+
+    def set_progress_bar_config(self, **settings: Any) -> None:
+        """Settings of tqdm, such as disable=True."""
+        self._progress = settings
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """No effect: attention never holds all scores at once."""
+
+    def disable_attention_slicing(self) -> None:
+        """No effect, as of `enable_attention_slicing`."""
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: None = None) -> None:
+        """No effect, as of `enable_attention_slicing`."""
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """No effect, as of `enable_attention_slicing`."""
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one picture at a time."""
+        self._sliced = True
+
+    def disable_vae_slicing(self) -> None:
+        """Decode as many pictures together as fit."""
+        self._sliced = False
+
+    def enable_vae_tiling(self) -> None:
+        """Decode pictures piece by piece."""
+        self._tiled = True
+
+    def disable_vae_tiling(self) -> None:
+        """Decode pictures whole where they fit."""
+        self._tiled = False
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: str = "cuda") -> None:
+        """Keep only the network that is running on the GPU.
+
+        Raises:
+            InvalidRequest: there is no GPU.
+        """
+        self._parts.move(pick_device(device if gpu_id is None else f"{device}:{gpu_id}"), None)
+        self._parts.low_vram = True
+
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: str = "cuda") -> None:
+        """As `enable_model_cpu_offload`: network by network, which Limner does not divide further."""
+        self.enable_model_cpu_offload(gpu_id, device)
+
+    def maybe_free_model_hooks(self) -> None:
+        """No effect: there are no hooks."""
+
+    def save_pretrained(self, save_directory: str | Path, *, safe_serialization: bool = True) -> None:
+        """Write all components into a folder, which diffusers opens too.
+
+        Raises:
+            InvalidRequest: pickles are asked for.
+        """
+        from limner.weights.save import write_json
+
+        refuse_pickles(safe_serialization)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        index: dict[str, Any] = {"_class_name": type(self).__name__}
+        for name in self.component_names:
+            component = self.scheduler if name == "scheduler" else self._parts.component(name)
+            component.save_pretrained(folder / name)
+            library = "transformers" if name.startswith(("text", "token")) else "diffusers"
+            index[name] = [library, type(component).__name__]
+        index |= {name: [None, None] for name in _ABSENT}
+        if self._is_xl:
+            index = {key: value for key, value in index.items() if key != "safety_checker"}
+            index["force_zeros_for_empty_prompt"] = self.force_zeros_for_empty_prompt
+        write_json(folder / MODEL_INDEX, index)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call in progress; a callback may set `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def guidance_rescale(self) -> float:
+        """Of the call in progress."""
+        return self._guidance_rescale
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many calls of the U-Net the call in progress takes."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call in progress is to stop; a callback may set `_interrupt`."""
+        return self._interrupt
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the negative prompt counts."""
+        return self._guidance_scale > 1 and self._model.checkpoint.unet_config.time_cond_proj_dim is None
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """How many pixels a latent pixel stands for, in each direction."""
+        return self._model.checkpoint.vae_config.downscale
+
+    @property
+    def _model(self) -> Model:
+        """The model that draws."""
+        return self._parts.model(self.scheduler.config.prediction_type, self.embedding_dirs)
+
+    @contextmanager
+    def progress_bar(self, total: int) -> Any:
+        """Tell on stderr how far the steps are."""
+        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+        with tqdm(total=total, **self._progress) as bar:  # type: ignore[no-untyped-call]
+            yield bar
+
+    def _sized(self, height: int | None, width: int | None) -> Size:
+        """Height and width, or those that the model was trained for.
+
+        Raises:
+            InvalidRequest: they are no multiples of 8.
+        """
+        unit = self.vae_scale_factor
+        if not height or not width:
+            height = width = self._model.checkpoint.unet_config.sample_size * unit
+        if height % 8 or width % 8:
+            raise InvalidRequest(f"{width}x{height} pixels: width and height must be multiples of 8")
+        return height, width
+
+    def _check_inputs(
+        self, callback_inputs: Sequence[str], allowed: Sequence[str], output_type: str, **without: Any
+    ) -> None:
+        if strange := set(callback_inputs) - {*allowed}:
+            raise InvalidRequest(
+                f"callback_on_step_end_tensor_inputs has {', '.join(sorted(strange))}; "
+                f"expected some of {', '.join(allowed)}"
+            )
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InvalidRequest(f"output_type is {output_type!r}; expected 'pil', 'np', 'pt' or 'latent'")
+        for name, value in without.items():
+            if value is not None:
+                raise InvalidRequest(f"{name} is not offered", hint="leave it out")
+        if self._model.traits.kind not in self.kinds:
+            raise InvalidRequest(
+                f"the U-Net is one for {self._model.traits.kind}, which {type(self).__name__} cannot use"
+            )
+
+    def _texts(
+        self, prompts: Sequence[str], clip_skip: int | None, adapters: tuple[UsedAdapter, ...]
+    ) -> list[Conditioning]:
+        """What the text encoders make of prompts, each cut to what they take at once."""
+        call = EncodeText(tuple(prompts), "literal", (clip_skip or 0) + 1, adapters=adapters, cut=True)
+        [found] = Answers(self._model)([call])
+        return list(found)
+
+    def _begin(
+        self, steps: int, eta: float, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
+    ) -> dict[str, Any]:
+        """Set the scheduler's timesteps, and return the options of its sampler.
+
+        Raises:
+            InvalidRequest: an argument that the scheduler does not have.
+        """
+        own: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
+        given = {name: value for name, value in own.items() if value is not None}
+        known = inspect.signature(self.scheduler.set_timesteps).parameters
+        if strange := given.keys() - known.keys():
+            raise InvalidRequest(f"{type(self.scheduler).__name__} takes no {', '.join(strange)} of your own")
+        self.scheduler.set_timesteps(None if given else steps, **given)
+        if "eta" in inspect.signature(self.scheduler.step).parameters:
+            return {"eta": eta}
+        if eta:
+            raise InvalidRequest(f"eta is {eta}, but {type(self.scheduler).__name__} has none")
+        return {}
+
+    def _draw(
+        self,
+        tensors: dict[str, Any],
+        *,
+        pictures: int,
+        begin: int,
+        end: int | None,
+        options: Mapping[str, Any],
+        generator: Generators,
+        adapters: tuple[UsedAdapter, ...],
+        told: Callable[[dict[str, Any]], list[dict[str, Conditioning]]],
+        callback: Callback | None,
+        callback_inputs: Sequence[str],
+        blend: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Draw pictures in step with each other.
+
+        Args:
+            tensors: "latents" [B, C, h, w] and what else a callback may see and change, by name.
+            begin, end: which of the scheduler's timesteps.
+            told: from those tensors, what the U-Net is told for each picture.
+            blend: changes the latents after each call.
+
+        Returns:
+            latents [B, C, h, w], where the last step left them.
+        """
+        plan = self.scheduler.plan(begin, options)
+        timesteps = self.scheduler.timesteps[begin:end]
+        if end is not None and end < len(self.scheduler.timesteps):
+            plan = plan.part(0, (end - begin) // self.scheduler.order)
+        self._num_timesteps, self._interrupt = len(timesteps), False
+        drawing = Drawing(
+            Answers(self._model),
+            plan,
+            self.scheduler._norm,
+            tensors["latents"].float().cpu(),
+            told(tensors),
+            self._guidance(),
+            SharedNoise(tensors["latents"].shape, generator, self.dtype),
+            adapters,
+        )
+        with self.progress_bar(-(-len(timesteps) // self.scheduler.order)) as bar:
+            for number, _ in enumerate(drawing.steps()):
+                if blend is not None:
+                    drawing.latents = blend(number, drawing.latents)
+                if callback is not None:
+                    tensors["latents"] = self._out(drawing.latents)
+                    shown = {name: tensors[name] for name in callback_inputs}
+                    changed = callback(self, number, timesteps[number], shown)
+                    if changed.get("latents", tensors["latents"]) is not tensors["latents"]:
+                        drawing.latents = changed["latents"]
+                    tensors |= {name: changed[name] for name in changed.keys() & tensors.keys()}
+                    drawing.told, drawing.guidance = told(tensors), self._guidance()
+                if (number + 1) % self.scheduler.order == 0 or number + 1 == len(timesteps):
+                    bar.update()
+                if self._interrupt:
+                    break
+        return drawing.latents.float().cpu()
+
+    def _guidance(self) -> ClassifierFreeGuidance:
+        guided = self.do_classifier_free_guidance
+        return ClassifierFreeGuidance(self._guidance_scale if guided else 1.0, self._guidance_rescale)
+
+    def _out(self, tensor: Tensor) -> Tensor:
+        """A tensor as it is handed to a callback or returned: a new one, on the pipeline's device."""
+        return tensor.to(self.device, self.dtype, copy=True)
+
+    def _finished(self, latents: Tensor, output_type: str) -> Any:
+        """Pictures in the form that was asked for, from latents as the U-Net knows them."""
+        if output_type == "latent":
+            return self._out(latents)
+        tiled, sliced = self._tiled, self._sliced
+        made = self._parts.made("vae")
+        if made is not None:
+            tiled, sliced = tiled or made.use_tiling, sliced or made.use_slicing
+        pictures = Answers(self._model).decode(latents, tiled=tiled, sliced=sliced)
+        if output_type == "pil":
+            return to_images(pictures)
+        pictures = (pictures / 2 + 0.5).clamp(0.0, 1.0)
+        return pictures if output_type == "pt" else np.asarray(pictures.permute(0, 2, 3, 1))
+
+    def _returned(self, images: Any, return_dict: bool) -> Any:
+        output = self.output(images)
+        if return_dict:
+            return output
+        return (images, None) if self.output is StableDiffusionPipelineOutput else (images,)
+
+    @staticmethod
+    def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+        """Arrays [B, H, W, 3] in [0, 1] to images."""
+        return [Image.fromarray(rows) for rows in (images * 255).round().astype("uint8")]
+
+
+def _parts_of(given: Mapping[str, Any], zero_negative: bool) -> Parts:
+    """The parts of components; shared with the pipeline that they come from, if they all come from one."""
+    owners = {id(value.parts): value.parts for value in given.values() if isinstance(value, Stored)}
+    if len(owners) == 1:
+        [parts] = owners.values()
+        if all(parts.stored(name) is value or isinstance(value, Stored) for name, value in given.items()):
+            return parts
+        own = {name: value for name, value in given.items() if not isinstance(value, Stored)}
+        return parts.with_components(own)
+    plain = {name: value.component if isinstance(value, Stored) else value for name, value in given.items()}
+    parts = Parts(None, plain, zero_negative=zero_negative)
+    first = plain["unet"]
+    parts.dtype, parts.device = first.dtype, first.device
+    return parts
+
+
+def _repeated(prompts: Prompts, count: int, what: str) -> list[str]:
+    """One text for each of `count` prompts.
+
+    Raises:
+        InvalidRequest: a list of another length.
+    """
+    if prompts is None or isinstance(prompts, str):
+        return [prompts or ""] * count
+    if len(prompts) != count:
+        raise InvalidRequest(
+            f"{what} has {len(prompts)} texts, expected as many as there are prompts, {count}"
+        )
+    return list(prompts)
+
+
+def _count(prompt: Prompts, embeds: Tensor | None) -> int:
+    """How many prompts there are.
+
+    Raises:
+        InvalidRequest: none, or texts and embeddings of them both.
+    """
+    if (prompt is None) == (embeds is None):
+        raise InvalidRequest("give either prompt or prompt_embeds")
+    if embeds is not None:
+        return len(embeds)
+    return 1 if isinstance(prompt, str) else len(prompt or ())
+
+
+def _each(tensor: Tensor, times: int) -> Tensor:
+    """Rows [B, …] repeated, those of one prompt side by side: [B * times, …]."""
+    return tensor.repeat_interleave(times, dim=0)
+
+
+def _halves(tensor: Tensor, pictures: int) -> tuple[Tensor | None, Tensor]:
+    """The negative half of rows, if there is one, and the positive."""
+    rows = tensor.float().cpu()
+    return (rows[:pictures], rows[pictures:]) if len(rows) == 2 * pictures else (None, rows)
+
+
+class StableDiffusionPipeline(DiffusionPipeline):
+    """Text to picture with Stable Diffusion 1.x and 2.x."""
+
+    component_names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+    def encode_prompt(
+        self,
+        prompt: Prompts,
+        device: Any = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: Prompts = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings [B, T, C] of prompts and of negative prompts, which are None without guidance.
+
+        Args:
+            clip_skip: layers before the last one; of negative prompts the last one counts, as in diffusers.
+        """
+        adapters = self.used_adapters(self._model, lora_scale)
+        count = _count(prompt, prompt_embeds)
+        if prompt_embeds is None:
+            read = self._texts(_repeated(prompt, count, "prompt"), clip_skip, adapters)
+            prompt_embeds = self._out(torch.cat([one.context for one in read]))
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            texts = _repeated(negative_prompt, count, "negative_prompt")
+            read = self._texts(texts, None, adapters)
+            negative_prompt_embeds = self._out(torch.cat([one.context for one in read]))
+        positive = _each(prompt_embeds, num_images_per_prompt)
+        if not do_classifier_free_guidance or negative_prompt_embeds is None:
+            return positive, None
+        return positive, _each(negative_prompt_embeds, num_images_per_prompt)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompts = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float = 7.5,
+        negative_prompt: Prompts = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        guidance_rescale: float = 0.0,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> Any:
+        """Draw pictures. The arguments are those of diffusers' `StableDiffusionPipeline`.
+
+        Raises:
+            InvalidRequest: an argument that cannot be honoured.
+        """
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        self._check_inputs(
+            callback_on_step_end_tensor_inputs,
+            self._callback_tensor_inputs,
+            output_type,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+        )
+        height, width = self._sized(height, width)
+        pictures = _count(prompt, prompt_embeds) * num_images_per_prompt
+        scale = self.lora_scale(cross_attention_kwargs)
+        tensors = self._told_tensors(
+            prompt,
+            negative_prompt,
+            num_images_per_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            scale,
+            clip_skip,
+        )
+        options = self._begin(num_inference_steps, eta, timesteps, sigmas)
+        tensors["latents"] = self._first(pictures, height, width, generator, latents)
+        drawn = self._draw(
+            tensors,
+            pictures=pictures,
+            begin=0,
+            end=None,
+            options=options,
+            generator=generator,
+            adapters=self.used_adapters(self._model, scale),
+            told=lambda tensors: self._told(tensors, pictures),
+            callback=callback_on_step_end,
+            callback_inputs=callback_on_step_end_tensor_inputs,
+        )
+        return self._returned(self._finished(drawn, output_type), return_dict)
+
+    def _told_tensors(
+        self,
+        prompt: Prompts,
+        negative: Prompts,
+        times: int,
+        embeds: Tensor | None,
+        negative_embeds: Tensor | None,
+        scale: float | None,
+        clip_skip: int | None,
+    ) -> dict[str, Any]:
+        """What the U-Net is told, in the form that callbacks know."""
+        guided = self.do_classifier_free_guidance
+        positive, other = self.encode_prompt(
+            prompt, None, times, guided, negative, embeds, negative_embeds, scale, clip_skip
+        )
+        both = positive if other is None else torch.cat([other, positive])
+        return {"prompt_embeds": both, "negative_prompt_embeds": other}
+
+    def _told(self, tensors: Mapping[str, Any], pictures: int) -> list[dict[str, Conditioning]]:
+        """What the U-Net is told for each picture."""
+        negative, positive = _halves(tensors["prompt_embeds"], pictures)
+        branches = {"positive": positive} | ({} if negative is None else {"negative": negative})
+        guides_itself = self._model.traits.guides_itself
+        return [
+            {
+                name: Conditioning(
+                    rows[row : row + 1],
+                    channels=self._channels(tensors, row, name),
+                    guidance=self._guidance_scale if guides_itself else None,
+                )
+                for name, rows in branches.items()
+            }
+            for row in range(pictures)
+        ]
+
+    def _channels(self, tensors: Mapping[str, Any], row: int, branch: str) -> Tensor | None:
+        """What stands behind the latents' own channels."""
+        return None
+
+    def _first(
+        self, pictures: int, height: int, width: int, generator: Generators, latents: Tensor | None
+    ) -> Tensor:
+        """The first latents, of noise or of what was given."""
+        unit, channels = self.vae_scale_factor, self._model.checkpoint.vae_config.latent_channels
+        shape = (pictures, channels, height // unit, width // unit)
+        if latents is None:
+            latents = draw(shape, generator, self.device, self.dtype)
+        elif latents.shape != shape:
+            raise InvalidRequest(f"latents are {tuple(latents.shape)}, expected {shape}")
+        return latents * self.scheduler.init_noise_sigma

@@ -1,0 +1,76 @@
+"""Programs in the manner of diffusers' tutorials run on Limner with another import line, and draw the same.
+
+1e-4 of their standard deviation, as whole pipelines elsewhere; pictures of 8 bits may round either way.
+"""
+
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from test_families import TEXT, UNET, VAE, _text_encoder, _tokenizer
+
+TOLERANCE = 1e-4
+SNIPPETS = sorted(Path(__file__).with_name("snippets").glob("*.py"))
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, reference, randomise):
+    """A folder that diffusers saved, with the scheduler of 1.5."""
+    diffusers.utils.logging.disable_progress_bar()
+    root = tmp_path_factory.mktemp("model")
+    parts = {
+        "unet": diffusers.UNet2DConditionModel.from_config({**UNET.to_dict(), "sample_size": 8}),
+        "vae": diffusers.AutoencoderKL.from_config(VAE.to_dict()),
+        "text_encoder": _text_encoder(TEXT),
+    }
+    for number, part in enumerate(parts.values()):
+        randomise(part, number)
+    config = json.loads((reference / "configs" / "sd15" / "scheduler" / "scheduler_config.json").read_text())
+    diffusers.StableDiffusionPipeline(
+        **parts,
+        tokenizer=_tokenizer(root, reference, 1),
+        scheduler=diffusers.PNDMScheduler.from_config(config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(root / "model")
+    return root / "model"
+
+
+def run(source, model, library):
+    """What a snippet calls its result, with the imports of a library."""
+    source = source.replace("org/stable-diffusion", str(model))
+    if library == "limner":
+        for other in ("diffusers", "transformers"):
+            source = source.replace(f"from {other} import", "from limner import")
+    names = {"__name__": "snippet"}
+    exec(compile(source, "snippet", "exec"), names)
+    result = names["result"]
+    return result if isinstance(result, list) else [result]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda path: path.stem)
+def test_another_import_line_is_enough(snippet, model):
+    source = snippet.read_text()
+    theirs, ours = (run(source, model, library) for library in ("diffusers", "limner"))
+    assert len(ours) == len(theirs)
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert type(one) is type(other)
+        if not torch.is_tensor(one):
+            assert one.size == other.size
+            difference = np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16))
+            assert difference.max() <= 1, f"result {number}"
+            assert (difference > 0).mean() < 0.01, f"result {number}"
+            continue
+        assert one.shape == other.shape
+        difference = float((one - other).abs().max() / other.float().std())
+        assert difference <= TOLERANCE, f"result {number} differs by {difference:.1e}"
