@@ -1,4 +1,4 @@
-"""`limner convert`: checkpoints between single files, folders and dtypes, and out of pickles."""
+"""`limner convert`: checkpoints and ControlNets between single files, folders and dtypes, and out of pickles."""
 
 from collections import Counter
 from enum import StrEnum
@@ -55,7 +55,7 @@ def convert(
         bool, typer.Option("--allow-pickle", help="Take the tensors, and nothing else, out of a pickle.")
     ] = False,
 ) -> None:
-    """Write a checkpoint in another layout or dtype, tensor by tensor."""
+    """Write a checkpoint or a ControlNet in another layout or dtype, tensor by tensor."""
     import torch
 
     from limner.weights.convert import convert

@@ -128,7 +128,7 @@ def convert(
     variant: str | None = None,
     allow_pickle: bool = False,
 ) -> Conversion:
-    """Write a checkpoint in another layout, or a single file in another dtype.
+    """Write a checkpoint or a ControlNet in another layout, or a single file in another dtype.
 
     Args:
         source: a single file, or a folder in the diffusers layout.

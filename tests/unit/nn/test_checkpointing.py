@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from limner.nn.controlnet import ControlNetModel
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 
@@ -22,6 +23,20 @@ def unet():
     )
     x, context = torch.randn(2, 4, 7, 5), torch.randn(2, 6, 16, requires_grad=True)
     return network, lambda: network(x, torch.tensor([10, 900]), context), network.mid_block.resnets[0]
+
+
+def controlnet():
+    """Together with its U-Net, which is not trained."""
+    base, _, _ = unet()
+    network = ControlNetModel.from_unet(base, conditioning_embedding_out_channels=(4, 4, 4, 4))
+    torch.nn.init.ones_(network.controlnet_mid_block.weight)  # or nothing but the zeros would be trained
+    x, context, image = torch.randn(2, 4, 7, 5), torch.randn(2, 6, 16), torch.rand(2, 3, 56, 40)
+
+    def forward():
+        timesteps = torch.tensor([10, 900])
+        return base(x, timesteps, context, residuals=network(x, timesteps, context, network.embed(image)))
+
+    return network, forward, network.mid_block.resnets[0]
 
 
 def vae():
@@ -60,7 +75,7 @@ def vision():
     return network, lambda: torch.cat([t.flatten() for t in network(pixels)]), layer
 
 
-@pytest.mark.parametrize("make", [unet, vae, text, vision])
+@pytest.mark.parametrize("make", [unet, controlnet, vae, text, vision])
 def test_same_gradients_from_blocks_that_run_twice(make):
     torch.manual_seed(0)
     network, forward, block = make()

@@ -1,9 +1,13 @@
 """What the networks promise besides agreeing with their namesakes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from limner.nn.controlnet import ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from limner.nn.unet import UNet2DConditionModel, UNetConfig, timestep_embedding
 from limner.nn.vae import AutoencoderKL, VAEConfig
 
@@ -79,6 +83,61 @@ def test_an_xl_unet_wants_pooled_text_and_sizes():
         unet(x, timesteps, context)
     sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
     assert unet(x, timesteps, context, torch.randn(2, 10), sizes).shape == x.shape
+
+
+@pytest.mark.parametrize("more", [{}, {"in_channels": 9}, {"time_cond_proj_dim": 8}])
+@torch.no_grad()
+def test_a_controlnet_begins_by_adding_nothing(more):
+    """To a U-Net for inpainting, or one that is told a guidance scale, too, though it is given neither."""
+    unet = UNet2DConditionModel(replace(UNET, **more))
+    control = ControlNetModel.from_unet(unet)
+    assert (control.config.in_channels, control.config.downscale) == (4, 8)
+    weights = unet.state_dict()
+    assert torch.equal(control.conv_in.weight, weights["conv_in.weight"][:, :4])
+    x, timesteps, context = torch.randn(2, 4, 5, 7), torch.tensor([1, 999]), torch.randn(2, 3, 16)
+    added = control(x, timesteps, context, control.embed(torch.rand(2, 3, 40, 56)))
+    assert not any(each.any() for each in added)
+    given = {"guidance": torch.tensor([7.5, 7.5])} if "time_cond_proj_dim" in more else {}
+    x = torch.randn(2, unet.config.in_channels, 5, 7)
+    assert torch.equal(
+        unet(x, timesteps, context, **given, residuals=added), unet(x, timesteps, context, **given)
+    )
+
+
+@torch.no_grad()
+def test_each_row_is_told_of_its_own_picture():
+    unet = UNet2DConditionModel(UNET)
+    control = ControlNetModel.from_unet(unet)
+    adapter = T2IAdapter(T2IAdapterConfig(channels=(16, 32, 32)))
+    for parameter in control.parameters():
+        parameter += 0.05 * torch.randn_like(parameter)
+    x, context, image = torch.randn(2, 4, 4, 6), torch.randn(2, 3, 16), torch.rand(2, 3, 32, 48)
+
+    def told(rows):
+        timesteps = torch.tensor([700, 30])[rows]
+        added = control(x[rows], timesteps, context[rows], control.embed(image[rows]))
+        return unet(x[rows], timesteps, context[rows], residuals=added, features=adapter(image[rows]))
+
+    together = told(slice(None))
+    for row in range(2):
+        torch.testing.assert_close(together[row : row + 1], told(slice(row, row + 1)), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_adapter_continues_sides_that_are_no_multiples():
+    adapter = T2IAdapter(T2IAdapterConfig(channels=(8, 8, 8), downscale_factor=16, in_channels=1))
+    image = torch.rand(1, 1, 24, 40)
+    wider = torch.nn.functional.pad(image, (0, 8, 0, 8), mode="replicate")
+    assert [tuple(each.shape[2:]) for each in adapter(image)] == [(2, 3), (1, 2), (1, 1)]
+    for one, other in zip(adapter(image), adapter(wider), strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_features_of_another_number_of_levels_are_an_error():
+    unet, x = UNet2DConditionModel(UNET), torch.randn(1, 4, 4, 4)
+    with pytest.raises(ValueError, match="2 features were given, expected one for each of 3 levels"):
+        unet(x, torch.tensor([1]), torch.randn(1, 3, 16), features=[x, x])
 
 
 def test_timestep_embedding():

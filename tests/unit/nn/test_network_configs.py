@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from limner.nn.controlnet import ControlNetConfig, ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 
 # Those of Stable Diffusion 1.5 and 2.1 are held to their manifests where their weights are read.
 PUBLISHED = {
+    "controlnet-sd15-canny": (ControlNetConfig, ControlNetModel),
+    "t2iadapter-sd15-canny": (T2IAdapterConfig, T2IAdapter),
     "sd15/unet": (UNetConfig, UNet2DConditionModel),
     "sd15/vae": (VAEConfig, AutoencoderKL),
     "sd15/text_encoder": (CLIPTextConfig, CLIPTextModel),
@@ -79,6 +83,10 @@ def test_published_parameters_of_the_safety_checker_s_image_encoder(reference):
     [
         UNetConfig(),
         UNetConfig(attention_head_dim=(5, 10, 20, 20), use_linear_projection=True, cross_attention_dim=1024),
+        ControlNetConfig(),
+        ControlNetConfig(global_pool_conditions=True, mid_block_type="UNetMidBlock2D"),
+        T2IAdapterConfig(),
+        T2IAdapterConfig(adapter_type="light_adapter", channels=(320, 640, 1280)),
         VAEConfig(),
         VAEConfig(latent_channels=8, scaling_factor=0.3, block_out_channels=(32, 64)),
         CLIPTextConfig(),
@@ -112,6 +120,21 @@ def test_writing_then_reading_is_identity(config):
         (UNetConfig, {"block_out_channels": []}, "block_out_channels is empty"),
         (UNetConfig, {"block_out_channels": [320, 640, 1280, 1290]}, "multiples of norm_num_groups 32"),
         (UNetConfig, {"attention_head_dim": 7}, "number of heads (7, 7, 7, 7)"),
+        (ControlNetConfig, {"num_control_type": 6}, "unknown key 'num_control_type'"),
+        (ControlNetConfig, {"mid_block_type": "UNetMidBlock3D"}, "middle block 'UNetMidBlock3D'"),
+        (ControlNetConfig, {"conditioning_embedding_out_channels": []}, "out_channels is empty"),
+        (
+            ControlNetConfig,
+            {"conditioning_channels": 1, "controlnet_conditioning_channel_order": "bgr"},
+            "'bgr' of 1 channels",
+        ),
+        (T2IAdapterConfig, {"adapter_type": "style"}, "adapter_type is 'style'"),
+        (T2IAdapterConfig, {"channels": []}, "channels is empty"),
+        (
+            T2IAdapterConfig,
+            {"adapter_type": "full_adapter_xl", "channels": [320, 640, 1280, 640]},
+            "the same from the third on",
+        ),
         (VAEConfig, {"latent_shift": 0.1}, "unknown key 'latent_shift' (value 0.1)"),
         (VAEConfig, {"shift_factor": 0.1}, "shift_factor is 0.1; only None is supported"),
         (VAEConfig, {"use_quant_conv": False}, "use_quant_conv is False; only True is supported"),

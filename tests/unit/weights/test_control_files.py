@@ -13,6 +13,7 @@ from diffusers import T2IAdapter as TheirAdapter
 
 from limner.errors import (
     InvalidCheckpoint,
+    InvalidRequest,
     LimnerError,
     ModelNotFound,
     OutputError,
@@ -23,9 +24,10 @@ from limner.nn.controlnet import ControlNetConfig, ControlNetModel
 from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from limner.nn.unet import UNetConfig
 from limner.weights.control import read_control
+from limner.weights.convert import convert
 from limner.weights.keymaps import controlnet_entries, parameter_shapes, t2i_adapter_entries
 from limner.weights.save import save_control
-from limner.weights.tensors import write_tensors
+from limner.weights.tensors import open_tensors, write_tensors
 
 SD1 = ControlNetConfig(
     block_out_channels=(64, 128),
@@ -362,3 +364,48 @@ def test_which_model_it_is_for(path, config, fitting):
     assert {family for family, misfit in misfits.items() if misfit is None} == fitting
     if network is ControlNetModel and "xl" not in fitting:
         assert "cross_attention_dim 768, the model's is 1024" in misfits["sd2"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_converting_there_and_back(tmp_path, name):
+    network = network_of(CONFIGS[name])
+    save_control(tmp_path / "folder", network)
+    single, again = tmp_path / "single.safetensors", tmp_path / "again"
+    convert(tmp_path / "folder", single, to="single")
+    prefix = "control_model." if name in CONTROLNETS else ""
+    expected = network.state_dict() if name == "xl" else tensors_of(network, prefix)
+    assert open_tensors(single).keys() == expected.keys()
+    assert_loads(single, network)
+    convert(single, again, to="folder")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "folder").iterdir()}
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == files
+    convert(single, tmp_path / "half.safetensors", to="single", dtype=torch.float16)
+    assert_loads(tmp_path / "half.safetensors", network.half())
+
+
+def test_converting_out_of_a_pickle_with_the_model_beside(tmp_path):
+    network = network_of(SD1)
+    beside = {"first_stage_model.a": torch.ones(2), "betas": torch.ones(1000)}
+    torch.save({**tensors_of(network, "control_model."), **beside}, tmp_path / "a.pth")
+    with pytest.raises(PickleRefused, match="convert"):
+        convert(tmp_path / "a.pth", tmp_path / "a", to="folder")
+    done = convert(tmp_path / "a.pth", tmp_path / "a", to="folder", allow_pickle=True)
+    assert (done.kept, set(done.left_out)) == ((), beside.keys())
+    assert_loads(tmp_path / "a", network)
+
+
+def test_what_a_single_file_cannot_say_is_not_converted(tmp_path):
+    for values, named in (
+        ({"controlnet_conditioning_channel_order": "bgr"}, "channel_order bgr as rgb"),
+        ({"global_pool_conditions": True}, "global_pool_conditions True as False"),
+        ({"attention_head_dim": 4}, "attention_head_dim 4 as 8"),
+    ):
+        folder = tmp_path / named
+        save_control(folder, network_of(replace(SD1, **values)))
+        with pytest.raises(UnsupportedModel, match=named):
+            convert(folder, tmp_path / "a.safetensors", to="single")
+    convert(
+        tmp_path / "global_pool_conditions True as False", tmp_path / "a_shuffle.safetensors", to="single"
+    )
+    with pytest.raises(InvalidRequest, match="no tokenizer"):
+        convert(tmp_path / "a_shuffle.safetensors", tmp_path / "b", to="folder", prediction_type="epsilon")
