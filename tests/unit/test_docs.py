@@ -12,6 +12,7 @@ from limner.weights.hub import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+CALL = re.compile(r"""(?:^|\s|/)(limner (?:"[^"]*"|'[^']*'|[^|&;"'])+)""")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -24,7 +25,7 @@ def commands(page: Path) -> list[str]:
         for block in re.findall(r"```(?:sh|bash|console)?\n(.*?)```", text, re.DOTALL)
         for line in block.splitlines()
     ]
-    return [match[1] for line in lines if (match := re.search(r"(?:^|\s|/)(limner [^|&;]+)", line))]
+    return [match[1] for line in lines if (match := CALL.search(line))]
 
 
 CALLS = [(page.relative_to(ROOT), call) for page in PAGES for call in commands(page)]
