@@ -10,11 +10,18 @@ from limner.weights.hub import SHIPPED
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guides/python-api.md"])
-def test_examples_run(page, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("page", "picture"),
+    [
+        ("README.md", "boat.png"),
+        ("docs/guides/python-api.md", "boat.png"),
+        ("docs/guides/grid.md", "sheet.png"),
+    ],
+)
+def test_examples_run(page, picture, tiny, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setitem(SHIPPED, "picturebook", tiny)
     monkeypatch.chdir(tmp_path)
     assert blocks
     exec(compile("\n".join(blocks), page, "exec"), {"__name__": "example"})
-    assert (tmp_path / "boat.png").is_file()
+    assert (tmp_path / picture).is_file()
