@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from limner.errors import InvalidRequest
 from limner.prompts.chunks import Emphasis, PromptSyntax
-from limner.prompts.names import own_names
+from limner.prompts.names import own_names, own_upscaler
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries everywhere without loss
 
@@ -53,8 +53,21 @@ SigmaScheduleName = Literal[
 ]
 Spacing = Literal["leading", "linspace", "trailing"]
 SpeedName = Literal["exact", "balanced", "fast"]
+Upscaler = Literal[
+    "latent",
+    "latent_antialiased",
+    "latent_bicubic",
+    "latent_bicubic_antialiased",
+    "latent_nearest",
+    "latent_nearest_exact",
+    "lanczos",
+    "nearest",
+]
+Tiling = Literal["x", "y", "xy"]
 
-Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+MIN_SIDE, MAX_SIDE = 64, 4096  # of a picture, in pixels
+
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
 Pair = tuple[Annotated[int, Field(ge=0, le=16_384)], Annotated[int, Field(ge=0, le=16_384)]]
 Room = Annotated[int, Field(ge=0, le=2048, multiple_of=8)]
 Source = Annotated[str, Field(min_length=1, max_length=64 << 20)]
@@ -142,6 +155,18 @@ class GenerationRequest(BaseModel):
         aesthetic_score, negative_aesthetic_score: that the refiner of XL is told, 1 to 10.
         refiner: a model that takes over on the way, such as the refiner of XL.
         refiner_start: the share of the steps after which it does.
+        hires_scale: enlarge the picture so many times, and draw it again from a part of the noise
+            (AUTOMATIC1111's "hires. fix"). A refiner takes over in this second pass.
+        hires_width, hires_height: the same, to this size. One of them keeps the proportions; with both, what
+            stands over is cut off.
+        hires_strength: the part of the noise, 0 to 1; None is 0.7.
+        hires_steps: of the second pass, all of them within that part; None is as many as the first has.
+        hires_upscaler: what enlarges: "latent" and its kin the latents, "lanczos" and "nearest" the decoded
+            picture. None is "latent".
+        hires_sampler, hires_sigma_schedule: of the second pass; None is as in the first.
+        hires_prompt, hires_negative_prompt: likewise. If hires_prompt names LoRAs, there are no others then.
+        tiling: the directions in which copies of the picture join without a seam: "x", "y" or "xy".
+        vae_tiling: encode and decode pictures in tiles also where the memory suffices for the whole.
         speed: "balanced" and "fast" change the picture a little to draw it sooner.
         exact: the picture's bits do not depend on what else is drawn at the same time, which costs speed.
             Without it, company changes the rounding.
@@ -191,6 +216,18 @@ class GenerationRequest(BaseModel):
     negative_aesthetic_score: Annotated[float, Field(ge=0, le=10)] = 2.5
     refiner: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     refiner_start: Annotated[float, Field(gt=0, lt=1)] | None = None
+    hires_scale: Annotated[float, Field(ge=1, le=16)] | None = None
+    hires_width: Side | None = None
+    hires_height: Side | None = None
+    hires_strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    hires_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    hires_upscaler: Upscaler | None = None
+    hires_sampler: SamplerName | None = None
+    hires_sigma_schedule: SigmaScheduleName | None = None
+    hires_prompt: Prompt | None = None
+    hires_negative_prompt: Prompt | None = None
+    tiling: Tiling | None = None
+    vae_tiling: bool = False
     speed: SpeedName = "exact"
     exact: bool = False
 
@@ -213,6 +250,13 @@ class GenerationRequest(BaseModel):
             raise ValueError("variation_seed has no effect without a variation_strength")
         if self.eta and self.sampler not in (None, "ddim", "tcd"):
             raise ValueError(f"eta is of ddim and tcd; the sampler is {self.sampler}")
+        sized = self.hires_width is not None or self.hires_height is not None
+        if self.hires_scale is not None and sized:
+            raise ValueError("hires_scale and a hires_width or hires_height say the same: give one of them")
+        names = [f"hires_{name}" for name in (*_IN_SECOND_PASS, "strength", "upscaler")]
+        idle = [name for name in names if getattr(self, name) is not None]
+        if idle and not self.has_second_pass:
+            raise ValueError(f"{' and '.join(idle)} need a hires_scale, or a hires_width or hires_height")
         return self
 
     def of_picture(self, index: int) -> Self:
@@ -223,6 +267,40 @@ class GenerationRequest(BaseModel):
             assert self.variation_seed is not None
             seeds = {"variation_seed": self.variation_seed + index}
         return self.model_copy(update={**seeds, "num_images": 1})
+
+    @property
+    def has_second_pass(self) -> bool:
+        """Whether the picture is enlarged and drawn again."""
+        return any(size is not None for size in (self.hires_scale, self.hires_width, self.hires_height))
+
+    @property
+    def hires_size(self) -> tuple[int, int] | None:
+        """Of a resolved request, width and height of the second pass; None if there is none."""
+        if not self.has_second_pass:
+            return None
+        assert self.width is not None
+        assert self.height is not None
+        width, height = self.hires_width, self.hires_height
+        if self.hires_scale is not None:
+            width, height = int(self.hires_scale * self.width), int(self.hires_scale * self.height)
+        elif height is None:
+            assert width is not None
+            height = width * self.height // self.width
+        elif width is None:
+            width = height * self.width // self.height
+        assert width is not None
+        assert height is not None
+        return width // 8 * 8, height // 8 * 8
+
+    def of_second_pass(self) -> Self | None:
+        """Of a resolved request, one for a picture like its second pass; None if there is none."""
+        size = self.hires_size
+        if size is None:
+            return None
+        own = {name: getattr(self, f"hires_{name}") for name in _IN_SECOND_PASS}
+        update: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        update |= {name: None for name in type(self).model_fields if name.startswith("hires_")}
+        return self.model_copy(update={**update, "width": size[0], "height": size[1], "strength": None})
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
@@ -260,6 +338,7 @@ class GenerationRequest(BaseModel):
 
 
 _TUPLES = ("guidance_interval", "original_size", "target_size", "crop", "styles", "loras", "extend")
+_IN_SECOND_PASS = ("steps", "sampler", "sigma_schedule", "prompt", "negative_prompt")  # as hires_steps …
 
 
 def _parts(name: str, text: str) -> tuple[str, ...]:
@@ -268,10 +347,17 @@ def _parts(name: str, text: str) -> tuple[str, ...]:
 
 
 def _under_own_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    names = {
-        name: fields[name] for name in ("sampler", "sigma_schedule") if isinstance(fields.get(name), str)
-    }
-    return {**fields, **own_names(**names)}
+    own = dict(fields)
+    for prefix in ("", "hires_"):
+        names = {
+            name: fields[prefix + name]
+            for name in ("sampler", "sigma_schedule")
+            if isinstance(fields.get(prefix + name), str)
+        }
+        own |= {prefix + name: value for name, value in own_names(**names, prefix=prefix).items()}
+    if isinstance(fields.get("hires_upscaler"), str):
+        own["hires_upscaler"] = own_upscaler(fields["hires_upscaler"])
+    return own
 
 
 def _refusal(error: ValidationError) -> InvalidRequest:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 PICTURE, PROMPT, IMAGE, SAMPLING = "Picture", "Prompt", "Picture to begin with", "Sampling"
-MODEL, XL, OUTPUT = "Model", "Stable Diffusion XL", "Output"
+HIRES, MODEL, XL, OUTPUT = "Second pass", "Model", "Stable Diffusion XL", "Output"
 
 
 def option(help: str, panel: str, *names: str, **more: Any) -> Any:
@@ -40,7 +40,16 @@ _STYLES_FILE = "styles.csv of AUTOMATIC1111, or JSON; by default, styles.csv. Ma
 _AREA = "whole, or masked: only what lies around the mask, at width x height, and put back."
 _TOLD = "In pixels, that XL is told; by default the picture's own."
 _COMPILED = "Compile the U-Net for a GPU: minutes once, for many pictures."
-_LOW_VRAM = "Keep only the network that is running on the GPU."
+_ATTENTION = "auto, fused, or sliced: in blocks, which takes less memory."
+_OFFLOAD = "none, or keep off the GPU what does not run: model (networks) or sequential (their blocks)."
+_LOW_VRAM = "Short for --offload model."
+_RESIZED = "In pixels; one alone keeps the proportions."
+_OF_HIRES = "Of the second pass; by default as in the first."
+_ENLARGES = (
+    "latent (the default), latent_antialiased, latent_bicubic, latent_bicubic_antialiased, latent_nearest, "
+    "latent_nearest_exact, lanczos or nearest."
+)
+_TILING = "x, y or xy: where copies of the picture join without a seam."
 _LORA_DIR = "A folder with LoRA files, by whose names prompts ask for them. May be repeated."
 _WORDS_DIR = "A folder with textual inversions, whose names are words in prompts. May be repeated."
 _PREDICTS = "epsilon or v_prediction, where a single file does not say what its U-Net predicts."
@@ -102,6 +111,23 @@ class RequestOptions(_Options):
     image_guidance_scale: Annotated[
         Number, option("How closely editing models keep to the picture.", IMAGE)
     ] = None
+    hires_scale: Annotated[Number, option("Enlarge the picture so many times, and draw it again.", HIRES)] = (
+        None
+    )
+    hires_width: Annotated[Whole, option(_RESIZED, HIRES)] = None
+    hires_height: Annotated[Whole, option(_RESIZED, HIRES)] = None
+    hires_strength: Annotated[Number, option("0 to 1: how much is drawn anew; by default 0.7.", HIRES)] = None
+    hires_steps: Annotated[Whole, option("Of the second pass; by default as many.", HIRES)] = None
+    hires_upscaler: Annotated[Text, option(_ENLARGES, HIRES)] = None
+    hires_sampler: Annotated[Text, option(_OF_HIRES, HIRES)] = None
+    hires_sigma_schedule: Annotated[Text, option(_OF_HIRES, HIRES)] = None
+    hires_prompt: Annotated[Text, option(_OF_HIRES, HIRES)] = None
+    hires_negative_prompt: Annotated[Text, option(_OF_HIRES, HIRES)] = None
+    tiling: Annotated[Text, option(_TILING, PICTURE)] = None
+    vae_tiling: Annotated[
+        bool | None,
+        option("Decode in tiles, which takes less memory.", PICTURE, "--vae-tiling", show_default=False),
+    ] = None
     refiner: Annotated[Text, option("A model that takes over on the way, as XL's refiner.", MODEL)] = None
     refiner_start: Annotated[Number, option("0 to 1: after which share of the steps.", MODEL)] = None
     original_size: Annotated[Sides, option(_TOLD, XL, metavar="HEIGHT WIDTH")] = None
@@ -152,7 +178,15 @@ class ModelOptions(_Options):
     styles_files: Annotated[
         list[Path] | None, option(_STYLES_FILE, PROMPT, "--styles-file", envvar="LIMNER_STYLES_FILE")
     ] = None
+    attention: Annotated[Text, option(_ATTENTION, MODEL)] = None
+    offload: Annotated[Text, option(_OFFLOAD, MODEL)] = None
     low_vram: Annotated[bool | None, option(_LOW_VRAM, MODEL, "--low-vram", show_default=False)] = None
+
+    def given(self) -> dict[str, Any]:
+        options = super().given()
+        if options.pop("low_vram", False):
+            options.setdefault("offload", "model")
+        return options
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

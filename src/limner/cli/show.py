@@ -76,5 +76,6 @@ def _seldom(request: "GenerationRequest") -> set[str]:
         "emphasis",
         "styles",
         "wildcards",
+        "vae_tiling",
     }
     return {name for name in names if getattr(request, name) == type(request).model_fields[name].default}

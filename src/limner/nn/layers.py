@@ -130,11 +130,11 @@ class Downsample2D(nn.Module):
 
     def __init__(self, channels: int, *, padding: int) -> None:
         super().__init__()
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1)) if padding == 0 else nn.Identity()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
-        self.pad_after = padding == 0
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad_after else x)
+        y: Tensor = self.conv(self.pad(x))
         return y
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limner.diffusion.guidance import Guidance
 from limner.prompts.chunks import Emphasis, PromptSyntax
+from limner.request import Tiling
 
 from .adapting import UsedAdapter
 
@@ -77,6 +78,7 @@ class Denoise:
         deep: such features of an earlier step, by conditioning; the blocks that made them are not run.
         adapters: that change the U-Net.
         exact: they change its weights, rather than what single rows of a forward pass are.
+        tiling: the axes along which the picture's ends meet.
     """
 
     x: Tensor
@@ -91,6 +93,7 @@ class Denoise:
     role: Role = "model"
     adapters: tuple[UsedAdapter, ...] = ()
     exact: bool = False
+    tiling: Tiling | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -117,11 +120,13 @@ class DecodeLatents:
 
     Attributes:
         tiled: decode it piece by piece, which takes less memory and changes it a little.
+        tiling: as of `Denoise`.
     """
 
     role: ClassVar[Role] = "model"
     latents: Tensor
     tiled: bool = False
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +134,15 @@ class EncodeImage:
     """Turn a picture [1, 3, H, W] in [-1, 1] into latents.
 
     Answered by their mean and standard deviation, each [1, C, h, w], as the U-Net knows them.
+
+    Attributes:
+        tiled, tiling: as of `DecodeLatents`.
     """
 
     role: ClassVar[Role] = "model"
     image: Tensor
+    tiled: bool = False
+    tiling: Tiling | None = None
 
 
 Call = EncodeText | Denoise | DecodeLatents | EncodeImage

@@ -29,8 +29,8 @@ from limner.errors import (
 )
 from limner.request import GenerationRequest
 
-from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeText, Role
-from .generation import Generation, picture_of, plan_of, rows_of, script_of
+from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText, Role
+from .generation import Generation, passes_of, picture_of, rows_of, script_of
 from .handle import Handle, Progress
 from .limits import Limits
 from .metadata import Picture
@@ -39,6 +39,7 @@ from .models import ModelCache
 from .result import GenerationResult
 
 _LINGER = 0.05  # seconds that the idle thread stays: its OpenMP workers slow those of other threads down
+_IN_TILES = "decoded or encoded in tiles, as the memory does not suffice for the whole"
 _STRETCH = 4  # how many times its own length a context may be repeated to fit others
 
 
@@ -84,10 +85,11 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Resolved:
-    """A request with its defaults filled in, the rows that one picture takes at most, and what pictures must
-    have in common with it to share its forward passes."""
+    """A request with its defaults filled in, the steps of one of its pictures and the rows that it takes at
+    most, and what pictures must have in common with it to share its forward passes."""
 
     request: GenerationRequest
+    steps: int
     rows: int
     place: Hashable
 
@@ -342,20 +344,21 @@ class Engine:
         request = model.resolve(job.handle.request)
         if "refiner" in models:
             models["refiner"].check_refines(model, request)
-        plan = plan_of(request, model.scheduler)
         pictures = range(request.num_images if request.wildcards else 1)  # else all have the same prompts
         owns = (model.worded(request.of_picture(index)) for index in pictures)
-        rows = max(rows_of(script_of(own, plan, model.traits)) for own in owns)
-        shape = model.latent_shape(request)
-        limits = self._limits_of(model)
-        needed = sum(one.backend.bytes for one in models.values()) + limits.most_for(model, shape, rows)
+        passes = [one for own in owns for one in passes_of(own, model.scheduler)]
+        rows = [rows_of(script_of(one.request, one.plan, model.traits, one.done)) for one in passes]
+        shapes, limits = [model.latent_shape(one.request) for one in passes], self._limits_of(model)
+        needed = sum(one.backend.bytes for one in models.values())
+        needed += max(limits.most_for(model, *one) for one in zip(shapes, rows, strict=True))
         if needed > limits.memory:
+            width, height = request.hires_size or (request.width, request.height)
             raise OutOfMemory(
-                f"{request.width}x{request.height} pixels take about {needed / 1e9:.1f} GB; "
+                f"{width}x{height} pixels take about {needed / 1e9:.1f} GB; "
                 f"{limits.memory / 1e9:.1f} GB may be used",
                 hint="ask for fewer pixels",
             )
-        return _Resolved(request, rows, (id(model), shape))
+        return _Resolved(request, passes[0].steps, max(rows), (id(model), shapes[0]))
 
     def _limits_of(self, model: Model) -> Limits:
         if self._limits is None:
@@ -388,9 +391,12 @@ class Engine:
             return
         began = time.monotonic()
         model = group[0].model
-        answers = self._answer(model, [self._affordable(model, drawing.call) for drawing in group])
+        calls = [self._affordable(model, drawing.call) for drawing in group]
+        answers = self._answer(model, calls)
         self._seconds += time.monotonic() - began
-        for drawing, answer in zip(group, answers, strict=True):
+        for drawing, call, answer in zip(group, calls, answers, strict=True):
+            if call is not drawing.call:
+                drawing.warnings.append(_IN_TILES)
             if not drawing.job.handle.done():  # else the next tick drops it
                 self._advance(drawing, answer)
 
@@ -419,8 +425,8 @@ class Engine:
 
     def _affordable(self, model: Model, call: Call) -> Call:
         """The call, or where it would not fit, one like it that takes less memory."""
-        if isinstance(call, DecodeLatents) and self._limits_of(model).needs(model, call) > self._spare(model):
-            return replace(call, tiled=True)
+        if self._limits_of(model).needs(model, call) > self._spare(model):
+            return _tiled(call) or call
         return call
 
     def _answer(self, model: Model, calls: Sequence[Call]) -> list[Answer]:
@@ -433,9 +439,10 @@ class Engine:
         except Exception as error:
             failure = error
         if len(calls) == 1:
-            [call], told = calls, _told(failure)
-            if isinstance(told, OutOfMemory) and isinstance(call, DecodeLatents) and not call.tiled:
-                return self._answer(model, [replace(call, tiled=True)])
+            told, tiled = _told(failure), _tiled(calls[0])
+            if isinstance(told, OutOfMemory) and tiled is not None:
+                [answer] = self._answer(model, [tiled])
+                return [replace(answer, warnings=(*answer.warnings, _IN_TILES))]
             return [Answer(error=told)]
         middle = len(calls) // 2
         return self._answer(model, calls[:middle]) + self._answer(model, calls[middle:])
@@ -462,9 +469,9 @@ class Engine:
             job.handle.publish(self._progress(drawing, answer.value.latents))
 
     def _progress(self, drawing: _Drawing, latents: torch.Tensor, picture: Picture | None = None) -> Progress:
-        job, steps = drawing.job, drawing.request.steps or 0
+        job = drawing.job
         assert job.plan is not None
-        spent, images = time.monotonic() - job.since, job.plan.request.num_images
+        steps, images, spent = job.plan.steps, job.plan.request.num_images, time.monotonic() - job.since
         left = spent / job.steps * (images * steps - job.steps) if job.steps else inf
         return Progress(drawing.index + 1, images, drawing.step, steps, latents, left, picture)
 
@@ -524,6 +531,15 @@ def _compatible(group: list[_Drawing]) -> list[_Drawing]:
             chosen.append(drawing)
             joint = together
     return chosen
+
+
+def _tiled(call: Call) -> Call | None:
+    """A call that does the same piece by piece, if there is one."""
+    return (
+        replace(call, tiled=True)
+        if isinstance(call, DecodeLatents | EncodeImage) and not call.tiled
+        else None
+    )
 
 
 def _told(error: Exception) -> Exception:

@@ -26,7 +26,7 @@ from limner.prompts.schedule import Part, compose, prompt_schedule
 from limner.request import GenerationRequest
 from limner.weights.checkpoint import Kind
 
-from .adapting import UsedAdapter
+from .adapting import UsedAdapter, with_loras
 from .calls import (
     Answer,
     Call,
@@ -38,6 +38,7 @@ from .calls import (
     EncodeText,
     Role,
 )
+from .enlarging import enlarged, works_on
 from .images import Canvas, canvas_of, read_gray
 from .speed import SPEEDS, Speed
 
@@ -109,8 +110,8 @@ def picture_of(
     Returns:
         [1, 3, H, W], about [-1, 1].
     """
-    plan = plan_of(request, model.scheduler)
-    shape = model.latent_shape(request)
+    first, *later = passes_of(request, model.scheduler)
+    plan, shape = first.plan, model.latent_shape(request)
     noise = noise_of(request, shape)
     canvas, kind = canvas_of(request), model.traits.kind
     masked = None if canvas is None else canvas.masked
@@ -118,28 +119,81 @@ def picture_of(
     if canvas is None or kind == "edit" or (kind == "inpainting" and plan.begun == 0):
         x = noise() * plan.start_scale
     else:
-        mean, spread = yield EncodeImage(canvas.pixels)
-        picture = mean + spread * noise()
-        first = noise()
+        picture = yield from _drawn_from(canvas.pixels, request, noise)
+        added = noise()
         begins_anew = masked is not None and plan.begun == 0
-        x = first * plan.start_scale if begins_anew else picture + first * plan.sigmas[0]
+        x = added * plan.start_scale if begins_anew else picture + added * plan.sigmas[0]
         if masked is not None and kind == "text":
-            kept = Kept(picture, first, _small(masked, shape[2:]))
-    beside: Mapping[str, Tensor] = {}
-    if canvas is not None and kind != "text":
-        beside = yield from _channels(request, model.traits, canvas, shape[2:], noise)
+            kept = Kept(picture, added, _small(masked, shape[2:]))
 
-    if refiner is None or request.refiner_start is None:
-        x = yield from _denoised(request, model, plan, x, noise, beside, kept)
+    refining = None if refiner is None else (refiner, passes_of(request, refiner.scheduler)[-1].plan)
+    latents = yield from _walked(first, model, x, noise, canvas, kept, None if later else refining)
+    for second in later:
+        shape = model.latent_shape(second.request)
+        noise, canvas = noise_of(second.request, shape), canvas_of(second.request)
+        start = yield from _enlarged(latents, shape, request, noise)
+        x = start + noise() * second.plan.sigmas[0]
+        latents = yield from _walked(second, model, x, noise, canvas, None, refining)
+    image = yield from _decoded(latents if kept is None else kept.within(latents), request)
+    return image if canvas is None else canvas.finished(image)
+
+
+def _walked(
+    one: "Pass",
+    model: Facts,
+    x: Tensor,
+    noise: Noise,
+    canvas: Canvas | None,
+    kept: "Kept | None",
+    refining: tuple[Facts, Plan] | None,
+) -> Generator[Call, Any, Tensor]:
+    """Make one pass, from noisy latents to clean ones.
+
+    Args:
+        refining: who takes over on the way, and its plan for the whole of it.
+    """
+    request, plan = one.request, one.plan
+    beside: Mapping[str, Tensor] = {}
+    if canvas is not None and model.traits.kind != "text":
+        beside = yield from _channels(request, model.traits, canvas, x.shape[2:], noise)
+    if refining is None or request.refiner_start is None:
+        x = yield from _denoised(one, plan, model, x, noise, beside, kept)
     else:
         handover = plan.step_at(request.refiner_start)
-        x = yield from _denoised(request, model, plan.part(0, handover), x, noise, beside, kept)
-        last = plan_of(request, refiner.scheduler).part(handover)
-        x = yield from _denoised(request, refiner, last, x, noise, {}, kept, role="refiner")
-        plan = last
-    latents = x / plan.end_scale
-    image: Tensor = yield DecodeLatents(latents if kept is None else kept.within(latents))
-    return image if canvas is None else canvas.finished(image)
+        x = yield from _denoised(one, plan.part(0, handover), model, x, noise, beside, kept)
+        refiner, plan = refining[0], refining[1].part(handover)
+        x = yield from _denoised(one, plan, refiner, x, noise, {}, kept, role="refiner")
+    return x / plan.end_scale
+
+
+def _decoded(latents: Tensor, request: GenerationRequest) -> Generator[Call, Any, Tensor]:
+    picture: Tensor = yield DecodeLatents(latents, request.vae_tiling, request.tiling)
+    return picture
+
+
+def _encoded(picture: Tensor, request: GenerationRequest) -> Generator[Call, Any, tuple[Tensor, Tensor]]:
+    mean, spread = yield EncodeImage(picture, request.vae_tiling, request.tiling)
+    return mean, spread
+
+
+def _drawn_from(picture: Tensor, request: GenerationRequest, noise: Noise) -> Generator[Call, Any, Tensor]:
+    """Latents of a picture [1, 3, H, W], drawn from what the autoencoder says of it."""
+    mean, spread = yield from _encoded(picture, request)
+    return mean + spread * noise()
+
+
+def _enlarged(
+    latents: Tensor, shape: Sequence[int], request: GenerationRequest, noise: Noise
+) -> Generator[Call, Any, Tensor]:
+    """What a second pass begins with: the latents of the first one, or of its picture, larger."""
+    size, upscaler = request.hires_size, request.hires_upscaler
+    assert size is not None
+    assert upscaler is not None
+    if works_on(upscaler) == "latents":
+        return enlarged(latents, (shape[2], shape[3]), upscaler, request.tiling)
+    picture = yield from _decoded(latents, request)
+    picture = enlarged(picture, size[::-1], upscaler, request.tiling)
+    return (yield from _drawn_from(picture, request, noise))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,21 +220,23 @@ def _small(mask: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _denoised(
-    request: GenerationRequest,
-    model: Facts,
+    one: "Pass",
     plan: Plan,
+    model: Facts,
     x: Tensor,
     noise: Noise,
     beside: Mapping[str, Tensor],
     kept: Kept | None,
     role: Role = "model",
 ) -> Generator[Call, Any, Tensor]:
-    """Have one model read the prompts and walk its part of the way."""
-    script = script_of(request, plan, model.traits)
+    """Have one model read the prompts and walk its part of a pass."""
+    request = one.request
+    script = script_of(request, plan, model.traits, one.done)
     adapters = model.adapters_of(request) if role == "model" else ()
     told = yield from _read(request, model.traits, script, beside, role, adapters)
-    ask = Denoise(x, plan.sigmas[0], 0.0, {}, script[0].guidance, 0, 0, role=role, adapters=adapters)
-    ask = replace(ask, exact=request.exact)
+    done, steps = one.done or 0, one.steps
+    ask = Denoise(x, plan.sigmas[0], 0.0, {}, script[0].guidance, done, steps, role=role, adapters=adapters)
+    ask = replace(ask, exact=request.exact, tiling=request.tiling)
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
     return (yield from denoised(sampler, plan, script, told, SPEEDS[request.speed], ask, kept))
 
@@ -203,12 +259,16 @@ class Scene:
 Script = Sequence[Scene]
 
 
-def script_of(request: GenerationRequest, plan: Plan, traits: Traits) -> Script:
-    """The prompts of a resolved request from step to step."""
+def script_of(request: GenerationRequest, plan: Plan, traits: Traits, done: int | None = None) -> Script:
+    """The prompts of a resolved request from step to step.
+
+    Args:
+        done: steps of the pass before, as `prompt_schedule` takes them.
+    """
     steps = plan.begun + len(plan.timesteps) + plan.left
     schedules = [[(steps, text)] for text in (request.prompt, request.negative_prompt or "")]
     if request.prompt_syntax == "a1111":
-        schedules = [prompt_schedule(text, steps) for [(_, text)] in schedules]
+        schedules = [prompt_schedule(text, steps, done) for [(_, text)] in schedules]
     positive, negative = schedules
     scenes = []
     for last in sorted({end for end, _ in (*positive, *negative)}):
@@ -301,15 +361,57 @@ def _channels(
         channels = 2.0 * (depth - low) / (high - low).clamp(min=1e-6) - 1.0
         return {"positive": channels, "negative": channels}
     if traits.kind == "edit":
-        mean, _ = yield EncodeImage(canvas.pixels)
+        mean, _ = yield from _encoded(canvas.pixels, request)
         picture = mean / traits.scaling_factor  # these models were trained on the autoencoder's own scale
         return {"positive": picture, "image": picture, "negative": torch.zeros_like(picture)}
     assert canvas.masked is not None
     mask = (canvas.masked >= 0.5).float()
-    mean, spread = yield EncodeImage(canvas.pixels * (1.0 - mask))
+    mean, spread = yield from _encoded(canvas.pixels * (1.0 - mask), request)
     small = F.interpolate(mask, tuple(size))
     channels = torch.cat([small, mean + spread * noise()], dim=1)
     return {"positive": channels, "negative": channels}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way from noise to clean latents. A drawing has a second one if a larger picture is asked for.
+
+    Attributes:
+        request: resolved, one for a picture like this pass alone.
+        plan: its steps.
+        done: steps of the pass before it; None for the first.
+        steps: of all passes.
+    """
+
+    request: GenerationRequest
+    plan: Plan
+    done: int | None
+    steps: int
+
+
+def passes_of(request: GenerationRequest, scheduler: SchedulerConfig) -> tuple[Pass, ...]:
+    """The passes of a resolved request. Raises ValueError where one cannot be made."""
+    plan, larger = plan_of(request, scheduler), request.of_second_pass()
+    done = plan.begun + len(plan.timesteps) + plan.left
+    if larger is None:
+        return (Pass(request, plan, None, done),)
+    assert larger.steps is not None
+    assert request.hires_strength is not None
+    # As AUTOMATIC1111 has it: all steps asked for are made within the share of the noise.
+    taken, whole = larger.steps, int(larger.steps / min(request.hires_strength, 0.999))
+    if whole > scheduler.num_train_timesteps:
+        raise ValueError(
+            f"{taken} steps within a hires_strength of {request.hires_strength} are {whole} in all, more than "
+            f"the {scheduler.num_train_timesteps} that there are"
+        )
+    try:
+        second = plan_of(larger.model_copy(update={"steps": whole}), scheduler).part(whole - taken)
+    except ValueError as error:
+        raise ValueError(f"in the second pass, {error}") from None
+    own = with_loras(larger.model_copy(update={"loras": ()}))
+    larger = own if own.loras else larger
+    steps = done + taken
+    return Pass(request, plan, None, steps), Pass(larger, replace(second, begun=0), done, steps)
 
 
 def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
@@ -370,7 +472,7 @@ def denoised(
 
     Args:
         told: for each scene of the script, what the U-Net is told in each branch.
-        ask: a call that says whatever is the same in all.
+        ask: a call that says whatever is the same in all; its `step` is what all steps are counted from.
         kept: what stays as it is of the picture.
     """
     visited = plan.sigmas[:-1]
@@ -392,8 +494,7 @@ def denoised(
             timestep=plan.timestep(sigma),
             conditionings=told[scene],
             guidance=script[scene].guidance,
-            step=step,
-            steps=steps,
+            step=ask.step + step,
             keep=anew and speed.reuse > 1,
             deep=None if anew else deep,
         )

@@ -71,10 +71,10 @@ class Limits:
                 return len(call.branches) * unet_bytes(config.unet_config, height, width, size)
             case DecodeLatents():
                 height, width = call.latents.shape[2:]
-                return _decoder_bytes(config.vae_config, height, width, size, call.tiled)
+                return _autoencoder_bytes(config.vae_config, height, width, size, call.tiled)
             case EncodeImage():
-                height, width = call.image.shape[2:]
-                return vae_bytes(config.vae_config, height, width, size)
+                height, width = (side // config.vae_config.downscale for side in call.image.shape[2:])
+                return _autoencoder_bytes(config.vae_config, height, width, size, call.tiled)
             case EncodeText():
                 return 0  # next to nothing beside the others
 
@@ -90,7 +90,7 @@ class Limits:
         vae = model.checkpoint.vae_config
         return max(
             rows * unet_bytes(model.checkpoint.unet_config, height, width, size),
-            _decoder_bytes(vae, height, width, size, tiled=True),
+            _autoencoder_bytes(vae, height, width, size, tiled=True),
         )
 
 
@@ -109,7 +109,7 @@ def unet_bytes(config: UNetConfig, height: int, width: int, size: int) -> int:
     return 24 * config.block_out_channels[0] * height * width * size
 
 
-def _decoder_bytes(config: VAEConfig, height: int, width: int, size: int, tiled: bool) -> int:
+def _autoencoder_bytes(config: VAEConfig, height: int, width: int, size: int, tiled: bool) -> int:
     """For latents of height x width."""
     if tiled:
         height, width = min(height, TILE), min(width, TILE)

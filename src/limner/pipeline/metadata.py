@@ -19,6 +19,7 @@ from limner.prompts.infotext import (
     sampler_to_a1111,
     write_infotext,
 )
+from limner.prompts.names import SAMPLERS, SIGMA_SCHEDULES, UPSCALERS
 from limner.request import GenerationRequest, Lora
 from limner.weights.files import whole_file
 
@@ -32,7 +33,8 @@ class Origin(BaseModel):
     """What a picture's prompts were made of.
 
     Attributes:
-        prompt, negative_prompt: without the styles, and before the wildcards were chosen.
+        prompt, negative_prompt, hires_prompt, hires_negative_prompt: without the styles, and before the
+            wildcards were chosen.
         styles: that were put around them.
         wildcards: whether they are templates.
     """
@@ -41,6 +43,8 @@ class Origin(BaseModel):
 
     prompt: str
     negative_prompt: str | None = None
+    hires_prompt: str | None = None
+    hires_negative_prompt: str | None = None
     styles: tuple[str, ...] = ()
     wildcards: bool = False
 
@@ -90,7 +94,7 @@ class Record(BaseModel):
             "Model hash": self.model.get("sha256", "")[:10],
             "Model": Path(self.model["name"]).name,
             "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-            "Denoising strength": None if request.image is None else request.strength,
+            "Denoising strength": request.hires_strength or (request.strength if request.image else None),
             "Emphasis": _EMPHASES.get(request.emphasis),
             "Lora hashes": ", ".join(
                 f"{name.removeprefix(f'{LORA} ')}: {digest[:12]}"
@@ -101,10 +105,11 @@ class Record(BaseModel):
             "Variation seed": request.variation_seed,
             "Variation seed strength": request.variation_strength or None,
             **self._made_of(),
+            "Tiling": True if request.tiling == "xy" else None,  # webui has no other
+            **_second_pass(request),
             "Version": f"limner {self.environment['limner']}",
         }
-        tags = "".join(f"<lora:{_tag(lora)}>" for lora in request.loras)
-        return write_infotext(request.prompt + tags, request.negative_prompt or "", fields)
+        return write_infotext(request.prompt + _tags(request), request.negative_prompt or "", fields)
 
     def _made_of(self) -> dict[str, object]:
         """Fields under the names of sd-dynamic-prompts, SD.Next and webui's X/Y/Z plot."""
@@ -130,6 +135,28 @@ class Record(BaseModel):
             for name in sorted(names)
             if self.environment.get(name) != environment.get(name)
         ]
+
+
+def _second_pass(request: GenerationRequest) -> dict[str, object]:
+    """webui's fields of a hires pass."""
+    width, height, prompt = request.hires_width, request.hires_height, request.hires_prompt
+    if prompt is not None and "<lora:" not in prompt:  # webui looks for LoRAs there too, and for no others
+        prompt += _tags(request)
+    return {
+        "Hires prompt": prompt,
+        "Hires negative prompt": request.hires_negative_prompt,
+        "Hires upscale": request.hires_scale,
+        "Hires resize": f"{width or 0}x{height or 0}" if width or height else None,
+        "Hires steps": request.hires_steps,
+        "Hires upscaler": UPSCALERS.get(request.hires_upscaler or ""),
+        "Hires sampler": SAMPLERS[request.hires_sampler][0] if request.hires_sampler else None,
+        "Hires schedule type": request.hires_sigma_schedule
+        and SIGMA_SCHEDULES[request.hires_sigma_schedule][0],
+    }
+
+
+def _tags(request: GenerationRequest) -> str:
+    return "".join(f"<lora:{_tag(lora)}>" for lora in request.loras)
 
 
 def _tag(lora: Lora) -> str:
@@ -258,7 +285,17 @@ def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
     if "Emphasis" in given:
         named = {name: ours for ours, name in _EMPHASES.items()}
         fields["emphasis"] = named.get(given["Emphasis"], "original")
+    if given.get("Tiling") == "True":
+        fields["tiling"] = "xy"
     fields["noise"] = "cpu" if given.get("RNG") == "CPU" else "gpu"
+    texts = {
+        "Hires prompt": "hires_prompt",
+        "Hires negative prompt": "hires_negative_prompt",
+        "Hires upscaler": "hires_upscaler",
+        "Hires sampler": "hires_sampler",
+        "Hires schedule type": "hires_sigma_schedule",
+    }
+    fields |= {name: given[key] for key, name in texts.items() if key in given}
     numbers = {
         "Steps": ("steps", int),
         "CFG scale": ("guidance_scale", float),
@@ -266,6 +303,11 @@ def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
         "Size-1": ("width", int),
         "Size-2": ("height", int),
         "Clip skip": ("clip_skip", int),
+        **({"Denoising strength": ("hires_strength", float)} if "Hires upscaler" in given else {}),
+        "Hires upscale": ("hires_scale", float),
+        "Hires resize-1": ("hires_width", int),
+        "Hires resize-2": ("hires_height", int),
+        "Hires steps": ("hires_steps", int),
         "Variation seed": ("variation_seed", int),
         "Variation seed strength": ("variation_strength", float),
     }
@@ -275,7 +317,8 @@ def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
                 fields[name] = read(given[key])
             except ValueError:
                 raise InvalidPicture(f"{path} says {key}: {given[key]!r}, expected a number") from None
-    return fields
+    # A side or a number of steps that webui works out is 0 there.
+    return {name: value for name, value in fields.items() if value != 0 or not name.startswith("hires_")}
 
 
 def write_picture(image: Image.Image, path: Path) -> None:

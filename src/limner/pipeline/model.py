@@ -24,22 +24,22 @@ from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.prediction import scalings
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, UnsupportedModel
 from limner.prompts.tokenizer import Tokenizer
-from limner.request import MAX_SEED, GenerationRequest
+from limner.request import MAX_SEED, MAX_SIDE, MIN_SIDE, GenerationRequest, Tiling
 from limner.weights.checkpoint import CARD, Checkpoint, Kind, read_checkpoint, weights_hash
 from limner.weights.hashes import lora_hash
 from limner.weights.hub import locate_model
 from limner.weights.single import Prediction
 
 from .adapting import AdapterLibrary, UsedAdapter, Words, with_loras
-from .backends.base import Backend, Precision, Terms
+from .backends.base import AttentionName, Backend, OffloadName, Precision, Terms
 from .backends.native import NativeBackend
 from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText
-from .generation import Traits, plan_of
+from .generation import Traits, passes_of, plan_of
 from .images import image_source, open_image, to_images
 from .metadata import LORA, Origin, Picture, Record
 from .result import GenerationResult
 from .text import TextEncoder, Tower
-from .tiles import decode_in_tiles
+from .tiles import decode_in_tiles, encode_in_tiles, whole_axes
 from .tuning import rows_estimate
 from .wording import worded
 
@@ -60,6 +60,7 @@ _NEEDED: dict[Kind, set[str]] = {
     "depth": {"image", "depth"},
 }
 _STRENGTH = 0.8
+_HIRES_STRENGTH, _UPSCALER = 0.7, "latent"
 _STEPS, _GUIDANCE_SCALE = 30, 7.5  # where neither the request nor the model says
 
 
@@ -151,28 +152,53 @@ class Model:
             **({"variation_seed": secrets.randbelow(MAX_SEED - request.num_images)} if varies else {}),
             **request.model_dump(exclude_none=True, exclude={"model", "revision", "variant"}),
         }
+        if request.has_second_pass:
+            again = {"steps": filled["steps"], "strength": _HIRES_STRENGTH, "upscaler": _UPSCALER}
+            filled = {**{f"hires_{name}": value for name, value in again.items()}, **filled}
         request = GenerationRequest.of(filled)
         if not (request.styles or request.wildcards):
             request = with_loras(request)
-        for index in range(request.num_images if request.wildcards else 1):
-            self.adapters_of(self.worded(request.of_picture(index)))
         layers = min(text.num_hidden_layers for text in self.checkpoint.text_configs.values())
         if request.clip_skip + self._skipped > layers:
             raise InvalidRequest(f"clip_skip is {request.clip_skip}; the text encoder has {layers} layers")
-        for name in ("width", "height"):
-            side, unit = getattr(request, name), self.checkpoint.vae_config.downscale
-            if side % unit:
-                raise InvalidRequest(f"{name} is {side}; this model's pictures are multiples of {unit}")
         try:
             plan = plan_of(request, self.scheduler)
+            names = {
+                "sampler": plan.sampler,
+                "timestep_spacing": plan.spacing,
+                "sigma_schedule": plan.sigma_schedule,
+            }
+            request = request.model_copy(update=names)
+            passes = passes_of(request, self.scheduler)
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
-        names = {
-            "sampler": plan.sampler,
-            "timestep_spacing": plan.spacing,
-            "sigma_schedule": plan.sigma_schedule,
-        }
-        return request.model_copy(update=names)
+        for index in range(request.num_images if request.wildcards else 1):
+            for one in passes_of(self.worded(request.of_picture(index)), self.scheduler):
+                self.adapters_of(one.request)
+        for one in passes:
+            self._check_size(one.request, "" if one.done is None else "the second pass's ")
+        (height, width), *_, (h, w) = [self.latent_shape(one.request)[2:] for one in (passes[0], *passes)]
+        if request.tiling and height * w != width * h:
+            raise InvalidRequest(
+                "a second pass of other proportions cuts the picture, which does not tile then",
+                hint="give hires_scale, or one of hires_width and hires_height",
+            )
+        return request
+
+    def _check_size(self, request: GenerationRequest, whose: str) -> None:
+        """Refuse a size that the networks cannot draw, or not so that the ends meet."""
+        unit = self.checkpoint.vae_config.downscale
+        whole = unit << (len(self.checkpoint.unet_config.block_out_channels) - 1)
+        for axis, name in (("x", "width"), ("y", "height")):
+            side = getattr(request, name)
+            if not MIN_SIDE <= side <= MAX_SIDE:
+                raise InvalidRequest(f"{whose}{name} is {side}; expected {MIN_SIDE} to {MAX_SIDE}")
+            if side % unit:
+                raise InvalidRequest(
+                    f"{whose}{name} is {side}; this model's pictures are multiples of {unit}"
+                )
+            if axis in (request.tiling or "") and side % whole:  # halving would round up at the seam
+                raise InvalidRequest(f"{whose}{name} is {side}; to tile it must be a multiple of {whole}")
 
     def worded(self, request: GenerationRequest) -> GenerationRequest:
         """A request for one picture, with its seed, as its prompts are read: in its styles, its wildcards
@@ -217,7 +243,7 @@ class Model:
                 f"{ours.latent_channels} channels, and has latents of {theirs.latent_channels}"
             )
         assert request.refiner_start is not None
-        plan = plan_of(request, first.scheduler)
+        plan = passes_of(request, first.scheduler)[-1].plan
         if not 0 < plan.step_at(request.refiner_start) < len(plan.timesteps):
             raise InvalidRequest(
                 f"refiner_start is {request.refiner_start}, which leaves one model none of the "
@@ -243,6 +269,11 @@ class Model:
             raise InvalidRequest(
                 f"{self.name} has no use for {' and '.join(sorted(idle))}",
                 hint="leave it out, or name a model that is made for it",
+            )
+        if "mask" in given and request.has_second_pass:
+            raise InvalidRequest(
+                "a mask keeps the pixels of its picture, which a second pass draws at another size",
+                hint="leave the hires fields out, or enlarge the picture first",
             )
         if request.strength is not None and ("image" not in given or kind == "edit"):
             raise InvalidRequest(f"strength is {request.strength}, but there is no picture to begin with")
@@ -290,11 +321,11 @@ class Model:
                 return EncodeText, call.clip_skip, call.exact, call.adapters
             case Denoise():
                 weights = () if self._by_row(call) else call.adapters
-                return Denoise, call.x.shape, call.deep is not None, weights
+                return Denoise, call.x.shape, call.deep is not None, weights, call.tiling
             case DecodeLatents():
-                return DecodeLatents, call.latents.shape, call.tiled
+                return DecodeLatents, call.latents.shape, call.tiled, call.tiling
             case EncodeImage():
-                return EncodeImage, call.image.shape
+                return EncodeImage, call.image.shape, call.tiled, call.tiling
 
     @torch.inference_mode()
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
@@ -376,7 +407,7 @@ class Model:
             )
             return (output,) if kept is None else (output, kept)
 
-        outputs, again, lost = self._finite(forward, len(rows), adapters)
+        outputs, again, lost = self._finite(forward, len(rows), adapters, calls[0].tiling)
         estimates: dict[int, dict[str, Tensor]] = defaultdict(dict)
         kept: dict[int, dict[str, Tensor]] = defaultdict(dict)
         row_of: dict[int, set[int]] = defaultdict(set)
@@ -399,29 +430,36 @@ class Model:
         ]
 
     def _decode(self, calls: Sequence[DecodeLatents]) -> list[Answer]:
-        config, tiled = self.checkpoint.vae_config, calls[0].tiled
+        config, first = self.checkpoint.vae_config, calls[0]
         scaled = torch.cat([call.latents for call in calls]) / config.scaling_factor
+        inside, around = _ends(first, *scaled.shape[2:])
 
         def decode(backend: Backend, which: Tensor) -> tuple[Tensor]:
-            if not tiled:
+            if not first.tiled:
                 return (backend.decode(scaled[which]),)
-            rows = [scaled[row : row + 1] for row in which.tolist()]
-            return (torch.cat([decode_in_tiles(backend.decode, row, config.downscale) for row in rows]),)
+            rows = torch.split(scaled[which], 1)
+            tiled = [decode_in_tiles(backend.decode, row, config.downscale, around) for row in rows]
+            return (torch.cat(tiled),)
 
-        [images], again, lost = self._finite(decode, len(calls))
-        answers = [
+        [images], again, lost = self._finite(decode, len(calls), tiling=inside)
+        return [
             self._answer(image, "the autoencoder's decoder", row in again, row in lost)
             for row, image in enumerate(images[:, None])
         ]
-        told = ("decoded in tiles, as the memory does not suffice for the whole",) * tiled
-        return [replace(answer, warnings=answer.warnings + told) for answer in answers]
 
     def _encode_image(self, calls: Sequence[EncodeImage]) -> list[Answer]:
-        images = torch.cat([call.image for call in calls])
-        factor = self.checkpoint.vae_config.scaling_factor
-        (means, logvars), again, lost = self._finite(
-            lambda backend, which: backend.encode(images[which]), len(calls)
-        )
+        config, first = self.checkpoint.vae_config, calls[0]
+        images, factor = torch.cat([call.image for call in calls]), config.scaling_factor
+        inside, around = _ends(first, *(side // config.downscale for side in images.shape[2:]))
+
+        def encode(backend: Backend, which: Tensor) -> tuple[Tensor, ...]:
+            if not first.tiled:
+                return backend.encode(images[which])
+            rows = torch.split(images[which], 1)
+            tiled = [encode_in_tiles(backend.encode, row, config.downscale, around) for row in rows]
+            return tuple(torch.cat(moment) for moment in zip(*tiled, strict=True))
+
+        (means, logvars), again, lost = self._finite(encode, len(calls), tiling=inside)
         spreads = (0.5 * logvars).exp()
         return [
             self._answer(
@@ -438,6 +476,7 @@ class Model:
         forward: Callable[[Backend, Tensor], tuple[Tensor, ...]],
         rows: int,
         adapters: tuple[UsedAdapter, ...] = (),
+        tiling: Tiling | None = None,
     ) -> tuple[tuple[Tensor, ...], set[int], set[int]]:
         """Run a forward pass, and again in fp32 for the rows that it spoils.
 
@@ -447,15 +486,16 @@ class Model:
         Returns:
             the outputs, each [rows, …]; the rows that took fp32; the rows that are not finite even so.
         """
-        outputs = forward(self._variant(adapters).backend, torch.arange(rows))
+        backend = self._variant(adapters).backend
+        outputs = forward(backend.seamless(tiling) if tiling else backend, torch.arange(rows))
         again, lost = set[int](), _not_finite(outputs)
         if lost and self.backend.precision != "fp32":
             again = lost
             which = torch.tensor(sorted(again))
-            wide = self._in_fp32
+            wide: Backend = self._in_fp32
             if adapters:
                 wide = wide.adapted(self._library.weighted(adapters))
-            repeated = forward(wide, which)
+            repeated = forward(wide.seamless(tiling) if tiling else wide, which)
             outputs = tuple(
                 output.index_copy(0, which.to(output.device), row.to(output))
                 for output, row in zip(outputs, repeated, strict=True)
@@ -547,7 +587,8 @@ class Model:
         identity = dict(self.identity)
         if refiner is not None:
             identity["refiner_sha256"] = refiner.identity["sha256"]
-        for used in self.adapters_of(request):
+        passes = passes_of(request, self.scheduler)
+        for used in dict.fromkeys(used for one in passes for used in self.adapters_of(one.request)):
             identity[f"{LORA} {used.path.stem}"] = lora_hash(used.path)
         record = Record(
             request=request,
@@ -620,7 +661,8 @@ class Source:
     precision: Precision
     backend: BackendName
     compiled: bool
-    low_vram: bool
+    attention: AttentionName
+    offload: OffloadName
     warnings: tuple[str, ...]
     lora_dirs: tuple[Path, ...]
     embedding_dirs: tuple[Path, ...]
@@ -664,7 +706,8 @@ class Source:
                 "precision": self.precision,
                 "backend": self.backend,
                 "compiled": self.compiled,
-                "low_vram": self.low_vram,
+                "attention": self.attention,
+                "offload": self.offload,
             },
         )
 
@@ -675,12 +718,13 @@ class Source:
                 self.device,
                 self.precision,
                 compiled=self.compiled,
-                low_vram=self.low_vram,
+                attention=self.attention,
+                offload=self.offload,
             ).read()
         if self.backend == "openvino":
-            if self.compiled or self.low_vram:
+            if self.compiled or (self.attention, self.offload) != ("auto", "none"):
                 raise InvalidRequest(
-                    "the openvino backend has no --compiled and no --low-vram", hint="leave them out"
+                    "the openvino backend has no --compiled, --attention and --offload", hint="leave them out"
                 )
             from .backends.openvino import OpenVINOBackend  # here, as its library is an extra
 
@@ -714,7 +758,8 @@ def find(
     precision: Precision | Literal["auto"] = "auto",
     backend: BackendName = "torch",
     compiled: bool = False,
-    low_vram: bool = False,
+    attention: AttentionName = "auto",
+    offload: OffloadName = "none",
     vae: str | Path | None = None,
     prediction_type: Prediction | None = None,
     lora_dirs: Sequence[str | Path] = (),
@@ -750,7 +795,8 @@ def find(
         precision,
         backend,
         compiled,
-        low_vram,
+        attention,
+        offload,
         warnings,
         _folders(lora_dirs),
         _folders(embedding_dirs),
@@ -776,7 +822,8 @@ def load(
     precision: Precision | Literal["auto"] = "auto",
     backend: BackendName = "torch",
     compiled: bool = False,
-    low_vram: bool = False,
+    attention: AttentionName = "auto",
+    offload: OffloadName = "none",
     vae: str | Path | None = None,
     prediction_type: Prediction | None = None,
     lora_dirs: Sequence[str | Path] = (),
@@ -795,7 +842,9 @@ def load(
         precision: of the networks; "auto" is fp16 on CUDA, and on the CPU bf16 where it computes in that.
         backend: what runs the networks.
         compiled: compile the U-Net for a GPU, which takes minutes once and pays for many pictures.
-        low_vram: keep only the network that is running on the GPU.
+        attention: "fused" in one kernel, or "sliced" into blocks, which takes less memory; "auto" is what is
+            faster.
+        offload: "model" keeps only the network that is running on the GPU, "sequential" only the block of it.
         vae: an autoencoder in a file of its own, to take the place of the model's.
         prediction_type: what the U-Net predicts, "epsilon" or "v_prediction", where the files do not say so
             or say it wrongly.
@@ -817,7 +866,8 @@ def load(
         precision=precision,
         backend=backend,
         compiled=compiled,
-        low_vram=low_vram,
+        attention=attention,
+        offload=offload,
         vae=vae,
         prediction_type=prediction_type,
         lora_dirs=lora_dirs,
@@ -833,6 +883,19 @@ def _digest(source: str | None) -> str | None:
     if source is None or not source.startswith("data:"):
         return None
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
+
+
+def _ends(call: DecodeLatents | EncodeImage, height: int, width: int) -> tuple[Tiling | None, str]:
+    """The axes along which the ends of a picture meet within the network, and those where tiles see to it.
+
+    Args:
+        height, width: of the latents.
+    """
+    if call.tiling is None or not call.tiled:
+        return call.tiling, ""
+    whole = whole_axes(height, width)
+    inside = "".join(axis for axis in call.tiling if axis in whole)
+    return cast("Tiling | None", inside or None), "".join(axis for axis in call.tiling if axis not in whole)
 
 
 def _there(value: T | None) -> T:

@@ -1,4 +1,8 @@
-"""Decoding a picture in tiles, for pictures whose feature maps would not fit into memory whole."""
+"""The autoencoder piece by piece, for pictures whose feature maps would not fit into memory whole.
+
+Neighbouring tiles overlap, and each fades into the other over all of what they share: an autoencoder
+normalises over what it sees, so that tiles differ a little in brightness where they meet.
+"""
 
 from collections.abc import Callable
 
@@ -9,42 +13,82 @@ TILE = 64  # side of a tile in latent pixels
 _OVERLAP = 24  # at least so much of it is shared with its neighbour
 
 
-def decode_in_tiles(decode: Callable[[Tensor], Tensor], latents: Tensor, scale: int) -> Tensor:
+def decode_in_tiles(
+    decode: Callable[[Tensor], Tensor], latents: Tensor, scale: int, around: str = ""
+) -> Tensor:
     """Decode latents tile by tile.
-
-    Neighbours overlap, and each fades into the other over all of what they share: an autoencoder normalises
-    over what it sees, so that tiles differ a little in brightness where they meet.
 
     Args:
         decode: latents [1, C, h, w] -> picture [1, 3, scale * h, scale * w].
         latents: [1, C, h, w].
+        around: the axes ("x", "y") in which the two ends meet; sides longer than a tile.
 
     Returns:
         [1, 3, scale * h, scale * w].
     """
-    height, width = latents.shape[2:]
-    picture = torch.zeros(1, 3, scale * height, scale * width)
-    whole = torch.zeros(1, 1, scale * height, scale * width)
-    for top, rows in _spans(height):
-        for left, columns in _spans(width):
-            tile = decode(latents[:, :, top : top + rows, left : left + columns])
-            weight = _fading(scale * rows, scale)[:, None] * _fading(scale * columns, scale)[None]
-            place = (
-                ...,
-                slice(scale * top, scale * (top + rows)),
-                slice(scale * left, scale * (left + columns)),
-            )
-            picture[place] += tile.float().cpu() * weight
-            whole[place] += weight
-    return picture / whole
+    return _in_tiles(decode, latents, 1, scale, around)
 
 
-def _spans(length: int) -> list[tuple[int, int]]:
-    """Where tiles begin along one side and how long they are: as few as cover it, evenly spread."""
+def encode_in_tiles(
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]], picture: Tensor, scale: int, around: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Encode a picture tile by tile.
+
+    Args:
+        encode: picture [1, 3, scale * h, scale * w] -> mean and log-variance, each [1, C, h, w].
+        picture: [1, 3, scale * h, scale * w].
+        around: as of `decode_in_tiles`.
+
+    Returns:
+        mean and log-variance, each [1, C, h, w].
+    """
+    moments = _in_tiles(lambda tile: torch.cat(encode(tile), dim=1), picture, scale, 1, around)
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean, logvar
+
+
+def whole_axes(height: int, width: int) -> str:
+    """The axes of latents that one tile is as long as."""
+    return "x" * (width <= TILE) + "y" * (height <= TILE)
+
+
+def _in_tiles(run: Callable[[Tensor], Tensor], x: Tensor, given: int, made: int, around: str) -> Tensor:
+    """Run something on tiles of x, and blend what it makes of them.
+
+    Args:
+        given, made: how many pixels of x, and of the result, a latent pixel is long.
+    """
+    height, width = x.shape[2] // given, x.shape[3] // given
+    total = torch.zeros(1, 1, made * height, made * width)
+    result = torch.zeros(())
+    for rows in _spans(height, "y" in around):
+        for columns in _spans(width, "x" in around):
+            tile = run(x[:, :, _pixels(rows, given)[:, None], _pixels(columns, given)]).float().cpu()
+            weight = _fading(made * len(rows), made)[:, None] * _fading(made * len(columns), made)
+            if not result.ndim:
+                result = torch.zeros(1, tile.shape[1], *total.shape[2:])
+            place = (..., _pixels(rows, made)[:, None], _pixels(columns, made))
+            result[place] += tile * weight
+            total[place] += weight
+    return result / total
+
+
+def _spans(length: int, around: bool = False) -> list[Tensor]:
+    """The places along one side that each tile takes: as few tiles as cover it, evenly spread."""
     if length <= TILE:
-        return [(0, length)]
-    steps = -(-(length - TILE) // (TILE - _OVERLAP))  # between the first tile and the last
-    return [(round(index * (length - TILE) / steps), TILE) for index in range(steps + 1)]
+        return [torch.arange(length)]
+    if around:
+        number = -(-length // (TILE - _OVERLAP))
+        starts = [index * length / number for index in range(number)]
+    else:
+        steps = -(-(length - TILE) // (TILE - _OVERLAP))  # between the first tile and the last
+        starts = [index * (length - TILE) / steps for index in range(steps + 1)]
+    return [(round(start) + torch.arange(TILE)) % length for start in starts]
+
+
+def _pixels(places: Tensor, scale: int) -> Tensor:
+    """All pixels of places that are `scale` pixels long."""
+    return (scale * places[:, None] + torch.arange(scale)).flatten()
 
 
 def _fading(length: int, scale: int) -> Tensor:

@@ -19,12 +19,21 @@ def worded(
         InvalidRequest: a style or wildcard that is not there, or a template that cannot be read.
     """
     prompt, negative = request.prompt, request.negative_prompt
+    later, later_negative = request.hires_prompt, request.hires_negative_prompt
     for style in find_styles(request.styles, styles_files):
         prompt, negative = style.around(prompt, negative)
+        later = None if later is None else style.around(later, None)[0]
+        later_negative = None if later_negative is None else style.around("", later_negative)[1]
+    texts = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "hires_prompt": later,
+        "hires_negative_prompt": later_negative,
+    }
     if request.wildcards:
         # Only random() is the same in every version of Python.
         wildcards, random = Wildcards(wildcards_dirs), Random(request.seed)
-        prompt = wildcards.draw(prompt, random)
-        negative = None if negative is None else wildcards.draw(negative, random)
-    final = {"prompt": prompt, "negative_prompt": negative, "styles": (), "wildcards": False}
-    return request.model_copy(update=final)
+        texts = {
+            name: None if text is None else wildcards.draw(text, random) for name, text in texts.items()
+        }
+    return request.model_copy(update={**texts, "styles": (), "wildcards": False})

@@ -52,29 +52,52 @@ SIGMA_SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Limner's names: webui's, and others."""
 
+UPSCALERS = {
+    "latent": "Latent",
+    "latent_antialiased": "Latent (antialiased)",
+    "latent_bicubic": "Latent (bicubic)",
+    "latent_bicubic_antialiased": "Latent (bicubic antialiased)",
+    "latent_nearest": "Latent (nearest)",
+    "latent_nearest_exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
+"""Limner's names for what enlarges a picture between two passes: webui's."""
 
-def own_names(sampler: str | None = None, sigma_schedule: str | None = None) -> dict[str, str]:
+
+def own_names(
+    sampler: str | None = None, sigma_schedule: str | None = None, *, prefix: str = ""
+) -> dict[str, str]:
     """Limner's names for what is given, under "sampler" and "sigma_schedule".
+
+    Args:
+        prefix: of the two fields' names, where an error tells them.
 
     Raises:
         InvalidRequest: a name that nobody has for what Limner has, with those that are near it; or another
             sigma schedule at the end of the sampler's name than the one given.
     """
-    names = {} if sigma_schedule is None else {"sigma_schedule": own_sigma_schedule(sigma_schedule)}
+    schedule_field = f"{prefix}sigma_schedule"
+    names = {}
+    if sigma_schedule is not None:
+        names["sigma_schedule"] = own_sigma_schedule(sigma_schedule, schedule_field)
     if sampler is None:
         return names
-    own, schedule = own_sampler(sampler)
+    own, schedule = own_sampler(sampler, f"{prefix}sampler")
     if schedule is not None and names.setdefault("sigma_schedule", schedule) != schedule:
         raise InvalidRequest(
-            f"sampler is {sampler!r}, which is {own} with sigma_schedule {schedule}, but sigma_schedule is "
-            f"{sigma_schedule!r}",
-            hint=f"give the sampler as {own}, or leave sigma_schedule out",
+            f"{prefix}sampler is {sampler!r}, which is {own} with sigma_schedule {schedule}, but "
+            f"{schedule_field} is {sigma_schedule!r}",
+            hint=f"give the sampler as {own}, or leave {schedule_field} out",
         )
     return {"sampler": own, **names}
 
 
-def own_sampler(name: str) -> tuple[str, str | None]:
+def own_sampler(name: str, field: str = "sampler") -> tuple[str, str | None]:
     """Limner's name for a sampler, and for the sigma schedule at the end of its name.
+
+    Args:
+        field: that has this name, for errors to tell.
 
     Raises:
         InvalidRequest: a name that nobody has for what Limner has, with those that are near it.
@@ -85,18 +108,24 @@ def own_sampler(name: str) -> tuple[str, str | None]:
     for ending, schedule in _SCHEDULE_OF.items():
         if folded.endswith(ending) and folded.removesuffix(ending) in _SAMPLER_OF:
             return _SAMPLER_OF[folded.removesuffix(ending)], schedule
-    raise _unknown("sampler", name, _SAMPLER_OF)
+    raise _unknown(field, name, _SAMPLER_OF)
 
 
-def own_sigma_schedule(name: str) -> str:
+def own_sigma_schedule(name: str, field: str = "sigma_schedule") -> str:
     """Limner's name for a sigma schedule.
 
-    Raises:
-        InvalidRequest: as `own_sampler`.
+    Arguments and errors as `own_sampler`.
     """
     if (folded := _folded(name)) not in _SCHEDULE_OF:
-        raise _unknown("sigma_schedule", name, _SCHEDULE_OF)
+        raise _unknown(field, name, _SCHEDULE_OF)
     return _SCHEDULE_OF[folded]
+
+
+def own_upscaler(name: str) -> str:
+    """Limner's name for what enlarges a picture between two passes. Raises as `own_sampler`."""
+    if (folded := _folded(name)) not in _UPSCALER_OF:
+        raise _unknown("hires_upscaler", name, _UPSCALER_OF)
+    return _UPSCALER_OF[folded]
 
 
 def _folded(name: str) -> str:
@@ -120,3 +149,4 @@ _SAMPLER_OF = {
 _SCHEDULE_OF = {
     _folded(name): own for own, (webui, others) in SIGMA_SCHEDULES.items() for name in (own, webui, *others)
 }
+_UPSCALER_OF = {_folded(name): own for own, webui in UPSCALERS.items() for name in (own, webui)}

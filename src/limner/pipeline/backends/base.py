@@ -8,6 +8,7 @@ from torch import Tensor
 
 from limner.adapters.adapter import Adapter
 from limner.pipeline.calls import Call
+from limner.request import Tiling
 
 Adapters = Sequence[tuple[Adapter, Mapping[str, float]]]
 """Adapters, each with its weight by part, as `patched_weights` takes them."""
@@ -16,6 +17,8 @@ Terms = Mapping[str, tuple[Tensor, Tensor]]
 """Module -> down [R, rank, in] and up [R, out, rank] of each row: a LoRA, its scale included."""
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+AttentionName = Literal["auto", "fused", "sliced"]
+OffloadName = Literal["none", "model", "sequential"]
 
 
 class Backend(Protocol):
@@ -93,6 +96,13 @@ class Backend(Protocol):
 
         Raises:
             UnsupportedModel: it cannot change weights.
+        """
+
+    def seamless(self, axes: Tiling) -> "Backend":
+        """The same networks, for pictures whose ends meet along these axes; nothing here changes.
+
+        Raises:
+            UnsupportedModel: it cannot.
         """
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,15 @@ from limner.nn.unet import CrossAttention, UNet2DConditionModel
 from limner.nn.vae import AutoencoderKL, SelfAttention2D
 from limner.pipeline.calls import Call
 from limner.pipeline.tuning import NEVER, Tuning
+from limner.request import Tiling
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae
 from limner.weights.load import build_on_meta
 
-from .base import Adapters, Precision, Terms
+from .base import Adapters, AttentionName, OffloadName, Precision, Terms
+from .offload import LARGEST, offload_blocks
 from .packed import can_pack, pack
 from .rowwise import Slot, rowwise, rowwise_modules
+from .seamless import seamless
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -36,7 +39,10 @@ class NativeBackend:
     Args:
         compiled: compile the U-Net, for GPUs: once for each of a few numbers of rows, which batches are
             filled up to, and captured as CUDA graphs.
-        low_vram: keep only the network that is running on the GPU, the others in the machine's memory.
+        attention: "fused" in one kernel, "sliced" into blocks, which takes less memory; "auto" is whichever
+            was measured to be faster.
+        offload: what stays in the machine's memory while it does not run on the GPU: "none" of the networks,
+            each "model", or in "sequential" order each block of a network.
 
     Raises:
         InvalidRequest: a precision that the device does not compute in, or an option of GPUs for the CPU.
@@ -53,7 +59,8 @@ class NativeBackend:
         tuning: Tuning | None = None,
         *,
         compiled: bool = False,
-        low_vram: bool = False,
+        attention: AttentionName = "auto",
+        offload: OffloadName = "none",
     ) -> None:
         if precision == "fp16" and device.type == "cpu":
             raise InvalidRequest(
@@ -64,16 +71,22 @@ class NativeBackend:
                 f"precision is {precision!r}, which PyTorch does not run this model in",
                 hint=f"use {', '.join(DTYPES)}, or --backend openvino for int8",
             )
-        if device.type == "cpu" and (compiled or low_vram):
+        for name, value, known in (
+            ("attention", attention, AttentionName),
+            ("offload", offload, OffloadName),
+        ):
+            if value not in get_args(known):
+                raise InvalidRequest(f"{name} is {value!r}; expected {', '.join(get_args(known))}")
+        if device.type == "cpu" and (compiled or offload != "none"):
             raise InvalidRequest(
-                f"{'--compiled' if compiled else '--low-vram'} is for GPUs; this model runs on the CPU",
+                f"{'--compiled' if compiled else '--offload'} is for GPUs; this model runs on the CPU",
                 hint="leave it out",
             )
-        if compiled and low_vram:
+        if compiled and offload != "none":
             raise InvalidRequest("a compiled network cannot leave the GPU", hint="choose one of them")
         self.checkpoint, self.device, self.precision = checkpoint, device, precision
-        self.compiled, self.low_vram = compiled, low_vram
-        self._on_device: nn.Module | None = None  # with low_vram
+        self.compiled, self.attention, self.offload = compiled, attention, offload
+        self._on_device: nn.Module | None = None  # where networks are offloaded
         self._dtype = DTYPES[precision]
         self._tuning = Tuning.stored() if tuning is None else tuning
 
@@ -84,6 +97,15 @@ class NativeBackend:
 
     def adapted(self, adapters: Adapters) -> "NativeBackend":
         return _AdaptedBackend(self, adapters)
+
+    def seamless(self, axes: Tiling) -> "NativeBackend":
+        if axes not in self._joined:
+            self._joined[axes] = _SeamlessBackend(self, axes)
+        return self._joined[axes]
+
+    @cached_property
+    def _joined(self) -> "dict[Tiling, NativeBackend]":
+        return {}
 
     @cached_property
     def text_encoders(self) -> dict[str, CLIPTextModel]:
@@ -103,24 +125,30 @@ class NativeBackend:
     def _prepared(self, network: Network) -> Network:
         """On its device, in the form that is fastest there."""
         network = network.eval().requires_grad_(False)
+        if self._first_in_blocks < NEVER:
+            for module in network.modules():
+                if isinstance(module, CrossAttention | SelfAttention2D):
+                    module.attend = partial(_attend, self._first_in_blocks)
         if self.device.type != "cpu":
             network.to(self._dtype)
-            if not self.low_vram:
+            if self.offload == "none":
                 network.to(self.device)
             nn.Module.to(network, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if self.offload == "sequential":
+                offload_blocks(network, lambda weight: weight.to(self.device))
             return network
-        for module in network.modules():
-            if isinstance(module, CrossAttention | SelfAttention2D):
-                module.attend = self._attend
         return pack(network, self._dtype) if can_pack() else network.to(self._dtype)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        in_blocks = q.shape[1] * k.shape[1] >= self._tuning.first_in_blocks(self.precision)
-        return (attention_in_blocks if in_blocks else attention)(q, k, v, heads)
+    @cached_property
+    def _first_in_blocks(self) -> int:
+        """The number of scores of one head from which attention is computed in blocks."""
+        if self.attention == "auto":
+            return self._tuning.first_in_blocks(self.precision) if self.device.type == "cpu" else NEVER
+        return 0 if self.attention == "sliced" else NEVER
 
     def _ready(self, network: Network) -> Network:
         """A network that is about to run, on its device."""
-        if self.low_vram and network is not self._on_device:
+        if self.offload == "model" and network is not self._on_device:
             if self._on_device is not None:
                 self._on_device.to("cpu")
             self._on_device = network.to(self.device)
@@ -145,14 +173,19 @@ class NativeBackend:
     @cached_property
     def bytes(self) -> int:
         sizes = [count * self._dtype.itemsize for count in self.checkpoint.parameters_by_part.values()]
-        return max(sizes) if self.low_vram else sum(sizes)
+        if self.offload == "sequential":
+            return min(max(sizes), LARGEST * self._dtype.itemsize)
+        return max(sizes) if self.offload == "model" else sum(sizes)
 
     @property
     def details(self) -> dict[str, str | int]:
-        if self.device.type != "cpu":
-            return {"compiled": "yes"} if self.compiled else {}
-        first = self._tuning.first_in_blocks(self.precision)
-        return {"attention": "fused" if first == NEVER else f"in blocks from {first} scores"}
+        first = self._first_in_blocks
+        attention: dict[str, str | int] = {
+            "attention": "fused" if first == NEVER else f"in blocks from {first} scores"
+        }
+        if self.device.type == "cpu":
+            return attention
+        return {**({"compiled": "yes"} if self.compiled else {}), **(attention if first < NEVER else {})}
 
     def refusal(self, call: Call) -> str | None:
         return None
@@ -232,7 +265,8 @@ class _AdaptedBackend(NativeBackend):
             base.precision,
             base._tuning,
             compiled=base.compiled,
-            low_vram=base.low_vram,
+            attention=base.attention,
+            offload=base.offload,
         )
         self._base, self._adapters = base, adapters
         self._own_bytes = 0
@@ -277,6 +311,49 @@ class _AdaptedBackend(NativeBackend):
         network.load_state_dict(own, strict=False, assign=True)
         _share(network, base)
         return self._prepared(network)
+
+
+class _SeamlessBackend(NativeBackend):
+    """Another one's networks, for pictures whose ends meet. It has no weights of its own."""
+
+    def __init__(self, base: NativeBackend, axes: Tiling) -> None:
+        super().__init__(
+            base.checkpoint,
+            base.device,
+            base.precision,
+            base._tuning,
+            compiled=base.compiled,
+            attention=base.attention,
+            offload=base.offload,
+        )
+        self._base, self._axes = base, axes
+
+    def adapted(self, adapters: Adapters) -> NativeBackend:
+        return self._base.adapted(adapters).seamless(self._axes)
+
+    @property
+    def text_encoders(self) -> dict[str, CLIPTextModel]:
+        return self._base.text_encoders
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        return seamless(self._base.unet, self._axes)
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        return seamless(self._base.vae, self._axes)
+
+    @property
+    def bytes(self) -> int:
+        return self._base.bytes
+
+    def _ready(self, network: Network) -> Network:
+        return self._base._ready(network)
+
+
+def _attend(first_in_blocks: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    in_blocks = q.shape[1] * k.shape[1] >= first_in_blocks
+    return (attention_in_blocks if in_blocks else attention)(q, k, v, heads)
 
 
 def _share(network: nn.Module, base: nn.Module) -> None:

@@ -31,7 +31,7 @@ from limner.nn.clip import CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, timestep_embedding
 from limner.pipeline.calls import Call, Denoise
 from limner.pipeline.generation import picture_of, watch
-from limner.request import GenerationRequest
+from limner.request import GenerationRequest, Tiling
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
 from limner.weights.files import user_cache, whole_folder
 
@@ -159,6 +159,9 @@ class OpenVINOBackend:
 
     def adapted(self, adapters: Adapters) -> "OpenVINOBackend":
         raise UnsupportedModel("OpenVINO's graphs take no adapters", hint="use --backend torch")
+
+    def seamless(self, axes: Tiling) -> "OpenVINOBackend":
+        raise UnsupportedModel("OpenVINO's graphs draw no pictures that tile", hint="use --backend torch")
 
     def decode(self, latents: Tensor) -> Tensor:
         [images] = self._run("decoder", latents)

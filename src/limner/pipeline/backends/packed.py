@@ -118,29 +118,35 @@ class PackedConv2d(nn.Module):
 
     The order that is best for the weights depends on the size of the feature maps, and in the wrong one a
     convolution can take forty times as long. So each size has its own, made when it is first met.
+
+    Attributes:
+        padding: at the top and bottom, and at the left and right. A copy of the layer may have another.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self.geometry = [*conv.padding], [*conv.stride], [*conv.dilation], conv.groups
+        self.padding = conv.padding
+        self.geometry = [*conv.stride], [*conv.dilation], conv.groups
         self.channels = conv.in_channels
-        self.weights = OrderedDict({(0, 0): conv.weight.detach()})
+        self.weights = OrderedDict[tuple[int, ...], Tensor]({(): conv.weight.detach()})
         self.bias = None if conv.bias is None else conv.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self._weight(x.shape[2], x.shape[3])
-        y: Tensor = _mkldnn._convolution_pointwise(x, weight, self.bias, *self.geometry, "none", [], "")
+        geometry = [*self.padding], *self.geometry
+        y: Tensor = _mkldnn._convolution_pointwise(x, weight, self.bias, *geometry, "none", [], "")
         return y
 
     def _weight(self, height: int, width: int) -> Tensor:
         """In order for this size, whatever the batch: a row's bits must not depend on what came before."""
-        size = height, width
+        size = height, width, *self.padding
         if size not in self.weights:
             _, known = next(iter(self.weights.items()))
             shape = [2, self.channels, height, width]
             dense = known.to_dense() if known.is_mkldnn else known
-            self.weights[size] = _mkldnn._reorder_convolution_weight(dense, *self.geometry, shape)
-            self.weights.pop((0, 0), None)
+            geometry = [*self.padding], *self.geometry
+            self.weights[size] = _mkldnn._reorder_convolution_weight(dense, *geometry, shape)
+            self.weights.pop((), None)
             if len(self.weights) > _KEPT_SIZES:
                 self.weights.popitem(last=False)
         self.weights.move_to_end(size)
