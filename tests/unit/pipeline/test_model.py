@@ -119,14 +119,23 @@ def test_a_vocabulary_larger_than_the_text_encoders_is_an_error(checkpoint_folde
 
 
 def test_options_of_gpus_are_refused_on_the_cpu(checkpoint_folder):
-    for options in ({"compiled": True}, {"low_vram": True}):
+    for options in ({"compiled": True}, {"offload": "model"}, {"offload": "sequential"}):
         with pytest.raises(InvalidRequest, match="for GPUs"):
             load(checkpoint_folder, device="cpu", **options)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("options", [{}, {"compiled": True}, {"low_vram": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compiled": True},
+        {"attention": "sliced"},
+        {"offload": "model"},
+        {"offload": "sequential"},
+    ],
+)
 def test_cuda_draws_the_same_picture(checkpoint_folder, model, options):
     there = load(checkpoint_folder, device="cuda", precision="fp32", **options)
     for images in (1, 3):  # three guided pictures are six rows, filled up to eight where they are compiled
@@ -135,14 +144,11 @@ def test_cuda_draws_the_same_picture(checkpoint_folder, model, options):
             for m in (model, there)
         )
         assert (ours.int() - theirs.int()).abs().max() <= 1
-    if options.get("low_vram"):
+    if "offload" in options:
         backend = there.backend
-        on_device = [
-            part
-            for part in (backend.text_encoder, backend.unet, backend.vae)
-            if next(part.parameters()).is_cuda
-        ]
-        assert on_device == [backend.vae]
+        networks = [*backend.text_encoders.values(), backend.unet, backend.vae]
+        on_device = [network for network in networks if any(p.is_cuda for p in network.parameters())]
+        assert on_device == ([backend.vae] if options["offload"] == "model" else [])
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class Moved(nn.Module):
 
 
 def test_only_the_network_that_runs_is_on_a_small_gpu(checkpoint_folder):
-    backend = NativeBackend(read_checkpoint(checkpoint_folder), torch.device("cuda"), "fp16", low_vram=True)
+    backend = NativeBackend(read_checkpoint(checkpoint_folder), torch.device("cuda"), "fp16", offload="model")
     log = []
     text, unet = Moved("text", log), Moved("unet", log)
     for network in (text, unet, unet, text):
