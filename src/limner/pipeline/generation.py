@@ -401,8 +401,8 @@ def passes_of(request: GenerationRequest, scheduler: SchedulerConfig) -> tuple[P
     taken, whole = larger.steps, int(larger.steps / min(request.hires_strength, 0.999))
     if whole > scheduler.num_train_timesteps:
         raise ValueError(
-            f"{taken} steps within a hires_strength of {request.hires_strength} are {whole} in all, more than "
-            f"the {scheduler.num_train_timesteps} that there are"
+            f"{taken} steps within a hires_strength of {request.hires_strength} are {whole} in all, more "
+            f"than the {scheduler.num_train_timesteps} that there are"
         )
     try:
         second = plan_of(larger.model_copy(update={"steps": whole}), scheduler).part(whole - taken)
