@@ -17,7 +17,7 @@ from limner.device import pick_device
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.prediction import PredictionType
 from limner.errors import InvalidRequest
-from limner.pipeline.backends.base import Precision
+from limner.pipeline.backends.base import OffloadName, Precision
 from limner.pipeline.backends.native import NativeBackend
 from limner.pipeline.model import Model, read_tokenizers
 from limner.weights.checkpoint import TOKENIZER_OF, Checkpoint
@@ -82,7 +82,8 @@ class Parts:
         self._checkpoint, self._made, self.name = checkpoint, dict(given), name
         self._from_file: dict[str, Any] = {}  # networks that were read from the checkpoint, as they were
         self.zero_negative = zero_negative
-        self.dtype, self.device, self.low_vram = dtype, torch.device("cpu"), False
+        self.dtype, self.device = dtype, torch.device("cpu")
+        self.offload: OffloadName = "none"
         self._backend: tuple[Any, NativeBackend] | None = None
         self._model: tuple[Any, Model] | None = None
         if checkpoint is None and not {"unet", "vae"} <= given.keys():
@@ -120,7 +121,7 @@ class Parts:
             dtype=self.dtype,
             zero_negative=self.zero_negative,
         )
-        parts.device, parts.low_vram = self.device, self.low_vram
+        parts.device, parts.offload = self.device, self.offload
         return parts
 
     def component(self, name: str) -> Any:
@@ -164,12 +165,12 @@ class Parts:
             for name, made in self._made.items()
             if isinstance(made, Network) and _state(made) != self._from_file.get(name)
         }
-        key = self.device, self.dtype, self.low_vram, {name: _state(made) for name, made in own.items()}
+        key = self.device, self.dtype, self.offload, {name: _state(made) for name, made in own.items()}
         if self._backend is None or self._backend[0] != key:
             self._backend = None  # before another one takes memory
             self._model = None
             precision = _PRECISIONS[self.dtype]
-            backend = NativeBackend(self._joined(own), self.device, precision, low_vram=self.low_vram)
+            backend = NativeBackend(self._joined(own), self.device, precision, offload=self.offload)
             self._backend = key, backend.read()
         settings = prediction_type, embedding_dirs
         if self._model is None or self._model[0] != settings:

@@ -279,11 +279,12 @@ class DiffusionPipeline(Adapters):
             InvalidRequest: there is no GPU.
         """
         self._parts.move(pick_device(device if gpu_id is None else f"{device}:{gpu_id}"), None)
-        self._parts.low_vram = True
+        self._parts.offload = "model"
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: str = "cuda") -> None:
-        """As `enable_model_cpu_offload`: network by network, which Limner does not divide further."""
+        """Keep only the block that is running on the GPU. Raises as `enable_model_cpu_offload`."""
         self.enable_model_cpu_offload(gpu_id, device)
+        self._parts.offload = "sequential"
 
     def maybe_free_model_hooks(self) -> None:
         """No effect: there are no hooks."""

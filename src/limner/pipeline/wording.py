@@ -33,7 +33,5 @@ def worded(
     if request.wildcards:
         # Only random() is the same in every version of Python.
         wildcards, random = Wildcards(wildcards_dirs), Random(request.seed)
-        texts = {
-            name: None if text is None else wildcards.draw(text, random) for name, text in texts.items()
-        }
+        texts = {name: None if text is None else wildcards.draw(text, random) for name, text in texts.items()}
     return request.model_copy(update={**texts, "styles": (), "wildcards": False})
