@@ -1,6 +1,7 @@
 """`limner train`: the networks from scratch, or further, on the picture world or on a folder of pictures."""
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from limner.nn.clip import CLIPTextModel
     from limner.picturebook.world import World
     from limner.prompts.tokenizer import Tokenizer
-    from limner.training.data import Pictures
+    from limner.training.data import Images, Pictures
     from limner.training.loop import Task
+    from limner.weights.checkpoint import Checkpoint
 
 app = typer.Typer(
     help="Train networks from scratch or further. A run lives in a folder and resumes where it stopped.",
@@ -336,16 +338,14 @@ def _lora(o: SimpleNamespace) -> "Task":
 
     from limner.training.data import seed_of
     from limner.training.lora import ATTENTION, LoRASettings, LoRATask
-    from limner.weights.checkpoint import CARD, read_checkpoint
-    from limner.weights.files import read_json
+    from limner.weights.checkpoint import read_checkpoint
     from limner.weights.hub import locate_model
 
     if o.style is not None and o.data is not None:
         raise InvalidRequest("--style is of the picture world, and --data takes its place: give one of them")
     located = locate_model(o.model)
     checkpoint = read_checkpoint(located.folder, tokenizer=located.tokenizer)
-    card = checkpoint.folder / CARD
-    world = _world(o.world, read_json(card).get("world", {}) if card.is_file() else {})
+    world = _world(o.world, _known_world(checkpoint))
     if o.style is not None:
         world = replace(world, styles=(o.style,))
     pictures, fresh = _pictures(o, o.latents, cached=False, world=world, says_style=o.style is None)
@@ -364,6 +364,111 @@ def _lora(o: SimpleNamespace) -> "Task":
     torch.manual_seed(seed_of(o.seed))
     name = o.out.resolve().name
     return LoRATask(settings, checkpoint, pictures, fresh, o.out / "cache", model=o.model, name=name)
+
+
+@app.command()
+def controlnet(
+    out: Out,
+    model: Annotated[
+        str, typer.Option(help="picturebook, a folder, a .safetensors file, or a hub id: organisation/name.")
+    ] = "picturebook",
+    preprocessor: Annotated[
+        str | None,
+        typer.Option(help="Makes the control pictures: canny (the default), canny:50:150, scribble …"),
+    ] = None,
+    conditions: Annotated[
+        Path | None,
+        typer.Option(help="A folder with a control picture, of the same name, for each picture of --data."),
+    ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            help="Channels of what embeds control pictures, such as 16,32,96,256: halved but for the first."
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Train this ControlNet further: a folder or a file.")
+    ] = None,
+    steps: Steps = 10_000,
+    batch: BatchSize = 64,
+    lr: Lr = 3e-4,
+    latents: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Pictures of the world to train on, drawn and encoded once into the run's folder."
+        ),
+    ] = 20_000,
+    data: Data = None,
+    world: Annotated[
+        Path | None,
+        typer.Option(
+            "--world", help="JSON file with fields of picturebook.World; by default what the model knows."
+        ),
+    ] = None,
+    size: Size = 128,
+    min_snr: MinSNR = 0.0,
+    drop_caption: DropCaption = 0.5,
+    timesteps: TimestepsDrawn = Timesteps.uniform,
+    guidance_scale: SampleGuidance = 4.0,
+    seed: Seed = 0,
+    minutes: Minutes = None,
+    resume: Resume = None,
+    accumulate: Accumulate = 1,
+    ema: Ema = 0.999,
+    warmup: Warmup = 200,
+    lr_schedule: Schedule = LrSchedule.cosine,
+    precision: Prec = Precision.bf16,
+    channels_last: ChannelsLast = False,
+    gradient_checkpointing: GradientCheckpointing = False,
+    checkpoint_minutes: CheckpointMinutes = 3.0,
+    sample_minutes: SampleMinutes = 5.0,
+    device: Device = "auto",
+) -> None:
+    """Train a ControlNet for a model, which stays as it is. Exports diffusers' layout to OUT/export."""
+    _run("controlnet", dict(locals()))
+    control = f"model={out / 'export'},image=PICTURE"
+    if conditions is None:
+        control += f",preprocessor={preprocessor or 'canny'}"
+    command = ["limner", "generate", "PROMPT", "--model", model, "--control", control]
+    typer.echo(f"draw with it: {shlex.join(command)}", err=True)
+
+
+def _controlnet(o: SimpleNamespace) -> "Task":
+    import torch
+
+    from limner.training.controlnet import ControlNetSettings, ControlNetTask
+    from limner.training.data import seed_of
+    from limner.weights.checkpoint import read_checkpoint
+    from limner.weights.control import read_control
+    from limner.weights.hub import locate_model
+
+    if o.conditions is not None and (o.data is None or o.preprocessor is not None):
+        raise InvalidRequest("--conditions belong to --data, and take the place of a --preprocessor")
+    located = locate_model(o.model)
+    checkpoint = read_checkpoint(located.folder, tokenizer=located.tokenizer)
+    pictures, fresh = _pictures(o, o.latents, cached=False, world=_world(o.world, _known_world(checkpoint)))
+    settings = ControlNetSettings(
+        batch_size=o.batch,
+        min_snr_gamma=o.min_snr or None,
+        drop_caption=o.drop_caption,
+        timesteps=o.timesteps.value,
+        guidance_scale=o.guidance_scale,
+        seed=o.seed,
+        embedding_channels=_channels(o.embedding),
+    )
+    start = None if o.init is None else read_control(o.init)
+    torch.manual_seed(seed_of(o.seed))
+    return ControlNetTask(
+        settings,
+        checkpoint,
+        pictures,
+        fresh,
+        _controls(o, pictures),
+        _controls(o, fresh),
+        o.out / "cache",
+        model=o.model,
+        start=start,
+    )
 
 
 @app.command()
@@ -513,6 +618,34 @@ def _pictures(
     return (CachedPictures(pictures, o.size, o.out / "cache") if cached else pictures), fresh
 
 
+def _controls(o: SimpleNamespace, pictures: "Pictures") -> "Images":
+    """The control pictures of pictures."""
+    from limner.training.data import FolderControls, FolderPictures, Preprocessed
+
+    if o.conditions is None:
+        return Preprocessed(pictures, o.preprocessor or "canny")
+    assert isinstance(pictures, FolderPictures)
+    return FolderControls(o.conditions, pictures)
+
+
+def _known_world(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """The fields of the world that a model was trained on, as far as it says."""
+    from limner.weights.checkpoint import CARD
+    from limner.weights.files import read_json
+
+    card = checkpoint.folder / CARD
+    return read_json(card).get("world", {}) if card.is_file() else {}
+
+
+def _channels(text: str | None) -> tuple[int, ...] | None:
+    """From "16,32,96,256"."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise InvalidRequest(f"--embedding is {text}; expected numbers of channels, such as 16,32,96,256")
+    return tuple(map(int, text.split(",")))
+
+
 def _world(file: Path | None, known: Mapping[str, Any] | None = None) -> "World":
     """The world that a file holds; with none, the one that is known."""
     from limner.picturebook.world import World
@@ -532,6 +665,7 @@ _TASKS: dict[str, Callable[[SimpleNamespace], "Task"]] = {
     "clip": _clip,
     "unet": _unet,
     "lora": _lora,
+    "controlnet": _controlnet,
     "probe": _probe,
 }
 
@@ -577,7 +711,9 @@ def _read_options(file: Path) -> tuple[str, SimpleNamespace]:
             hint="train first: `limner train --help`",
         ) from error
     types: dict[str, Callable[[str], Any]] = {
-        **dict.fromkeys(("data", "world", "config", "init", "vae", "text", "text_config"), Path),
+        **dict.fromkeys(
+            ("data", "world", "config", "init", "vae", "text", "text_config", "conditions"), Path
+        ),
         "prediction": Prediction,
         "timesteps": Timesteps,
     }

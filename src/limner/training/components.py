@@ -2,16 +2,28 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from limner.diffusion.config import SchedulerConfig
+from limner.errors import UnsupportedModel
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
-from limner.weights.checkpoint import WEIGHT_STEMS, read_config
+from limner.pipeline.model import read_tokenizers
+from limner.prompts.tokenizer import Tokenizer
+from limner.weights.checkpoint import (
+    WEIGHT_STEMS,
+    Checkpoint,
+    load_text_encoder,
+    load_unet,
+    load_vae,
+    read_config,
+)
 from limner.weights.files import whole_folder
 from limner.weights.load import load_module, text_encoder_name, unet_name, vae_name
 from limner.weights.tensors import open_tensors, write_tensors
@@ -41,6 +53,46 @@ def read_text_encoder(folder: Path) -> CLIPTextModel:
     tensors = open_tensors(source)
     return load_module(
         lambda: CLIPTextModel(config), tensors, source=source, names=text_encoder_name, dtype=torch.float32
+    )
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A whole model for training to work beside, all in fp32."""
+
+    scheduler: SchedulerConfig
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: Tokenizer
+    vae: AutoencoderKL
+
+
+def read_networks(checkpoint: Checkpoint, model: str, trained: str) -> Networks:
+    """What a checkpoint holds.
+
+    Args:
+        model: its name, and `trained`: what is to be trained for it; for messages.
+
+    Raises:
+        UnsupportedModel: the U-Net is told more than a text (XL), or the noise schedule is unknown.
+        InvalidCheckpoint: as `load_unet`.
+    """
+    if checkpoint.sizes:
+        raise UnsupportedModel(
+            f"{model} is of the family {checkpoint.family}, whose U-Net is told more than a text; "
+            f"{trained} is trained for 1.x, 2.x and models of their kind",
+            hint="train it with sd-scripts or diffusers: the file can be used here",
+        )
+    try:
+        scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
+    except ValueError as error:
+        raise UnsupportedModel(f"{model}: {error}") from None
+    return Networks(
+        scheduler,
+        load_unet(checkpoint, torch.float32),
+        load_text_encoder(checkpoint, torch.float32),
+        read_tokenizers(checkpoint)["text_encoder"],
+        load_vae(checkpoint, torch.float32),
     )
 
 

@@ -26,7 +26,10 @@ from PIL import Image, UnidentifiedImageError
 
 from limner.errors import InvalidDataset
 from limner.picturebook.world import Scene, World, caption, render, swapped
+from limner.preprocess import preprocessed
 from limner.prompts.tokenizer import Tokenizer
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
 
 Split = Literal["train", "fresh", "held_out"]
 _SPLIT_SEEDS: dict[str, int] = {"train": 0, "fresh": 1, "held_out": 2}
@@ -37,8 +40,8 @@ def seed_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class Pictures(Protocol):
-    """Square pictures with captions, by index."""
+class Images(Protocol):
+    """Square pictures, by index."""
 
     size: int  # of their sides, in pixels
     identity: dict[str, Any]  # JSON that tells these pictures from others
@@ -46,8 +49,12 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        """[size, size, 3] in 0 … 255."""
+        """[size, size, 3] in 0 … 255; [size, size] where all are gray."""
         ...
+
+
+class Pictures(Images, Protocol):
+    """Those with captions, in colour."""
 
     def caption(self, index: int, rng: random.Random) -> str:
         """One of the ways to say what the picture shows."""
@@ -117,8 +124,6 @@ class FolderPictures:
         InvalidDataset: no pictures, one without a caption, one that cannot be read; the message names it.
     """
 
-    _SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
-
     def __init__(self, folder: Path, *, size: int) -> None:
         if not folder.is_dir():
             raise InvalidDataset(f"{folder} is not a folder", hint="give a folder of pictures with captions")
@@ -136,7 +141,7 @@ class FolderPictures:
 
     def _read_captions(self) -> dict[Path, str]:
         captions = {}
-        for file in sorted(f for f in self.folder.rglob("*") if f.suffix.lower() in self._SUFFIXES):
+        for file in sorted(f for f in self.folder.rglob("*") if f.suffix.lower() in SUFFIXES):
             text = file.with_suffix(".txt")
             if not text.exists():
                 raise InvalidDataset(f"{file} has no caption: {text.name} is missing beside it")
@@ -147,23 +152,31 @@ class FolderPictures:
         return len(self.files)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        file = self.files[index]
-        try:
-            with Image.open(file) as image:
-                picture = image.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise InvalidDataset(f"{file} cannot be read as a picture: {error}") from error
-        scale = self.size / min(picture.size)
-        width, height = (max(self.size, round(side * scale)) for side in picture.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        resized = picture.resize((width, height), Image.Resampling.LANCZOS)
-        return np.asarray(resized.crop((left, top, left + self.size, top + self.size)))
+        return np.asarray(_square(_opened(self.files[index]), self.size))
 
     def caption(self, index: int, rng: random.Random) -> str:
         return self.captions[index]
 
     def false_captions(self, index: int, rng: random.Random) -> list[str]:
         return []
+
+
+def _opened(file: Path) -> Image.Image:
+    """Raises InvalidDataset."""
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise InvalidDataset(f"{file} cannot be read as a picture: {error}") from error
+
+
+def _square(picture: Image.Image, size: int) -> Image.Image:
+    """Scaled so that the shorter side is `size`, and cropped to the centre."""
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return resized.crop((left, top, left + size, top + size))
 
 
 def _read_metadata(file: Path) -> dict[Path, str]:
@@ -184,6 +197,60 @@ def _read_metadata(file: Path) -> dict[Path, str]:
             raise InvalidDataset(f"{file}, line {number}: {picture} does not exist")
         captions[picture] = text
     return captions
+
+
+class Preprocessed:
+    """What a preprocessor makes of each picture: its control picture.
+
+    Args:
+        name: as `limner.preprocess.preprocessed` takes it, whose errors this raises.
+    """
+
+    def __init__(self, pictures: Images, name: str) -> None:
+        self.pictures, self.name, self.size = pictures, name, pictures.size
+        look = hashlib.sha256(self.pixels(0).tobytes()).hexdigest()
+        self.identity = {"preprocessor": name, "look": look[:16]}
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        return np.asarray(preprocessed(Image.fromarray(self.pictures.pixels(index)), self.name))
+
+
+class FolderControls:
+    """A control picture for each picture of a folder: in another folder, of the same name but for its suffix.
+
+    Raises:
+        InvalidDataset: a picture without one; or one in other proportions, or that cannot be read.
+    """
+
+    def __init__(self, folder: Path, pictures: FolderPictures) -> None:
+        self.pictures, self.size = pictures, pictures.size
+        self.files = [self._beside(folder, file) for file in pictures.files]
+        self.identity = {"folder": str(folder.resolve())}
+
+    def _beside(self, folder: Path, file: Path) -> Path:
+        name = folder / os.path.relpath(file, self.pictures.folder)
+        for suffix in (file.suffix, *sorted(SUFFIXES)):
+            if (found := name.with_suffix(suffix)).is_file():
+                return found
+        raise InvalidDataset(f"{file} has no control picture: there is no {name.with_suffix('.png')}")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        control, picture = _opened(self.files[index]), _opened(self.pictures.files[index])
+        # A pixel more or less is rounding of whoever scaled them.
+        if abs(control.width * picture.height - control.height * picture.width) > max(
+            *control.size, *picture.size
+        ):
+            raise InvalidDataset(
+                f"{self.files[index]} is {control.width} x {control.height}, in other proportions than its "
+                f"picture, which is {picture.width} x {picture.height}"
+            )
+        return np.asarray(_square(control, self.size))
 
 
 def warn_of_long_captions(pictures: Pictures, tokenizer: Tokenizer) -> None:
@@ -268,8 +335,8 @@ class CachedPictures:
 _BLOCK = 256
 
 
-def drawn(pictures: Pictures, blocks: list[range]) -> Iterator[NDArray[np.uint8]]:
-    """The pixels of each block [len(block), size, size, 3], made ahead of their use in other processes."""
+def drawn(pictures: Images, blocks: list[range]) -> Iterator[NDArray[np.uint8]]:
+    """The pixels of each block [len(block), …], made ahead of their use in other processes."""
     if len(blocks) == 1:
         yield draw_block(pictures, blocks[0])
         return
@@ -282,5 +349,5 @@ def drawn(pictures: Pictures, blocks: list[range]) -> Iterator[NDArray[np.uint8]
                 waiting.append(processes.submit(draw_block, pictures, blocks[index + 8]))
 
 
-def draw_block(pictures: Pictures, block: range) -> NDArray[np.uint8]:
+def draw_block(pictures: Images, block: range) -> NDArray[np.uint8]:
     return np.stack([pictures.pixels(index) for index in block])

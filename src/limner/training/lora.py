@@ -10,13 +10,12 @@ from torch import nn
 
 from limner.adapters.targets import find_targets
 from limner.adapters.trainable import attach_lora, write_lora
-from limner.diffusion.config import SchedulerConfig
-from limner.errors import InvalidRequest, UnsupportedModel
+from limner.errors import InvalidRequest
 from limner.nn.clip import CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel
-from limner.pipeline.model import read_tokenizers
-from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
+from limner.weights.checkpoint import Checkpoint, weights_hash
 
+from .components import read_networks
 from .data import Pictures
 from .unet import LatentSettings, LatentTask
 
@@ -55,8 +54,7 @@ class LoRATask(LatentTask):
 
     Raises:
         InvalidRequest: as `LatentTask`; or `targets` is not the name of layers that a LoRA can change.
-        UnsupportedModel: the model is told more than a text (XL), or has an unknown noise schedule.
-        InvalidCheckpoint: as `load_unet`.
+        UnsupportedModel, InvalidCheckpoint: as `read_networks`.
     """
 
     how: LoRASettings
@@ -72,30 +70,22 @@ class LoRATask(LatentTask):
         model: str,
         name: str,
     ) -> None:
-        if checkpoint.sizes:
-            raise UnsupportedModel(
-                f"{model} is of the family {checkpoint.family}, whose U-Net is told more than a text; "
-                "a LoRA is trained for 1.x, 2.x and models of their kind",
-                hint="train it with sd-scripts or diffusers: the file can be used here",
-            )
-        try:
-            scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
-        except ValueError as error:
-            raise UnsupportedModel(f"{model}: {error}") from None
-        unet, text = load_unet(checkpoint, torch.float32), load_text_encoder(checkpoint, torch.float32)
-        tokenizer, vae = read_tokenizers(checkpoint)["text_encoder"], load_vae(checkpoint, torch.float32)
-        super().__init__(settings, scheduler, unet, text, tokenizer, vae, pictures, fresh, cache)
+        networks = read_networks(checkpoint, model, "a LoRA")
+        unet, text, vae = networks.unet, networks.text_encoder, networks.vae
+        super().__init__(
+            settings, networks.scheduler, unet, text, networks.tokenizer, vae, pictures, fresh, cache
+        )
         self.family, self.model, self.name = checkpoint.family, model, name
         self.base = weights_hash(checkpoint)
 
-        networks: dict[str, UNet2DConditionModel | CLIPTextModel] = {"unet": unet, "text_encoder": text}
+        parts: dict[str, UNet2DConditionModel | CLIPTextModel] = {"unet": unet, "text_encoder": text}
         patterns = {"unet": settings.targets}
         if settings.train_text_encoder:
             patterns["text_encoder"] = _TEXT
-        self.targets = find_targets(networks)
+        self.targets = find_targets(parts)
         try:
             self.layers = {
-                part: attach_lora(networks[part], pattern, rank=settings.rank, alpha=settings.alpha)
+                part: attach_lora(parts[part], pattern, rank=settings.rank, alpha=settings.alpha)
                 for part, pattern in patterns.items()
             }
         except (ValueError, re.error) as error:
@@ -109,7 +99,7 @@ class LoRATask(LatentTask):
             for module, layer in layers.items()
             for side, factor in (("down", layer.down), ("up", layer.up))
         }
-        self.frozen = {"vae": vae, **networks}
+        self.frozen = {"vae": vae, **parts}
         self.identity = {
             "kind": "lora",
             "base": self.base,

@@ -4,7 +4,7 @@ import hashlib
 import random
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from limner.weights.save import save_checkpoint
 
 from .data import Cache, Pictures, drawn, seed_of, warn_of_long_captions
 from .loop import Batch, Task
-from .sheets import sheet, stacked
+from .sheets import compared, stacked
 
 
 def picturebook_unet(latent_channels: int, context_channels: int) -> UNetConfig:
@@ -200,45 +200,63 @@ class LatentTask(Task):
             "" if rng.random() < self.how.drop_caption else self.pictures.caption(index, rng)
             for index in indices
         ]
-        return {"latents": torch.from_numpy(self.latents[indices]), "ids": self._ids(captions)}
+        return {**self._rows(indices), "ids": self._ids(captions)}
+
+    def _rows(self, indices: list[int]) -> Batch:
+        """What pictures of training are to the networks, but for their captions."""
+        return {"latents": torch.from_numpy(self.latents[indices])}
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x0 = batch["latents"].float()
-        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        shape, device = batch["latents"].shape, batch["latents"].device
+        noise = torch.randn(shape, generator=generator, device=device)
         if self.how.timesteps == "uniform":
-            share = torch.rand(len(x0), generator=generator, device=x0.device)
+            share = torch.rand(len(noise), generator=generator, device=device)
         else:
-            share = torch.randn(len(x0), generator=generator, device=x0.device).sigmoid()
+            share = torch.randn(len(noise), generator=generator, device=device).sigmoid()
         timesteps = (share * len(self.schedule)).long().clamp(max=len(self.schedule) - 1)
-        error = self._error(x0, batch["ids"], noise, timesteps)
+        error = self._error(batch, noise, timesteps)
         weight = loss_weight(self.schedule, self.scheduler.prediction_type, timesteps, self.how.min_snr_gamma)
         return (error * weight).mean(), {"error": error.mean().detach()}
 
-    def _error(self, x0: Tensor, ids: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def _error(self, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Mean squared error of each row [B]."""
+        x0 = batch["latents"].float()
         noisy = self.schedule.add_noise(x0, noise, timesteps)
-        context, _ = self.text_encoder(ids)
-        answer: Tensor = self.unet(noisy, timesteps, context).float()
+        context, _ = self.text_encoder(batch["ids"])
+        answer = self._answer(noisy, timesteps, context, batch).float()
         wanted = target(self.schedule, self.scheduler.prediction_type, x0, noise, timesteps)
         return (answer - wanted).square().mean((1, 2, 3))
+
+    def _answer(self, x: Tensor, timesteps: Tensor, context: Tensor, batch: Batch) -> Tensor:
+        """What the U-Net predicts, which is told no more than this of a batch."""
+        answer: Tensor = self.unet(x, timesteps, context)
+        return answer
 
     def validate(self) -> dict[str, float]:
         """The error on fresh pictures, at the same noise and evenly spread timesteps each time."""
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(self.fresh_latents.shape, generator=generator)
         timesteps = torch.linspace(0, len(self.schedule) - 1, len(noise)).long()
-        arrays = (self.fresh_latents, self._ids(self.fresh_captions), noise, timesteps)
-        return {"error": float(self._error(*(array.to(self.device) for array in arrays)).mean())}
+        batch = {name: value.to(self.device) for name, value in self._fresh_batch().items()}
+        return {"error": float(self._error(batch, noise.to(self.device), timesteps.to(self.device)).mean())}
+
+    def _fresh_batch(self) -> Batch:
+        """As `batch`, of the fresh pictures."""
+        return {"latents": self.fresh_latents, "ids": self._ids(self.fresh_captions)}
 
     def samples(self) -> Image.Image:
         """Fresh pictures, and below each what is drawn for its caption."""
-        count, columns = min(16, len(self.fresh_captions)), 8
-        truths, drawings = self.fresh_pictures[:count], self.draw(self.fresh_captions[:count]).cpu()
-        rows = zip(torch.split(truths, columns), torch.split(drawings, columns), strict=True)
-        return sheet(torch.cat([part for row in rows for part in row]), columns)
+        count = min(16, len(self.fresh_captions))
+        return compared([self.fresh_pictures[:count], self.draw(self.fresh_captions[:count]).cpu()])
 
-    def draw(self, prompts: list[str], steps: int = 20, seed: int = 0) -> Tensor:
-        """One picture for each prompt, [B, 3, H, W]; the short form of what `limner.pipeline` does."""
+    def draw(
+        self, prompts: list[str], steps: int = 20, seed: int = 0, told: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """One picture for each prompt, [B, 3, H, W]; the short form of what `limner.pipeline` does.
+
+        Args:
+            told: what else of a batch `_answer` takes, a row for each prompt.
+        """
         plan = make_plan(self.scheduler, steps, sampler=self.scheduler.sampler or "dpmpp_2m")
         generator = torch.Generator().manual_seed(seed)
         shape = (len(prompts), *self.fresh_latents.shape[1:])
@@ -248,12 +266,13 @@ class LatentTask(Task):
 
         ids = self._ids(["" for _ in prompts] + prompts).to(self.device)
         context, _ = self.text_encoder(ids)
+        rows = {name: torch.cat([value, value]).to(self.device) for name, value in (told or {}).items()}
         sampler = SAMPLERS[plan.sampler](noise() * plan.start_scale, plan.sigmas, noise, **plan.options)
         x, sigma = next(sampler)
         while True:
             scaling = scalings(self.scheduler.prediction_type, sigma)
             timesteps = torch.full((len(ids),), plan.timestep(sigma), device=self.device)
-            answer = self.unet((scaling.c_in * x).repeat(2, 1, 1, 1), timesteps, context).float()
+            answer = self._answer((scaling.c_in * x).repeat(2, 1, 1, 1), timesteps, context, rows).float()
             plain, prompted = answer.chunk(2)
             guided = plain + self.how.guidance_scale * (prompted - plain)
             try:

@@ -142,12 +142,39 @@ def test_a_lora_of_a_style_and_a_picture_by_it(limner, checkpoint_folder, tmp_pa
     assert (code, err) == (0, "")
 
 
+def test_a_controlnet_of_edges_and_one_of_a_folder(limner, data, checkpoint_folder, tmp_path):
+    run = ["train", "controlnet", "--model", checkpoint_folder, *TINY]
+    edges = [*run, "--out", tmp_path / "edges", "--latents", "4"]
+    code, out, err = limner(*edges, "--preprocessor", "canny:50:100")
+    assert (code, out.strip()) == (0, str(tmp_path / "edges/export")), err
+    control = f"model={tmp_path / 'edges/export'},image=PICTURE,preprocessor=canny:50:100"
+    assert f"limner generate PROMPT --model {checkpoint_folder} --control {control}" in err
+    assert "controls was {'preprocessor': 'canny:50:100'" in limner(*edges)[2]
+
+    code, out, _ = limner("train", "export", tmp_path / "edges", "--to", tmp_path / "half", "--dtype", "fp16")
+    assert (code, out.strip()) == (0, f"step 2: {tmp_path / 'half'}")
+    weights = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "half" / weights).stat().st_size < (tmp_path / "edges/export" / weights).stat().st_size
+
+    conditions = tmp_path / "conditions"
+    conditions.mkdir()
+    for picture in data.glob("*.png"):
+        Image.new("L", (80, 64), 90).save(conditions / picture.name)
+    folder = ["--data", data, "--conditions", conditions, "--out", tmp_path / "further"]
+    code, _, err = limner(*run, *folder, "--init", tmp_path / "half")
+    assert code == 0, err
+    assert "preprocessor" not in err
+    (conditions / "red.png").unlink()
+    assert "red.png has no control picture" in " ".join(limner(*run, *folder)[2].split())
+
+
 def test_what_is_refused(limner, data, config, checkpoint_folder, tmp_path):
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     odd = config("odd", {**VAE, "act_fn": "relu"})
     vae = ["train", "vae", "--out", tmp_path / "run", *TINY]
     lora = ["train", "lora", "--out", tmp_path / "run", "--model", checkpoint_folder, *TINY]
+    control = ["train", "controlnet", "--out", tmp_path / "run", "--model", checkpoint_folder, *TINY]
     for arguments, message in (
         ([*vae, "--data", tmp_path / "gone"], "is not a folder"),
         ([*vae, "--data", data, "--config", tmp_path / "gone.json"], "is missing"),
@@ -169,6 +196,12 @@ def test_what_is_refused(limner, data, config, checkpoint_folder, tmp_path):
         ([*lora, "--style", "cubist"], "cubist"),
         ([*lora, "--data", data, "--model", tmp_path], "no model_index.json"),
         ([*lora, "--data", data, "--targets", "to_q"], "no module"),
+        ([*control, "--conditions", data], "--conditions belong to --data"),
+        ([*control, "--data", data, "--conditions", data, "--preprocessor", "canny"], "belong to --data"),
+        ([*control, "--data", data, "--preprocessor", "depth_midas"], "is a network"),
+        ([*control, "--data", data, "--embedding", "4,x"], "--embedding is 4,x"),
+        ([*control, "--data", data, "--embedding", "4"], "smaller by 1"),
+        ([*control, "--data", data, "--init", tmp_path], "has no config.json"),
         (["train", "export", tmp_path / "nothing"], "is no run"),
     ):
         code, out, err = limner(*arguments)

@@ -12,6 +12,8 @@ from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 from limner.prompts.tokenizer import Tokenizer
 from limner.training.clip import CLIPSettings, CLIPTask
+from limner.training.controlnet import ControlNetSettings, ControlNetTask
+from limner.training.data import Preprocessed
 from limner.training.loop import Task
 from limner.training.lora import ATTENTION, LoRASettings, LoRATask
 from limner.training.unet import UNetSettings, UNetTask
@@ -132,7 +134,22 @@ def lora_task(checkpoint, folder, **settings) -> Task:
     )
 
 
-@pytest.fixture(params=["vae", "unet", "lora", "clip"])
+def controlnet_task(checkpoint, folder, **settings) -> Task:
+    torch.manual_seed(0)
+    edges = Preprocessed(Squares(), "canny")
+    return ControlNetTask(
+        ControlNetSettings(**{"batch_size": 4, **settings}),
+        read_checkpoint(checkpoint),
+        Squares(),
+        Squares(),
+        edges,
+        edges,
+        folder / "cache",
+        model="tiny",
+    )
+
+
+@pytest.fixture(params=["vae", "unet", "lora", "controlnet", "clip"])
 def make_task(request, tmp_path, checkpoint_folder):
     """A function that makes the same task anew."""
 
@@ -142,6 +159,7 @@ def make_task(request, tmp_path, checkpoint_folder):
             "vae": make_vae_task,
             "unet": lambda: unet_task(tmp_path),
             "lora": lambda: lora_task(checkpoint_folder, tmp_path),
+            "controlnet": lambda: controlnet_task(checkpoint_folder, tmp_path),
             "clip": clip_task,
         }
         return tasks[request.param]()
@@ -163,6 +181,11 @@ def make_unet_task():
 @pytest.fixture
 def make_lora_task(checkpoint_folder, tmp_path):
     return partial(lora_task, checkpoint_folder, tmp_path)
+
+
+@pytest.fixture
+def make_controlnet_task(checkpoint_folder, tmp_path):
+    return partial(controlnet_task, checkpoint_folder, tmp_path)
 
 
 @pytest.fixture
