@@ -71,6 +71,7 @@ Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
 Pair = tuple[Annotated[int, Field(ge=0, le=16_384)], Annotated[int, Field(ge=0, le=16_384)]]
 Room = Annotated[int, Field(ge=0, le=2048, multiple_of=8)]
 Source = Annotated[str, Field(min_length=1, max_length=64 << 20)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Prompt = Annotated[str, Field(max_length=65_536)]
 
 
@@ -107,6 +108,49 @@ class Lora(BaseModel):
         return dict(zip(("name", "weight", "text_weight"), (match[1], *weights), strict=False))
 
 
+class Control(BaseModel):
+    """A picture that says where things are to be, through a ControlNet or a T2I-Adapter.
+
+    Attributes:
+        model: the network: its folder, its file, or a hub id.
+        image: a picture, by its path or a data URL.
+        preprocessor: what makes of it what the network was trained on, such as "canny"; "none" where the
+            picture is that already.
+        weight: of what the network adds.
+        start, end: the shares of the steps between which it does.
+        mode: "balanced"; "prompt", where the prompt decides more, as the weight falls off towards the outer
+            layers; or "guess", where the picture does, as only what is drawn towards is steered.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    image: Source
+    preprocessor: Annotated[str, Field(min_length=1, max_length=64)] = "none"
+    weight: Annotated[float, Field(ge=0, le=10)] = 1.0
+    start: Share = 0.0
+    end: Share = 1.0
+    mode: Literal["balanced", "prompt", "guess"] = "balanced"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        """ "model=…,image=…,weight=0.8": fields in any order."""
+        if not isinstance(given, str):
+            return given
+        fields = dict(part.partition("=")[::2] for part in re.split(r",(?=[a-z]+=)", given))
+        if not fields.keys() <= cls.model_fields.keys():
+            raise ValueError("expected fields with their values: model=…,image=…,weight=0.8")
+        numbers = {"weight", "start", "end"} & fields.keys()
+        return {**fields, **{name: float(fields[name]) for name in numbers}}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError(f"start is {self.start} and end {self.end}; expected the lower one first")
+        return self
+
+
 class GenerationRequest(BaseModel):
     """A request for one or more pictures.
 
@@ -138,6 +182,7 @@ class GenerationRequest(BaseModel):
         styles: names in files of styles, whose phrases are put around the prompts in this order.
         wildcards: the prompts are templates: `{red|blue}` and `__animal__` are chosen by each picture's seed.
         loras: adapters, beside those that the prompt names as <lora:name:0.8>.
+        controls: pictures that say where things are to be.
         image: a picture to begin with: its path or a data URL. Models for inpainting, editing or depth maps
             need one.
         strength: how much of it is drawn anew, 0 to 1; None is all of it for models that are made for
@@ -200,6 +245,7 @@ class GenerationRequest(BaseModel):
     styles: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = ()
     wildcards: bool = False
     loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
     image: Source | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     mask: Source | None = None
@@ -337,13 +383,24 @@ class GenerationRequest(BaseModel):
             raise _refusal(error) from None
 
 
-_TUPLES = ("guidance_interval", "original_size", "target_size", "crop", "styles", "loras", "extend")
 _IN_SECOND_PASS = ("steps", "sampler", "sigma_schedule", "prompt", "negative_prompt")  # as hires_steps …
+_TUPLES = (
+    "guidance_interval",
+    "original_size",
+    "target_size",
+    "crop",
+    "styles",
+    "loras",
+    "controls",
+    "extend",
+)
+# What parts the elements of a tuple in a table, where it is not blanks: names of styles have blanks in them.
+_BETWEEN = {"styles": re.compile(r"\s*,\s*"), "controls": re.compile(r";\s*(?=[a-z]+=)")}
 
 
 def _parts(name: str, text: str) -> tuple[str, ...]:
-    """The elements of a tuple. Names of styles have blanks in them."""
-    return tuple(map(str.strip, text.split(","))) if name == "styles" else tuple(text.split())
+    """The elements of a tuple."""
+    return tuple(_BETWEEN[name].split(text.strip()) if name in _BETWEEN else text.split())
 
 
 def _under_own_names(fields: Mapping[str, Any]) -> dict[str, Any]:

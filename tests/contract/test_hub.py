@@ -22,7 +22,7 @@ from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 from limner.weights import hub
 from limner.weights.checkpoint import load_unet, read_checkpoint
-from limner.weights.hub import list_models, locate_model
+from limner.weights.hub import list_models, locate_model, locate_network
 from limner.weights.save import save_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -358,3 +358,34 @@ def test_list_of_models(online, checkpoint, monkeypatch):
     assert plain.family == "custom"
     (plain.path / "vae" / "config.json").unlink()
     assert "vae/config.json is missing" in list_models()[1].problem
+
+
+def test_a_network_that_is_no_model(server: Hub, tmp_path: Path) -> None:
+    root = tmp_path / "network"
+    root.mkdir()
+    for name in (
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.fp16.safetensors",
+    ):
+        (root / name).write_bytes(name.encode())
+    server.repos["someone/net"] = root
+    found = locate_network("someone/net")
+    assert {path.name for path in found.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    half = locate_network("someone/net", variant="fp16")
+    assert (half / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    server.failing = True
+    assert locate_network("someone/net") == found
+    with pytest.raises(ModelNotFound, match="nobody/net"):
+        locate_network("nobody/net")
+
+
+def test_a_network_in_pickles_alone(server: Hub, tmp_path: Path) -> None:
+    root = tmp_path / "network"
+    root.mkdir()
+    for name in ("config.json", "model.pth"):
+        (root / name).write_bytes(b"x")
+    server.repos["someone/net"] = root
+    with pytest.raises(PickleRefused, match=r"no config\.json with weights") as refused:
+        locate_network("someone/net")
+    assert "someone/net:FILE" in (refused.value.hint or "")

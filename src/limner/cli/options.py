@@ -53,6 +53,10 @@ _TILING = "x, y or xy: where copies of the picture join without a seam."
 _LORA_DIR = "A folder with LoRA files, by whose names prompts ask for them. May be repeated."
 _WORDS_DIR = "A folder with textual inversions, whose names are words in prompts. May be repeated."
 _PREDICTS = "epsilon or v_prediction, where a single file does not say what its U-Net predicts."
+_CONTROL = (
+    "A picture that says where things are: model=FOLDER,image=PICTURE, and if need be preprocessor=canny,"
+    "weight=0.8,start=0,end=0.7,mode=guess. May be repeated."
+)
 _SPEED = "exact, balanced or fast: the latter two change the picture a little to draw it sooner."
 _EXACT = "Draw each picture by itself, so that its bits do not depend on the others, or (default) share work."
 
@@ -95,6 +99,7 @@ class RequestOptions(_Options):
     loras: Annotated[
         list[str] | None, option("An adapter, and its weight: name:0.8. May be repeated.", PROMPT, "--lora")
     ] = None
+    controls: Annotated[list[str] | None, option(_CONTROL, IMAGE, "--control", metavar="FIELDS")] = None
     image: Annotated[Text, option("A picture to begin with.", IMAGE, metavar="PICTURE")] = None
     strength: Annotated[Number, option("0 to 1: how much of it is drawn anew.", IMAGE)] = None
     mask: Annotated[Text, option("White where to draw anew.", IMAGE, metavar="PICTURE")] = None

@@ -65,7 +65,14 @@ def _rows(record: "Record") -> list[tuple[str, str]]:
 
 def _seldom(request: "GenerationRequest") -> set[str]:
     """Fields that few requests have, and that this one has not."""
-    names = {"loras", "image_guidance_scale", "crop", "aesthetic_score", "negative_aesthetic_score"}
+    names = {
+        "loras",
+        "controls",
+        "image_guidance_scale",
+        "crop",
+        "aesthetic_score",
+        "negative_aesthetic_score",
+    }
     names |= {
         "mask_blur",
         "inpaint_area",

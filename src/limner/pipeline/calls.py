@@ -15,6 +15,7 @@ from limner.prompts.chunks import Emphasis, PromptSyntax
 from limner.request import Tiling
 
 from .adapting import UsedAdapter
+from .controlling import Controlled, UsedControl
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,8 @@ class Denoise:
             that looks ahead makes several calls a step.
         keep: the answer is to hold the network's deep features.
         deep: such features of an earlier step, by conditioning; the blocks that made them are not run.
+        controls: ControlNets that add to what the U-Net makes at this step.
+        features: what T2I-Adapters add to it, together: [1, C, h, w] for each level.
         adapters: that change the U-Net.
         exact: they change its weights, rather than what single rows of a forward pass are.
         tiling: the axes along which the picture's ends meet.
@@ -90,6 +93,8 @@ class Denoise:
     steps: int
     keep: bool = False
     deep: Mapping[str, Tensor] | None = None
+    controls: tuple[Controlled, ...] = ()
+    features: tuple[Tensor, ...] = ()
     role: Role = "model"
     adapters: tuple[UsedAdapter, ...] = ()
     exact: bool = False
@@ -145,7 +150,20 @@ class EncodeImage:
     tiling: Tiling | None = None
 
 
-Call = EncodeText | Denoise | DecodeLatents | EncodeImage
+@dataclass(frozen=True, eq=False)
+class ReadControl:
+    """What a control network makes of a picture [1, 3, H, W] in [0, 1], once for all steps.
+
+    Answered by a tuple of tensors: a ControlNet's embedding, or a T2I-Adapter's features [1, C, h, w] for
+    each level.
+    """
+
+    role: ClassVar[Role] = "model"
+    used: UsedControl
+    image: Tensor
+
+
+Call = EncodeText | Denoise | DecodeLatents | EncodeImage | ReadControl
 
 
 @dataclass(frozen=True, eq=False)

@@ -350,7 +350,11 @@ class Engine:
         rows = [rows_of(script_of(one.request, one.plan, model.traits, one.done)) for one in passes]
         shapes, limits = [model.latent_shape(one.request) for one in passes], self._limits_of(model)
         needed = sum(one.backend.bytes for one in models.values())
-        needed += max(limits.most_for(model, *one) for one in zip(shapes, rows, strict=True))
+        controls = len(model.controls_of(request))
+        needed += max(
+            limits.most_for(model, shape, count, controls)
+            for shape, count in zip(shapes, rows, strict=True)
+        )
         if needed > limits.memory:
             width, height = request.hires_size or (request.width, request.height)
             raise OutOfMemory(

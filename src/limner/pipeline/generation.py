@@ -36,10 +36,12 @@ from .calls import (
     Denoised,
     EncodeImage,
     EncodeText,
+    ReadControl,
     Role,
 )
+from .controlling import Steering, UsedControl
 from .enlarging import enlarged, works_on
-from .images import Canvas, canvas_of, read_gray
+from .images import Canvas, canvas_of, control_picture, read_gray
 from .speed import SPEEDS, Speed
 
 Generation = Generator[Call, Any, Tensor]
@@ -80,6 +82,8 @@ class Facts(Protocol):
     def traits(self) -> Traits: ...
 
     def adapters_of(self, request: GenerationRequest) -> tuple[UsedAdapter, ...]: ...
+
+    def controls_of(self, request: GenerationRequest) -> tuple[UsedControl, ...]: ...
 
     def latent_shape(self, request: GenerationRequest) -> tuple[int, ...]: ...
 
@@ -156,13 +160,14 @@ def _walked(
     beside: Mapping[str, Tensor] = {}
     if canvas is not None and model.traits.kind != "text":
         beside = yield from _channels(request, model.traits, canvas, x.shape[2:], noise)
+    steering = yield from _steering(request, model)
     if refining is None or request.refiner_start is None:
-        x = yield from _denoised(one, plan, model, x, noise, beside, kept)
+        x = yield from _denoised(one, plan, model, x, noise, beside, kept, steering)
     else:
         handover = plan.step_at(request.refiner_start)
-        x = yield from _denoised(one, plan.part(0, handover), model, x, noise, beside, kept)
+        x = yield from _denoised(one, plan.part(0, handover), model, x, noise, beside, kept, steering)
         refiner, plan = refining[0], refining[1].part(handover)
-        x = yield from _denoised(one, plan, refiner, x, noise, {}, kept, role="refiner")
+        x = yield from _denoised(one, plan, refiner, x, noise, {}, kept, Steering(), role="refiner")
     return x / plan.end_scale
 
 
@@ -219,6 +224,14 @@ def _small(mask: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(mask, tuple(size), mode="nearest" if hard else "area")
 
 
+def _steering(request: GenerationRequest, model: Facts) -> Generator[Call, Any, Steering]:
+    """Have the control networks read their pictures."""
+    used, read = model.controls_of(request), []
+    for control, one in zip(request.controls, used, strict=True):
+        read.append((yield ReadControl(one, control_picture(control, request))))
+    return Steering(request.controls, used, tuple(read))
+
+
 def _denoised(
     one: "Pass",
     plan: Plan,
@@ -227,6 +240,7 @@ def _denoised(
     noise: Noise,
     beside: Mapping[str, Tensor],
     kept: Kept | None,
+    steering: Steering,
     role: Role = "model",
 ) -> Generator[Call, Any, Tensor]:
     """Have one model read the prompts and walk its part of a pass."""
@@ -238,7 +252,7 @@ def _denoised(
     ask = Denoise(x, plan.sigmas[0], 0.0, {}, script[0].guidance, done, steps, role=role, adapters=adapters)
     ask = replace(ask, exact=request.exact, tiling=request.tiling)
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
-    return (yield from denoised(sampler, plan, script, told, SPEEDS[request.speed], ask, kept))
+    return (yield from denoised(sampler, plan, script, told, SPEEDS[request.speed], ask, kept, steering))
 
 
 @dataclass(frozen=True)
@@ -467,6 +481,7 @@ def denoised(
     speed: Speed,
     ask: Denoise,
     kept: Kept | None = None,
+    steering: Steering | None = None,
 ) -> Generator[Call, Denoised, Tensor]:
     """Walk a sampler to its end, asking the model at every sigma that it visits.
 
@@ -474,8 +489,10 @@ def denoised(
         told: for each scene of the script, what the U-Net is told in each branch.
         ask: a call that says whatever is the same in all; its `step` is what all steps are counted from.
         kept: what stays as it is of the picture.
+        steering: by which the layers run anew at every step.
     """
     visited = plan.sigmas[:-1]
+    steering = steering or Steering()
     steps = plan.begun + len(visited) + plan.left
     deep: Mapping[str, Tensor] = {}  # features kept, and how many calls ago they were made
     age = 0
@@ -485,6 +502,8 @@ def denoised(
         scene = next(index for index, scene in enumerate(script) if step <= scene.last)
         branches = set(script[scene].guidance.branches(sigma))
         anew = speed.runs_deep_layers(age, step, steps) or not deep.keys() >= branches
+        controls, features = steering.at(step - plan.begun, len(visited) + plan.left)
+        anew = anew or bool(controls or features)
         if kept is not None and sigma < visited[0]:
             x = kept.noisy(x, sigma)
         answer = yield replace(
@@ -497,6 +516,8 @@ def denoised(
             step=ask.step + step,
             keep=anew and speed.reuse > 1,
             deep=None if anew else deep,
+            controls=controls,
+            features=features,
         )
         deep, age = (answer.deep, 1) if anew else (deep, age + 1)
         try:

@@ -16,9 +16,11 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from limner.errors import InvalidRequest
-from limner.request import GenerationRequest
+from limner.preprocess import inpaint_condition, preprocessed, preprocessor
+from limner.request import Control, GenerationRequest
 
 _DATA = "data:image/"
+INPAINT = "inpaint"  # the preprocessor that is told a mask
 
 
 def to_images(tensor: Tensor) -> list[Image.Image]:
@@ -176,6 +178,29 @@ def clip_pixels(image: Image.Image, side: int) -> Tensor:
     pixels = (to_tensor([image.crop((left, top, left + side, top + side))]) + 1.0) / 2.0
     mean, spread = (torch.tensor(values)[:, None, None] for values in (_CLIP_MEAN, _CLIP_SPREAD))
     return (pixels - mean) / spread
+
+
+def control_picture(control: Control, request: GenerationRequest) -> Tensor:
+    """What a control network is given at the size of a resolved request: [1, 3, H, W] in [0, 1]."""
+    assert request.width is not None
+    assert request.height is not None
+    size = request.width, request.height
+    image = open_image(control.image)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    if control.preprocessor == INPAINT:
+        assert request.mask is not None
+        told = inpaint_condition(image, open_image(request.mask).resize(size, Image.Resampling.NEAREST))
+        return torch.from_numpy(told).permute(2, 0, 1)[None]
+    return to_tensor([preprocessed(image, control.preprocessor)]) * 0.5 + 0.5
+
+
+def check_control(control: Control, request: GenerationRequest) -> None:
+    """Raise InvalidRequest where the control picture could not be made."""
+    if control.preprocessor != INPAINT:
+        preprocessor(control.preprocessor)
+    elif request.mask is None:
+        raise InvalidRequest("the preprocessor inpaint needs the request's mask", hint="give one with --mask")
 
 
 def open_image(source: str) -> Image.Image:

@@ -13,12 +13,13 @@ import torch
 from limner.nn.unet import UNetConfig
 from limner.nn.vae import VAEConfig
 
-from .calls import Call, DecodeLatents, Denoise, EncodeImage, EncodeText
+from .calls import Call, DecodeLatents, Denoise, EncodeImage, EncodeText, ReadControl
 from .model import Model
 from .tiles import TILE
 from .tuning import Tuning, rows_estimate
 
 _MOST_ROWS = {"cpu": 32, "cuda": 64}
+_EMBEDDING_CHANNELS = 64  # of what a ControlNet makes of a picture at its full size, all in all
 _SHARE = 0.9  # of a device's memory that may be used
 
 
@@ -68,28 +69,33 @@ class Limits:
         match call:
             case Denoise():
                 height, width = call.x.shape[2:]
-                return len(call.branches) * unet_bytes(config.unet_config, height, width, size)
+                rows = len(call.branches)
+                return rows * unet_bytes(config.unet_config, height, width, size, len(call.controls))
             case DecodeLatents():
                 height, width = call.latents.shape[2:]
                 return _autoencoder_bytes(config.vae_config, height, width, size, call.tiled)
             case EncodeImage():
                 height, width = (side // config.vae_config.downscale for side in call.image.shape[2:])
                 return _autoencoder_bytes(config.vae_config, height, width, size, call.tiled)
+            case ReadControl():
+                height, width = call.image.shape[2:]
+                return _EMBEDDING_CHANNELS * height * width * size
             case EncodeText():
                 return 0  # next to nothing beside the others
 
-    def most_for(self, model: Model, shape: tuple[int, ...], rows: int) -> int:
+    def most_for(self, model: Model, shape: tuple[int, ...], rows: int, controls: int = 0) -> int:
         """Bytes that the most demanding forward pass of one picture makes, about, if it is decoded in tiles.
 
         Args:
             shape: of its latents, [1, C, h, w].
             rows: of the U-Net.
+            controls: control networks that run beside it.
         """
         size = 2 if model.backend.precision in ("bf16", "fp16") else 4
         height, width = shape[2:]
         vae = model.checkpoint.vae_config
         return max(
-            rows * unet_bytes(model.checkpoint.unet_config, height, width, size),
+            rows * unet_bytes(model.checkpoint.unet_config, height, width, size, controls),
             _autoencoder_bytes(vae, height, width, size, tiled=True),
         )
 
@@ -100,13 +106,13 @@ def row_key(model: Model, height: int, width: int) -> str:
     return f"{model.geometry} {width}x{height} {backend.name} {backend.precision}"
 
 
-def unet_bytes(config: UNetConfig, height: int, width: int, size: int) -> int:
+def unet_bytes(config: UNetConfig, height: int, width: int, size: int, controls: int = 0) -> int:
     """What one row of the U-Net makes at once, for latents of height x width and numbers of `size` bytes.
 
     The feature maps of the first level dominate: those kept for the way up, the two that are joined, and
-    the eightfold width inside the feed-forward layers.
+    the eightfold width inside the feed-forward layers. Control networks keep what they add.
     """
-    return 24 * config.block_out_channels[0] * height * width * size
+    return (24 + 8 * (controls > 0)) * config.block_out_channels[0] * height * width * size
 
 
 def _autoencoder_bytes(config: VAEConfig, height: int, width: int, size: int, tiled: bool) -> int:

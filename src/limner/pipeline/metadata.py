@@ -20,7 +20,7 @@ from limner.prompts.infotext import (
     write_infotext,
 )
 from limner.prompts.names import SAMPLERS, SIGMA_SCHEDULES, UPSCALERS
-from limner.request import GenerationRequest, Lora
+from limner.request import Control, GenerationRequest, Lora
 from limner.weights.files import whole_file
 
 _EMPHASES = {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}  # webui's names; else "Original"
@@ -107,6 +107,7 @@ class Record(BaseModel):
             **self._made_of(),
             "Tiling": True if request.tiling == "xy" else None,  # webui has no other
             **_second_pass(request),
+            **{f"ControlNet {index}": _unit(control) for index, control in enumerate(request.controls)},
             "Version": f"limner {self.environment['limner']}",
         }
         return write_infotext(request.prompt + _tags(request), request.negative_prompt or "", fields)
@@ -163,6 +164,26 @@ def _tag(lora: Lora) -> str:
     """Name and weights as AUTOMATIC1111 writes them, the text encoder's first."""
     unet = "" if lora.text_weight is None else f":{lora.weight:g}"
     return f"{Path(lora.name).stem}:{lora.for_text:g}{unet}"
+
+
+_MODES = {
+    "balanced": "Balanced",
+    "prompt": "My prompt is more important",
+    "guess": "ControlNet is more important",
+}
+
+
+def _unit(control: Control) -> str:
+    """As AUTOMATIC1111's extension for ControlNet writes it."""
+    fields = {
+        "Module": control.preprocessor,
+        "Model": Path(control.model).stem,
+        "Weight": f"{control.weight:g}",
+        "Guidance Start": f"{control.start:g}",
+        "Guidance End": f"{control.end:g}",
+        "Control Mode": _MODES[control.mode],
+    }
+    return ", ".join(f"{name}: {value}" for name, value in fields.items())
 
 
 class Picture(Image.Image):

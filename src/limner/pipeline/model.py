@@ -26,16 +26,17 @@ from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, Uns
 from limner.prompts.tokenizer import Tokenizer
 from limner.request import MAX_SEED, MAX_SIDE, MIN_SIDE, GenerationRequest, Tiling
 from limner.weights.checkpoint import CARD, Checkpoint, Kind, read_checkpoint, weights_hash
-from limner.weights.hashes import lora_hash
+from limner.weights.hashes import lora_hash, network_hash
 from limner.weights.hub import locate_model
 from limner.weights.single import Prediction
 
 from .adapting import AdapterLibrary, UsedAdapter, Words, with_loras
-from .backends.base import AttentionName, Backend, OffloadName, Precision, Terms
+from .backends.base import AttentionName, Backend, ControlRows, OffloadName, Precision, Terms
 from .backends.native import NativeBackend
-from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText
+from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText, ReadControl
+from .controlling import ControlLibrary, UsedControl
 from .generation import Traits, passes_of, plan_of
-from .images import image_source, open_image, to_images
+from .images import check_control, image_source, open_image, to_images
 from .metadata import LORA, Origin, Picture, Record
 from .result import GenerationResult
 from .text import TextEncoder, Tower
@@ -53,6 +54,7 @@ T = TypeVar("T")
 _ADAPTED_BYTES = 4 << 30  # of layers that adapters have changed, kept beside the model's own
 _FEW_ROWS = 4  # which pay together: then adapters are worth to be applied by row
 _IMAGES = {"image", "mask", "depth"}
+_NAMING_IMAGES = {"controls"}  # fields whose items have a picture each
 _NEEDED: dict[Kind, set[str]] = {
     "text": set(),
     "edit": {"image"},
@@ -111,6 +113,8 @@ class Model:
         if request is None:
             for name in fields.keys() & _IMAGES:
                 fields[name] = None if fields[name] is None else image_source(fields[name])
+            for name in fields.keys() & _NAMING_IMAGES:
+                fields[name] = tuple(map(_with_source, fields[name]))
             request = GenerationRequest.of({"prompt": prompt, "model": self.name, **fields})
         elif prompt is not None or fields:
             raise InvalidRequest("both a request and fields of one were given", hint="give one of them")
@@ -158,6 +162,9 @@ class Model:
         request = GenerationRequest.of(filled)
         if not (request.styles or request.wildcards):
             request = with_loras(request)
+        self.controls_of(request)
+        for control in request.controls:
+            check_control(control, request)
         layers = min(text.num_hidden_layers for text in self.checkpoint.text_configs.values())
         if request.clip_skip + self._skipped > layers:
             raise InvalidRequest(f"clip_skip is {request.clip_skip}; the text encoder has {layers} layers")
@@ -220,6 +227,18 @@ class Model:
     @cached_property
     def _library(self) -> AdapterLibrary:
         return AdapterLibrary(self.checkpoint, self.lora_dirs, self.embedding_dirs)
+
+    def controls_of(self, request: GenerationRequest) -> tuple[UsedControl, ...]:
+        """The control networks of a resolved request.
+
+        Raises:
+            ModelNotFound, InvalidCheckpoint, UnsupportedModel, InvalidRequest: one that cannot be used.
+        """
+        return self._controls.used(request.controls)
+
+    @cached_property
+    def _controls(self) -> ControlLibrary:
+        return ControlLibrary(self.checkpoint.unet_config)
 
     def refiner(self, request: GenerationRequest) -> "Model":
         """The refiner that a request names, loaded when it is first named. Raises as `load`."""
@@ -321,11 +340,15 @@ class Model:
                 return EncodeText, call.clip_skip, call.exact, call.adapters
             case Denoise():
                 weights = () if self._by_row(call) else call.adapters
-                return Denoise, call.x.shape, call.deep is not None, weights, call.tiling
+                nets = tuple(control.used for control in call.controls)
+                shared = call.x.shape, call.deep is not None, weights, call.tiling
+                return Denoise, *shared, nets, len(call.features)
             case DecodeLatents():
                 return DecodeLatents, call.latents.shape, call.tiled, call.tiling
             case EncodeImage():
                 return EncodeImage, call.image.shape, call.tiled, call.tiling
+            case ReadControl():
+                return ReadControl, call.used, call.image.shape
 
     @torch.inference_mode()
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
@@ -349,6 +372,8 @@ class Model:
                 return self._decode(cast("Sequence[DecodeLatents]", calls))
             case EncodeImage():
                 return self._encode_image(cast("Sequence[EncodeImage]", calls))
+            case ReadControl():
+                return self._read_control(cast("Sequence[ReadControl]", calls))
 
     def _encode_text(self, calls: Sequence[EncodeText]) -> list[Answer]:
         variant, used = self._variant(calls[0].adapters), calls[0].adapters
@@ -390,6 +415,17 @@ class Model:
         if told[0].guidance is not None:
             more["guidance"] = torch.tensor([_there(one.guidance) for one in told])  # [R]
 
+        controls = [
+            ControlRows(
+                one.used,
+                torch.cat([call.controls[index].embedding for call, _ in rows]),
+                torch.tensor([call.controls[index].weights_of(name) for call, name in rows]),
+            )
+            for index, one in enumerate(calls[0].controls)
+        ]
+        levels = range(len(calls[0].features))
+        features = [torch.cat([call.features[level] for call, _ in rows]) for level in levels]
+
         adapters = () if self._by_row(calls[0]) else calls[0].adapters
         terms: Terms = {}
         if not adapters and any(call.adapters for call in calls):
@@ -402,6 +438,8 @@ class Model:
                 context[which],
                 **{name: rows[which] for name, rows in more.items()},
                 terms={name: (down[which], up[which]) for name, (down, up) in terms.items()},
+                controls=[control.of(which) for control in controls],
+                features=[feature[which] for feature in features],
                 keep=keep,
                 deep=None if deep is None else deep[which.to(deep.device)],
             )
@@ -467,6 +505,18 @@ class Model:
                 "the autoencoder's encoder",
                 row in again,
                 row in lost,
+            )
+            for row in range(len(calls))
+        ]
+
+    def _read_control(self, calls: Sequence[ReadControl]) -> list[Answer]:
+        images, used = torch.cat([call.image for call in calls]), calls[0].used
+        read, again, lost = self._finite(
+            lambda backend, which: tuple(backend.read_control(used, images[which])), len(calls)
+        )
+        return [
+            self._answer(
+                tuple(tensor[row, None] for tensor in read), used.path.name, row in again, row in lost
             )
             for row in range(len(calls))
         ]
@@ -582,7 +632,12 @@ class Model:
             asked: what it comes from, where styles and wildcards have made its prompts.
         """
         told = tuple(dict.fromkeys([*self.warnings, *warnings]))
-        pictures = {name: _digest(getattr(request, name)) for name in _IMAGES}
+        pictures: dict[str, Any] = {name: _digest(getattr(request, name)) for name in _IMAGES}
+        for name in _NAMING_IMAGES:
+            items = getattr(request, name)
+            pictures[name] = tuple(
+                item.model_copy(update={"image": _digest(item.image) or item.image}) for item in items
+            )
         request = request.model_copy(update={name: digest for name, digest in pictures.items() if digest})
         identity = dict(self.identity)
         if refiner is not None:
@@ -590,6 +645,8 @@ class Model:
         passes = passes_of(request, self.scheduler)
         for used in dict.fromkeys(used for one in passes for used in self.adapters_of(one.request)):
             identity[f"{LORA} {used.path.stem}"] = lora_hash(used.path)
+        for control, net in zip(request.controls, self.controls_of(request), strict=True):
+            identity[f"control {control.model}"] = network_hash(net.path)
         record = Record(
             request=request,
             origin=None if asked is None else Origin.of(asked),
@@ -885,17 +942,6 @@ def _digest(source: str | None) -> str | None:
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
 
 
-def _ends(call: DecodeLatents | EncodeImage, height: int, width: int) -> tuple[Tiling | None, str]:
-    """The axes along which the ends of a picture meet within the network, and those where tiles see to it.
-
-    Args:
-        height, width: of the latents.
-    """
-    if call.tiling is None or not call.tiled:
-        return call.tiling, ""
-    whole = whole_axes(height, width)
-    inside = "".join(axis for axis in call.tiling if axis in whole)
-    return cast("Tiling | None", inside or None), "".join(axis for axis in call.tiling if axis not in whole)
 
 
 def _there(value: T | None) -> T:

@@ -35,6 +35,14 @@ def lora_hash(path: Path) -> str:
     return header.metadata.get("sshs_model_hash") or _cached(path, header.data_start)
 
 
+def network_hash(path: Path) -> str:
+    """SHA-256 of a network's file, or of those of all weights in its folder, in hex."""
+    if path.is_file():
+        return file_hash(path)
+    hashes = [file_hash(file) for file in sorted(path.glob("*.safetensors"))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def _cached(path: Path, start: int) -> str:
     """SHA-256 of a file from byte `start` on. The cache knows it by path, size and time of change."""
     status = path.stat()

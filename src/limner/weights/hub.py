@@ -29,6 +29,11 @@ from .tensors import PICKLE_HINT, read_index
 
 SHIPPED = {"picturebook": Path(__file__).resolve().parents[1] / "picturebook" / "model"}
 
+SHIPPED_NETWORKS = {
+    "picturebook-edges": Path(__file__).resolve().parents[1] / "picturebook" / "edges",
+}
+"""ControlNets that come with Limner."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILE = re.compile(rf"({_HUB_ID.pattern}):([\w.-]+(?:/[\w.-]+)*)")
@@ -146,6 +151,51 @@ def locate_file(reference: str) -> Path:
         raise ModelNotFound(f"{repo} on the hub has no file {file}") from error
     except (OSError, ValueError, TransportError) as error:
         raise _hub_error(repo, None, error) from error
+
+
+def locate_network(reference: str, *, variant: str | None = None) -> Path:
+    """Find a network that is no model by itself, such as a ControlNet, fetching it from the hub if need be.
+
+    Args:
+        reference: a name of `SHIPPED_NETWORKS`, a folder, a file, "organisation/name" on the hub, or a file
+            there as `locate_file` has it.
+        variant: of a hub repository's weight files, such as "fp16".
+
+    Raises:
+        ModelNotFound: nothing of this name, or no access to it.
+        PickleRefused, UnsupportedModel: the repository has no weights that can be used.
+    """
+    path = SHIPPED_NETWORKS.get(reference) or Path(os.path.expanduser(reference))
+    if os.path.exists(path):
+        return path
+    if _HUB_FILE.fullmatch(reference):
+        return locate_file(reference)
+    if not _HUB_ID.fullmatch(reference):
+        raise ModelNotFound(
+            f"there is no network {reference!r}: no folder, no file and no hub id",
+            hint=f"{_similar(reference)}shipped: {', '.join(SHIPPED_NETWORKS)}",
+        )
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+
+    try:
+        listing = HfApi().model_info(reference, timeout=_TIMEOUT)
+        files = [file.rfilename for file in listing.siblings or ()]
+        suffix = f".{variant}.safetensors" if variant else ".safetensors"
+        weights = [name for name in files if re.fullmatch(rf"[\w-]+{re.escape(suffix)}", name)]
+        if "config.json" not in files or not weights:
+            pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
+            raise (PickleRefused if pickles else UnsupportedModel)(
+                f"{reference} on the hub has no config.json with weights in {suffix} beside it",
+                hint=f"name one of its files: {reference}:FILE",
+            )
+        hf_hub_download(reference, min(weights, key=len))
+        return Path(hf_hub_download(reference, "config.json")).parent
+    except (OSError, ValueError, TransportError) as error:
+        cached = try_to_load_from_cache(reference, "config.json")
+        if isinstance(cached, str):  # what was fetched once serves without the hub
+            return Path(cached).parent
+        raise _hub_error(reference, None, error) from error
 
 
 def list_models() -> list[ModelInfo]:

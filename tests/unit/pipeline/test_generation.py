@@ -20,6 +20,9 @@ class FakeModel:
     def adapters_of(self, request):
         return ()
 
+    def controls_of(self, request):
+        return ()
+
     def __init__(self):
         self.calls = []
 

@@ -1,6 +1,7 @@
 """What a model needs of whatever runs its networks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from limner.adapters.adapter import Adapter
 from limner.pipeline.calls import Call
+from limner.pipeline.controlling import UsedControl
 from limner.request import Tiling
 
 Adapters = Sequence[tuple[Adapter, Mapping[str, float]]]
@@ -15,6 +17,26 @@ Adapters = Sequence[tuple[Adapter, Mapping[str, float]]]
 
 Terms = Mapping[str, tuple[Tensor, Tensor]]
 """Module -> down [R, rank, in] and up [R, out, rank] of each row: a LoRA, its scale included."""
+
+
+@dataclass(frozen=True, eq=False)
+class ControlRows:
+    """A ControlNet at work on the rows of a forward pass.
+
+    Attributes:
+        used: which one.
+        embeddings: [R, C, h, w].
+        weights: of what it adds, [R, residuals].
+    """
+
+    used: UsedControl
+    embeddings: Tensor
+    weights: Tensor
+
+    def of(self, which: Tensor) -> "ControlRows":
+        """Some of the rows."""
+        return ControlRows(self.used, self.embeddings[which], self.weights[which])
+
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 AttentionName = Literal["auto", "fused", "sliced"]
@@ -74,6 +96,8 @@ class Backend(Protocol):
         sizes: Tensor | None = None,
         guidance: Tensor | None = None,
         terms: Terms | None = None,
+        controls: Sequence[ControlRows] = (),
+        features: Sequence[Tensor] = (),
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -84,8 +108,13 @@ class Backend(Protocol):
             context: [B, T, C].
             pooled, sizes, guidance: as `UNet2DConditionModel.forward`, for the models that want them.
             terms: what the adapters of each row add to modules of `rowwise`.
+            controls: ControlNets that add to its skips and its middle.
+            features: what is added to the levels on the way down, [B, C, h, w] each.
             deep: features kept at an earlier step; the blocks that made them are not run.
         """
+
+    def read_control(self, used: UsedControl, images: Tensor) -> Sequence[Tensor]:
+        """Pictures [B, 3, H, W] in [0, 1] -> what a control network makes of them, once for all steps."""
 
     @property
     def rowwise(self) -> frozenset[str]:

@@ -1,8 +1,9 @@
 """The networks in PyTorch."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,22 +11,27 @@ from torch import Tensor, nn
 from limner.adapters.adapter import patched_weights
 from limner.errors import InvalidRequest
 from limner.nn.clip import CLIPTextModel
+from limner.nn.controlnet import ControlNetModel
 from limner.nn.layers import attention, attention_in_blocks
 from limner.nn.unet import CrossAttention, UNet2DConditionModel
 from limner.nn.vae import AutoencoderKL, SelfAttention2D
 from limner.pipeline.calls import Call
+from limner.pipeline.controlling import UsedControl
 from limner.pipeline.tuning import NEVER, Tuning
 from limner.request import Tiling
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae
+from limner.weights.control import read_control
 from limner.weights.load import build_on_meta
 
-from .base import Adapters, AttentionName, OffloadName, Precision, Terms
+from .base import Adapters, AttentionName, ControlRows, OffloadName, Precision, Terms
 from .offload import LARGEST, offload_blocks
 from .packed import can_pack, pack
 from .rowwise import Slot, rowwise, rowwise_modules
 from .seamless import seamless
 
 Network = TypeVar("Network", bound=nn.Module)
+
+_CONTROL_BYTES = 4 << 30  # of control networks that are kept
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -122,6 +128,23 @@ class NativeBackend:
     def vae(self) -> AutoencoderKL:
         return self._prepared(load_vae(self.checkpoint))
 
+    def _control(self, used: UsedControl) -> nn.Module:
+        """A control network; the last few are kept."""
+        known = self._controls
+        if used not in known:
+            known[used] = self._prepared(read_control(used.path).load(self._dtype))
+        known.move_to_end(used)
+        while len(known) > 1 and self._bytes_of(known) > _CONTROL_BYTES:
+            known.popitem(last=False)
+        return known[used]
+
+    @cached_property
+    def _controls(self) -> OrderedDict[UsedControl, nn.Module]:
+        return OrderedDict()
+
+    def _bytes_of(self, controls: Iterable[UsedControl]) -> int:
+        return sum(used.parameters for used in controls) * self._dtype.itemsize
+
     def _prepared(self, network: Network) -> Network:
         """On its device, in the form that is fastest there."""
         network = network.eval().requires_grad_(False)
@@ -170,12 +193,12 @@ class NativeBackend:
     def _compiled_unet(self) -> Callable[..., Tensor]:
         return torch.compile(self.unet, mode="reduce-overhead", dynamic=False)
 
-    @cached_property
+    @property
     def bytes(self) -> int:
         sizes = [count * self._dtype.itemsize for count in self.checkpoint.parameters_by_part.values()]
         if self.offload == "sequential":
             return min(max(sizes), LARGEST * self._dtype.itemsize)
-        return max(sizes) if self.offload == "model" else sum(sizes)
+        return max(sizes) if self.offload == "model" else sum(sizes) + self._bytes_of(self._controls)
 
     @property
     def details(self) -> dict[str, str | int]:
@@ -218,12 +241,11 @@ class NativeBackend:
         sizes: Tensor | None = None,
         guidance: Tensor | None = None,
         terms: Terms | None = None,
+        controls: Sequence[ControlRows] = (),
+        features: Sequence[Tensor] = (),
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        unet = self._ready(self.unet)
-        if terms:
-            self._slot.terms, unet = terms, self._rowwise_unet
         inputs = {
             "x": self._in(x),
             "timesteps": timesteps.to(self.device),
@@ -233,15 +255,51 @@ class NativeBackend:
             "guidance": None if guidance is None else guidance.to(self.device),
         }
         given: dict[str, Any] = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        added: dict[str, Any] = {}
+        if residuals := self._residuals(controls, given):
+            added["residuals"] = residuals
+        if features:
+            added["features"] = [self._in(feature) for feature in features]
+        unet = self._ready(self.unet)
+        if terms:
+            self._slot.terms, unet = terms, self._rowwise_unet
         if deep is not None:
             return unet.forward_reusing(**given, deep=deep).float().cpu(), None
         if keep:
-            output, deep = unet.forward_keeping(**given)
+            output, deep = unet.forward_keeping(**given, **added)
             return output.float().cpu(), deep
-        if self.compiled and not terms:
+        if self.compiled and not terms and not added:
             filled = self._compiled_unet(**{name: _filled_up(rows) for name, rows in given.items()})
             return filled[: len(x)].float().cpu(), None
-        return unet(**given).float().cpu(), None
+        return unet(**given, **added).float().cpu(), None
+
+    def _residuals(self, controls: Sequence[ControlRows], given: dict[str, Tensor]) -> list[Tensor]:
+        """What ControlNets add together to the U-Net's skips and its middle, for all rows."""
+        rows, total = len(given["x"]), list[Tensor]()
+        names = given.keys() - {"x", "guidance"}
+        for control in controls:
+            network = cast("ControlNetModel", self._ready(self._control(control.used)))
+            which = control.weights.any(1).nonzero().flatten().to(self.device)
+            if not len(which):
+                continue
+            made = network(
+                given["x"][which, : network.config.in_channels],  # those behind are of a mask or a picture
+                embedding=self._in(control.embeddings)[which],
+                **{name: given[name][which] for name in names},
+            )
+            weights = self._in(control.weights)[which].T[:, :, None, None, None]  # [residuals, r, 1, 1, 1]
+            spread = [
+                one.new_zeros(rows, *one.shape[1:]).index_copy(0, which, one * weight)
+                for one, weight in zip(made, weights, strict=True)
+            ]
+            total = [a + b for a, b in zip(total, spread, strict=True)] if total else spread
+        return total
+
+    def read_control(self, used: UsedControl, images: Tensor) -> Sequence[Tensor]:
+        network = self._ready(self._control(used))
+        pictures = self._in(images)
+        read = [network.embed(pictures)] if isinstance(network, ControlNetModel) else network(pictures)
+        return [tensor.float().cpu() for tensor in read]
 
     def decode(self, latents: Tensor) -> Tensor:
         images: Tensor = self._ready(self.vae).decode(self._in(latents))
@@ -285,6 +343,9 @@ class _AdaptedBackend(NativeBackend):
     @property
     def vae(self) -> AutoencoderKL:
         return self._base.vae
+
+    def _control(self, used: UsedControl) -> nn.Module:
+        return self._base._control(used)
 
     @property
     def bytes(self) -> int:

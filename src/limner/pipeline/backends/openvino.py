@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -29,13 +29,14 @@ from limner.errors import InvalidRequest, OutputError, UnsupportedModel
 from limner.nn import layers
 from limner.nn.clip import CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, timestep_embedding
-from limner.pipeline.calls import Call, Denoise
+from limner.pipeline.calls import Call, Denoise, ReadControl
+from limner.pipeline.controlling import UsedControl
 from limner.pipeline.generation import picture_of, watch
 from limner.request import GenerationRequest, Tiling
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
 from limner.weights.files import user_cache, whole_folder
 
-from .base import Adapters, Precision, Terms
+from .base import Adapters, ControlRows, Precision, Terms
 
 INSTALL = "pip install limner[openvino]"
 
@@ -111,7 +112,8 @@ class OpenVINOBackend:
         return {"openvino": version("openvino")}
 
     def refusal(self, call: Call) -> str | None:
-        return None
+        controlled = isinstance(call, Denoise) and (call.controls or call.features)
+        return "runs no control networks" if controlled or isinstance(call, ReadControl) else None
 
     def encode_text(
         self,
@@ -139,11 +141,15 @@ class OpenVINOBackend:
         sizes: Tensor | None = None,
         guidance: Tensor | None = None,
         terms: Terms | None = None,
+        controls: Sequence[ControlRows] = (),
+        features: Sequence[Tensor] = (),
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         assert pooled is sizes is guidance is None
         assert not terms
+        assert not controls
+        assert not features
         # Within the graph the timestep would be rounded to bfloat16's eight bits, before its sines are taken.
         time = timestep_embedding(timesteps, self.checkpoint.unet_config.block_out_channels[0])
         if deep is not None:
@@ -162,6 +168,9 @@ class OpenVINOBackend:
 
     def seamless(self, axes: Tiling) -> "OpenVINOBackend":
         raise UnsupportedModel("OpenVINO's graphs draw no pictures that tile", hint="use --backend torch")
+
+    def read_control(self, used: UsedControl, images: Tensor) -> Sequence[Tensor]:
+        raise UnsupportedModel("OpenVINO runs no control networks", hint="use --backend torch")
 
     def decode(self, latents: Tensor) -> Tensor:
         [images] = self._run("decoder", latents)

@@ -1,0 +1,155 @@
+"""The control networks of a model, and how what they make of a picture steers a drawing.
+
+A ControlNet (Zhang et al. 2023, arXiv:2302.05543) runs beside the U-Net at every step and adds to its skips
+and its middle; a T2I-Adapter (Mou et al. 2023, arXiv:2302.08453) reads the picture once, and adds the same at
+every step to what the levels on the way down give.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from limner.errors import InvalidRequest
+from limner.nn.controlnet import ControlNetConfig
+from limner.nn.unet import UNetConfig
+from limner.request import Control
+from limner.weights.control import ControlFile, read_control
+from limner.weights.hub import locate_network
+
+_ALIKE = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
+_SOFT = 0.825  # what the weight falls off by from residual to residual, as in AUTOMATIC1111's webui
+
+
+@dataclass(frozen=True)
+class UsedControl:
+    """A control network, as a call names it.
+
+    Attributes:
+        path: of its folder or file.
+        stamp: time of change and size: another file under the same name is another network.
+        residuals: how many tensors a ControlNet adds; 0 for a T2I-Adapter.
+        pooled: each of them is one number per channel.
+        parameters: number of its weights.
+    """
+
+    path: Path
+    stamp: tuple[int, int]
+    residuals: int
+    pooled: bool
+    parameters: int
+
+
+@dataclass(frozen=True, eq=False)
+class Controlled:
+    """A ControlNet at work on one picture.
+
+    Attributes:
+        used: which one.
+        embedding: what it made of the picture [1, C, h, w].
+        weights: of what it adds to each skip of the U-Net and to its middle.
+        spares_negative: it leaves the branches alone that are steered away from.
+    """
+
+    used: UsedControl
+    embedding: Tensor
+    weights: tuple[float, ...]
+    spares_negative: bool = False
+
+    def weights_of(self, branch: str) -> tuple[float, ...]:
+        """The weights in one branch of the guidance."""
+        spared = self.spares_negative and not branch.startswith("positive")
+        return (0.0,) * len(self.weights) if spared else self.weights
+
+
+class ControlLibrary:
+    """The control networks that a model can use, each read when it is first named."""
+
+    def __init__(self, unet: UNetConfig) -> None:
+        self._unet = unet
+        self._paths: dict[str, Path] = {}  # so that the hub is asked once
+        self._known: dict[tuple[str, tuple[int, int]], UsedControl] = {}
+
+    def used(self, controls: Sequence[Control]) -> tuple[UsedControl, ...]:
+        """The network of each.
+
+        Raises:
+            ModelNotFound: there is no such network.
+            InvalidCheckpoint, UnsupportedModel: it cannot be read.
+            InvalidRequest: it is for another family of models.
+        """
+        return tuple(self._used(control.model) for control in controls)
+
+    def _used(self, name: str) -> UsedControl:
+        if name not in self._paths or not self._paths[name].exists():
+            self._paths[name] = locate_network(name).absolute()
+        path = self._paths[name]
+        status = (path / "config.json" if path.is_dir() else path).stat()
+        key = name, (status.st_mtime_ns, status.st_size)
+        if key not in self._known:
+            file = read_control(path)
+            self._check(name, file)
+            residuals, pooled = 0, False
+            if isinstance(file.config, ControlNetConfig):
+                levels = len(file.config.block_out_channels)
+                residuals = 2 + levels * file.config.layers_per_block + (levels - 1)
+                pooled = file.config.global_pool_conditions
+            self._known[key] = UsedControl(path, key[1], residuals, pooled, file.parameters)
+        return self._known[key]
+
+    def _check(self, name: str, file: ControlFile) -> None:
+        """Raise InvalidRequest where what it adds does not fit the U-Net."""
+        names = {"channels": "block_out_channels"}  # a T2I-Adapter's name for them, and the U-Net's
+        if isinstance(file.config, ControlNetConfig):
+            names = {name: name for name in _ALIKE}
+        for field, theirs in names.items():
+            given, expected = getattr(file.config, field), getattr(self._unet, theirs)
+            if given != expected:
+                raise InvalidRequest(
+                    f"{name} is not for this model: its {field} is {given}, the U-Net's {expected}",
+                    hint="name a network that was made for this family of models",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """What a picture's controls add, from step to step.
+
+    Attributes:
+        controls: as the request has them.
+        used: the network of each.
+        read: what each made of its picture.
+    """
+
+    controls: tuple[Control, ...] = ()
+    used: tuple[UsedControl, ...] = ()
+    read: tuple[tuple[Tensor, ...], ...] = ()
+
+    def at(self, step: int, steps: int) -> tuple[tuple[Controlled, ...], tuple[Tensor, ...]]:
+        """The ControlNets at work at a step, from 1, of so many, and what T2I-Adapters add together."""
+        nets: list[Controlled] = []
+        features: list[Tensor] = []
+        for control, used, read in zip(self.controls, self.used, self.read, strict=True):
+            if (step - 1) / steps < control.start or step / steps > control.end:
+                continue
+            if used.residuals:
+                weights, spares = residual_weights(control, used), control.mode == "guess" or used.pooled
+                nets.append(Controlled(used, read[0], weights, spares))
+            else:
+                mine = [control.weight * feature for feature in read]
+                features = [a + b for a, b in zip(features, mine, strict=True)] if features else mine
+        return tuple(nets), tuple(features)
+
+
+def residual_weights(control: Control, used: UsedControl) -> tuple[float, ...]:
+    """The weight of each residual of a ControlNet, from the outermost skip to the middle."""
+    if control.mode == "balanced" or used.pooled:
+        return (control.weight,) * used.residuals
+    if control.mode == "guess":
+        # Zhang et al. 2023, section 3.4: a tenth at the outermost, as diffusers spaces them.
+        shares = torch.logspace(-1, 0, used.residuals).tolist()
+    else:
+        shares = [_SOFT ** (used.residuals - 1 - index) for index in range(used.residuals)]
+    return tuple(control.weight * share for share in shares)

@@ -1,0 +1,210 @@
+"""Control networks of requests: named, applied from step to step, in company, and left out."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+from limner import GenerationRequest, load
+from limner.errors import InvalidRequest, ModelNotFound
+from limner.nn.controlnet import ControlNetConfig, ControlNetModel
+from limner.pipeline.controlling import Steering, UsedControl, residual_weights
+from limner.pipeline.engine import Engine
+from limner.pipeline.images import image_source
+from limner.request import Control
+
+ASK = {"prompt": "a cat", "negative_prompt": "fog", "seed": 3, "steps": 4, "width": 64, "height": 64}
+RESIDUALS = 5  # of the tiny U-Net: its first convolution, two levels of a block each, a resize, the middle
+
+
+def write_controlnet(folder, unet, seed=0):
+    """One whose zero convolutions are not zero."""
+    config = ControlNetConfig(
+        block_out_channels=unet.block_out_channels,
+        down_block_types=unet.down_block_types,
+        layers_per_block=unet.layers_per_block,
+        attention_head_dim=unet.attention_head_dim,
+        cross_attention_dim=unet.cross_attention_dim,
+        norm_num_groups=unet.norm_num_groups,
+        conditioning_embedding_out_channels=(8, 16),
+    )
+    torch.manual_seed(seed)
+    network = ControlNetModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator) / max(1, tensor[0].numel()) ** 0.5
+        if tensor.ndim > 1
+        else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def picture(seed=0):
+    image = Image.new("RGB", (64, 64))
+    ImageDraw.Draw(image).ellipse((8 + seed, 8, 40 + seed, 40), fill="white")
+    return image
+
+
+@pytest.fixture
+def model(checkpoint_folder):
+    return load(checkpoint_folder, precision="fp32")
+
+
+@pytest.fixture
+def net(tmp_path, networks):
+    return write_controlnet(tmp_path / "net", networks["unet"].config)
+
+
+def draw(model, **fields):
+    return model.generate(**{**ASK, **fields}).images[0]
+
+
+def control(net, **fields):
+    return {"model": str(net), "image": picture(), **fields}
+
+
+def used(residuals=5, pooled=False, name="net"):
+    from pathlib import Path
+
+    return UsedControl(Path(name), (0, 0), residuals, pooled, 100)
+
+
+def test_fields_as_text():
+    request = GenerationRequest.of(
+        {"prompt": "", "controls": ["model=a/b,image=x,y.png,weight=0.5,end=0.25,mode=guess"]}
+    )
+    assert request.controls == (Control(model="a/b", image="x,y.png", weight=0.5, end=0.25, mode="guess"),)
+    several = GenerationRequest.read_texts({"prompt": "", "controls": "model=a,image=b; model=c,image=d"})
+    assert [one["model"] for one in several["controls"]] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("a picture", "model=…,image=…"),
+        ("model=a,picture=b", "model=…,image=…"),
+        ("model=a,image=b,weight=x", "weight|float"),
+        ("model=a,image=b,start=0.5,end=0.5", "the lower one first"),
+        ("model=a", "image is missing"),
+    ],
+)
+def test_faults_are_named(given, told):
+    with pytest.raises(InvalidRequest, match=told):
+        GenerationRequest.of({"prompt": "", "controls": [given]})
+
+
+def test_weights_of_the_modes():
+    one = Control(model="a", image="b", weight=0.5)
+    assert residual_weights(one, used()) == (0.5,) * 5
+    guessed = residual_weights(one.model_copy(update={"mode": "guess"}), used())
+    assert guessed == pytest.approx([0.5 * 10 ** (-1 + i / 4) for i in range(5)])
+    prompted = residual_weights(one.model_copy(update={"mode": "prompt"}), used())
+    assert prompted == pytest.approx([0.5 * 0.825 ** (4 - i) for i in range(5)])
+    assert residual_weights(one.model_copy(update={"mode": "guess"}), used(pooled=True)) == (0.5,) * 5
+
+
+def test_steps_at_which_it_works():
+    """As diffusers counts: a step is in if it lies within the shares wholly."""
+    half = Control(model="a", image="b", start=0.25, end=0.75)
+    steering = Steering((half,), (used(),), ((torch.zeros(1),),))
+    at_work = [step for step in range(1, 9) if steering.at(step, 8)[0]]
+    assert at_work == [3, 4, 5, 6]
+
+
+def test_features_of_several_are_summed():
+    controls = tuple(Control(model="a", image="b", weight=w) for w in (0.5, 2.0))
+    read = tuple((torch.full((1, 2), value), torch.full((1, 1), value)) for value in (1.0, 10.0))
+    networks, features = Steering(controls, (used(residuals=0),) * 2, read).at(1, 4)
+    assert networks == ()
+    assert [float(feature.mean()) for feature in features] == [20.5, 20.5]
+
+
+def test_it_changes_the_picture_and_is_gone_again(model, net):
+    plain = draw(model, exact=True).tobytes()
+    steered = draw(model, exact=True, controls=[control(net)])
+    other = draw(model, exact=True, controls=[{**control(net), "image": picture(12)}])
+    assert len({plain, steered.tobytes(), other.tobytes()}) == 3
+    assert draw(model, exact=True).tobytes() == plain
+    assert draw(model, exact=True, controls=[control(net, weight=0.0)]).tobytes() == plain
+    record = steered.record
+    assert record.request.controls[0].image.startswith("sha256:")
+    assert len(record.model[f"control {net}"]) == 64
+    assert 'ControlNet 0: "Module: none, Model: net, Weight: 1, Guidance Start: 0' in record.infotext()
+
+
+def test_the_sum_of_two_is_one_of_double_weight(model, net):
+    twice = draw(model, controls=[control(net, weight=0.3), control(net, weight=0.4)])
+    once = draw(model, controls=[control(net, weight=0.7)])
+    pixels = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).int() for p in (twice, once)]
+    assert (pixels[0] - pixels[1]).abs().max() <= 1
+
+
+def test_guess_spares_the_negative_prompt(model, net):
+    plain, guess = (draw(model, controls=[control(net, mode=mode)]) for mode in ("balanced", "guess"))
+    assert plain.tobytes() != guess.tobytes()
+    calls = []
+    answer = model.answer
+    steps = {"controls": [control(net, mode="guess")], "guidance_scale": 5.0}
+
+    def watched(given):
+        calls.extend(given)
+        return answer(given)
+
+    object.__setattr__(model, "answer", watched)
+    draw(model, **steps)
+    asked = [call for call in calls if getattr(call, "controls", ())]
+    assert asked
+    assert all(call.controls[0].weights_of("negative") == (0.0,) * RESIDUALS for call in asked)
+
+
+def test_requests_with_different_controls_in_company(model, net, tmp_path, networks):
+    second = write_controlnet(tmp_path / "second", networks["unet"].config, seed=7)
+    sets = [
+        [],
+        [control(net)],
+        [control(net, weight=0.4, end=0.5)],
+        [control(second)],
+        [control(net), control(second, weight=0.5)],
+    ]
+    asks = [
+        GenerationRequest.of(
+            {
+                **ASK,
+                "exact": True,
+                "controls": [{**one, "image": image_source(one["image"])} for one in controls],
+            }
+        )
+        for controls in sets
+    ]
+    alone = [model.generate(request=ask).images[0].tobytes() for ask in asks]
+    with Engine(model) as engine:
+        handles = [engine.submit(ask) for ask in asks * 2]
+        together = [handle.result().images[0].tobytes() for handle in handles]
+    assert together == alone * 2
+    assert len(set(alone)) == len(sets)
+
+
+def test_reused_features_wait_until_it_is_done(model, net):
+    """With a speed preset the deep layers run anew as long as a ControlNet works."""
+    kept = {"steps": 10, "speed": "fast", "guidance_interval": (0.0, 1e9), "exact": True}
+    whole = draw(model, **kept, controls=[control(net)])
+    exact = draw(model, **{**kept, "speed": "exact"}, controls=[control(net)])
+    assert whole.tobytes() == exact.tobytes()
+
+
+def test_networks_that_cannot_be_had(model, net, tmp_path, networks):
+    with pytest.raises(ModelNotFound, match="no network 'nowhere'"):
+        draw(model, controls=[{"model": "nowhere", "image": picture()}])
+    wide = replace(networks["unet"].config, cross_attention_dim=64)
+    other = write_controlnet(tmp_path / "other", wide)
+    with pytest.raises(InvalidRequest, match="cross_attention_dim is 64, the U-Net's 32"):
+        draw(model, controls=[control(other)])
+    with pytest.raises(InvalidRequest, match="no picture"):
+        draw(model, controls=[{"model": str(net), "image": str(tmp_path / "none.png")}])
