@@ -1,4 +1,4 @@
-"""`limner convert`: checkpoints and ControlNets between single files, folders and dtypes, and out of pickles."""
+"""`limner convert`: checkpoints and ControlNets between files, folders and dtypes, and out of pickles."""
 
 from collections import Counter
 from enum import StrEnum

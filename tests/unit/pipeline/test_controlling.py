@@ -14,6 +14,7 @@ from limner.nn.controlnet import ControlNetConfig, ControlNetModel
 from limner.pipeline.controlling import Steering, UsedControl, residual_weights
 from limner.pipeline.engine import Engine
 from limner.pipeline.images import image_source
+from limner.preprocess import preprocessed
 from limner.request import Control
 
 ASK = {"prompt": "a cat", "negative_prompt": "fog", "seed": 3, "steps": 4, "width": 64, "height": 64}
@@ -208,3 +209,27 @@ def test_networks_that_cannot_be_had(model, net, tmp_path, networks):
         draw(model, controls=[control(other)])
     with pytest.raises(InvalidRequest, match="no picture"):
         draw(model, controls=[{"model": str(net), "image": str(tmp_path / "none.png")}])
+
+
+def test_preprocessors(model, net, tmp_path):
+    photo = picture()
+    drawn = [
+        draw(model, exact=True, controls=[control(net, image=photo, preprocessor=name)]).tobytes()
+        for name in ("none", "canny", "canny:1:2")
+    ]
+    assert drawn[0] != drawn[1]
+    edges = preprocessed(photo, "canny")
+    assert draw(model, exact=True, controls=[control(net, image=edges)]).tobytes() == drawn[1]
+    with pytest.raises(InvalidRequest, match="no preprocessor cany"):
+        draw(model, controls=[control(net, preprocessor="cany")])
+
+
+def test_a_mask_can_be_told(model, net, tmp_path):
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    fields = {"image": picture(), "mask": mask, "strength": 1.0, "exact": True}
+    told = draw(model, **fields, controls=[control(net, preprocessor="inpaint")])
+    plain = draw(model, **fields, controls=[control(net)])
+    assert told.tobytes() != plain.tobytes()
+    with pytest.raises(InvalidRequest, match="needs the request's mask"):
+        draw(model, controls=[control(net, preprocessor="inpaint")])
