@@ -352,8 +352,7 @@ class Engine:
         needed = sum(one.backend.bytes for one in models.values())
         controls = len(model.controls_of(request))
         needed += max(
-            limits.most_for(model, shape, count, controls)
-            for shape, count in zip(shapes, rows, strict=True)
+            limits.most_for(model, shape, count, controls) for shape, count in zip(shapes, rows, strict=True)
         )
         if needed > limits.memory:
             width, height = request.hires_size or (request.width, request.height)

@@ -942,6 +942,24 @@ def _digest(source: str | None) -> str | None:
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
 
 
+def _with_source(item: Any) -> Any:
+    """An item of a request's field with its picture as the request holds it."""
+    if isinstance(item, Mapping) and "image" in item:
+        return {**item, "image": image_source(item["image"])}
+    return item
+
+
+def _ends(call: DecodeLatents | EncodeImage, height: int, width: int) -> tuple[Tiling | None, str]:
+    """The axes along which the ends of a picture meet within the network, and those where tiles see to it.
+
+    Args:
+        height, width: of the latents.
+    """
+    if call.tiling is None or not call.tiled:
+        return call.tiling, ""
+    whole = whole_axes(height, width)
+    inside = "".join(axis for axis in call.tiling if axis in whole)
+    return cast("Tiling | None", inside or None), "".join(axis for axis in call.tiling if axis not in whole)
 
 
 def _there(value: T | None) -> T:
