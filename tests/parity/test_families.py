@@ -99,27 +99,33 @@ FAMILIES = {
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, reference, randomise):
     """A folder of each family, as diffusers saves it."""
-    diffusers.utils.logging.disable_progress_bar()
     root = tmp_path_factory.mktemp("families")
-    for seed, (name, (pipeline, unet, texts, known, more)) in enumerate(FAMILIES.items()):
-        cls = getattr(diffusers, pipeline)
-        parts = {
-            "unet": diffusers.UNet2DConditionModel.from_config(unet.to_dict()),
-            "vae": diffusers.AutoencoderKL.from_config(VAE.to_dict()),
-        }
-        for number, text in enumerate(texts, start=1):
-            end = "" if number == 1 else f"_{number}"
-            parts[f"text_encoder{end}"] = text and _text_encoder(text)
-            parts[f"tokenizer{end}"] = text and _tokenizer(root, reference, number)
-        for number, part in enumerate(parts.values()):
-            if isinstance(part, torch.nn.Module):
-                randomise(part, 20 * seed + number)
-        scheduler = reference / "configs" / known / "scheduler" / "scheduler_config.json"
-        parts["scheduler"] = diffusers.DDIMScheduler.from_config(json.loads(scheduler.read_text()))
-        if "safety_checker" in signature(cls.__init__).parameters:
-            more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        cls(**parts, **more).save_pretrained(root / name)
+    for name in FAMILIES:
+        save_family(name, root, reference, randomise)
     return root
+
+
+def save_family(name, root, reference, randomise):
+    """Have diffusers save a family's pipeline, with random weights, at `root / name`."""
+    diffusers.utils.logging.disable_progress_bar()
+    pipeline, unet, texts, known, more = FAMILIES[name]
+    cls = getattr(diffusers, pipeline)
+    parts = {
+        "unet": diffusers.UNet2DConditionModel.from_config(unet.to_dict()),
+        "vae": diffusers.AutoencoderKL.from_config(VAE.to_dict()),
+    }
+    for number, text in enumerate(texts, start=1):
+        end = "" if number == 1 else f"_{number}"
+        parts[f"text_encoder{end}"] = text and _text_encoder(text)
+        parts[f"tokenizer{end}"] = text and _tokenizer(root, reference, number)
+    for number, part in enumerate(parts.values()):
+        if isinstance(part, torch.nn.Module):
+            randomise(part, 20 * list(FAMILIES).index(name) + number)
+    scheduler = reference / "configs" / known / "scheduler" / "scheduler_config.json"
+    parts["scheduler"] = diffusers.DDIMScheduler.from_config(json.loads(scheduler.read_text()))
+    if "safety_checker" in signature(cls.__init__).parameters:
+        more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    cls(**parts, **more).save_pretrained(root / name)
 
 
 def _text_encoder(config):

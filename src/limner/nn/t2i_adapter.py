@@ -7,7 +7,7 @@ is added to what the U-Net hands on at the end of each level on the way down.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class T2IAdapterConfig:
             halving; or "light_adapter", a smaller one.
     """
 
+    network: ClassVar[str] = "T2IAdapter"  # the hub's name of the class
     in_channels: int = 3
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
     num_res_blocks: int = 2
@@ -73,7 +74,7 @@ class T2IAdapterConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The hub's `config.json`."""
-        return {"_class_name": "T2IAdapter", **asdict(self), "channels": list(self.channels)}
+        return {"_class_name": self.network, **asdict(self), "channels": list(self.channels)}
 
 
 class AdapterResnetBlock(nn.Module):

@@ -31,10 +31,6 @@ from .tensors import LazyTensor, files_of, lazy_tensors, open_tensors
 Config = ControlNetConfig | T2IAdapterConfig
 
 CONFIG, STEM = "config.json", "diffusion_pytorch_model"
-_CLASSES: Mapping[str, type[ControlNetConfig] | type[T2IAdapterConfig]] = {
-    "ControlNetModel": ControlNetConfig,
-    "T2IAdapter": T2IAdapterConfig,
-}
 
 # What else goes by such names, told by the beginnings of keys.
 _OTHERS = {
@@ -52,7 +48,7 @@ _OTHERS = {
     "unet.": "a LoRA",
 }
 _INSTANT_ID = re.compile(r"instant[_-]?id", re.IGNORECASE)
-_POOLED = re.compile(r"_shuffle(?:_fp16)?")  # the end of a name; nothing within the file says it
+_POOLED = re.compile(r"_shuffle(?:_fp16)?$")  # in a name, as nothing within the file says it
 _OTHER_NETWORKS = re.compile(r"(?:model\.diffusion_model|first_stage_model|cond_stage_model)\..+|logvar")
 # A tensor that tells the layouts of `_described` from all else.
 _FIRST = re.compile(
@@ -196,14 +192,15 @@ def _read_folder(path: Path, folder: Path, weights: Path) -> ControlFile:
     stored = _stored(weights)
     shapes = {key: tensor.shape for key, tensor in stored.items()}
     _refuse_others(path, shapes)
-    name = str(read_json(folder / CONFIG).get("_class_name"))
-    if name not in _CLASSES:
-        raise UnsupportedModel(f"{folder / CONFIG} describes a {name!r}, expected {' or '.join(_CLASSES)}")
-    config: Config = (
-        read_config(folder / CONFIG, ControlNetConfig)
-        if _CLASSES[name] is ControlNetConfig
-        else read_config(folder / CONFIG, T2IAdapterConfig)
-    )
+    config: Config
+    match read_json(folder / CONFIG).get("_class_name"):
+        case ControlNetConfig.network:
+            config = read_config(folder / CONFIG, ControlNetConfig)
+        case T2IAdapterConfig.network:
+            config = read_config(folder / CONFIG, T2IAdapterConfig)
+        case other:
+            known = f"{ControlNetConfig.network} or {T2IAdapterConfig.network}"
+            raise UnsupportedModel(f"{folder / CONFIG} describes a {other!r}, expected a {known}")
     # Modules cost time even on the meta device, so a config may not ask for millions of them.
     if block_count(config) > max(1000, len(stored)):
         raise InvalidCheckpoint(
@@ -215,7 +212,8 @@ def _read_folder(path: Path, folder: Path, weights: Path) -> ControlFile:
     except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         reason = str(error).partition("\n")[0]  # torch adds its own stack trace
         raise InvalidCheckpoint(f"{folder / CONFIG} describes no network: {reason}") from error
-    return _checked(path, weights, config, {name: (name, shape) for name, shape in expected.items()}, stored)
+    named = {name: (name, shape) for name, shape in expected.items()}
+    return _checked(path, weights, config, named, stored, model="its config.json")
 
 
 def _read_file(path: Path) -> ControlFile:
@@ -229,7 +227,7 @@ def _read_file(path: Path) -> ControlFile:
     except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError) as error:
         reason = str(error).partition("\n")[0]  # torch adds its own stack trace
         raise InvalidCheckpoint(f"the shapes in {path} describe no network: {reason}") from error
-    return _checked(path, path, config, expected, stored)
+    return _checked(path, path, config, expected, stored, model="a network of these shapes")
 
 
 Expected = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -283,7 +281,8 @@ def _controlnet(path: Path, shapes: Shapes, shared: dict[str, Any], layers: list
 def _adapter(shapes: Shapes, prefix: str, *, blocks: str) -> T2IAdapterConfig:
     """
     Args:
-        blocks: what a level's residual blocks are called, which full ones of their authors have no levels of.
+        blocks: what the residual blocks of a level are called; those of full ones by their authors are not
+            apart by level, of which all that are published have four.
     """
     first = shapes.get(f"{prefix}conv_in.weight")
     if first is None:
@@ -314,7 +313,13 @@ def _adapter(shapes: Shapes, prefix: str, *, blocks: str) -> T2IAdapterConfig:
 
 
 def _checked(
-    path: Path, weights: Path, config: Config, expected: Expected, stored: Mapping[str, LazyTensor]
+    path: Path,
+    weights: Path,
+    config: Config,
+    expected: Expected,
+    stored: Mapping[str, LazyTensor],
+    *,
+    model: str,
 ) -> ControlFile:
     places = dict(expected.values())
     # The first ControlNets were published with the model that they were trained beside.
@@ -328,7 +333,7 @@ def _checked(
         {key: f"floating {list(shape)}" for key, shape in places.items()},
         {key: describe(tensor) for key, tensor in stored.items() if key in places},
         [key for key in stored if key not in places and not harmless(key)],
-        model="its config.json" if weights != path else "a network of these shapes",
+        model=model,
     )
     keys = {name: key for name, (key, _) in expected.items()}
     parameters = sum(torch.Size(shape).numel() for shape in places.values())

@@ -218,7 +218,11 @@ def test_weights_stay_in_the_file_until_they_are_used(path):
 
 def test_a_name_tells_that_it_says_the_same_everywhere(tmp_path):
     tensors = tensors_of(network_of(SD1))
-    for name, pooled in (("control_v11e_sd15_shuffle", True), ("x_shuffle_fp16", True), ("y_canny", False)):
+    for name, pooled in (
+        ("control_v11e_sd15_shuffle", True),
+        ("x_shuffle_fp16", True),
+        ("y_shuffle_canny", False),
+    ):
         write_tensors(tmp_path / f"{name}.safetensors", tensors)
         assert read_control(tmp_path / f"{name}.safetensors").config.global_pool_conditions == pooled
 
