@@ -9,6 +9,7 @@ along y one below the other, and z makes several such tables.
 
 import secrets
 from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import groupby
@@ -31,6 +32,7 @@ _GAP = 8  # pixels between pictures
 _MOST_PIXELS = 80_000_000  # of a sheet: PIL takes larger files for attacks
 _MOST_LINES = 8  # of a label
 _EMPTY = "#dddddd"
+_OTHER_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "msyh.ttc", "Arial Unicode.ttf")
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _sheet(grid: Grid) -> Image.Image:
     xs, ys, zs = (("",) if axis is None else axis.labels for axis in (grid.x, grid.y, grid.z))
     width = round(grid.scale * max(picture.width for picture in grid.pictures.values()))
     height = round(grid.scale * max(picture.height for picture in grid.pictures.values()))
-    pen = _Pen(min(40, max(13, width // 20)))
+    pen = _Pen(min(40, max(13, width // 20)), "".join((*xs, *ys, *zs)))
     column = max(width, 6 * pen.size)
     tops, sides = [pen.lines(x, column) for x in xs], [pen.lines(y, column) for y in ys]
     row = max(height, *map(pen.height, sides))
@@ -219,12 +221,30 @@ def _sheet(grid: Grid) -> Image.Image:
     return sheet
 
 
-class _Pen:
-    """Writes labels of one size, in pixels."""
+def _font(size: int, text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's font, which has the letters of ASCII, or one of the system's that has more of a text's."""
+    fonts = [ImageFont.load_default(size)]
+    for name in () if text.isascii() else _OTHER_FONTS:
+        with suppress(OSError):
+            fonts.append(ImageFont.truetype(name, size))
 
-    def __init__(self, size: int) -> None:
+    def lacking(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+        box = bytes(font.getmask("\U0010ffff"))  # no font has this
+        return sum(bytes(font.getmask(letter)) == box for letter in {*text} if letter.isprintable())
+
+    return min(fonts, key=lacking)
+
+
+class _Pen:
+    """Writes labels of one size, in pixels.
+
+    Args:
+        text: whose letters the font is to have.
+    """
+
+    def __init__(self, size: int, text: str) -> None:
         self.size = size
-        self._font = ImageFont.load_default(size)
+        self._font = _font(size, text)
         self._line = size * 5 // 4
 
     def lines(self, text: str, width: int) -> list[str]:

@@ -3,12 +3,12 @@
 import shutil
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 import limner
 from limner.errors import InvalidRequest, NumericalError
 from limner.pipeline.axes import Axis
-from limner.pipeline.grid import Grid, draw, plan
+from limner.pipeline.grid import Grid, _font, draw, plan
 from limner.pipeline.metadata import read_record, read_texts
 from limner.pipeline.model import load
 from limner.pipeline.models import ModelCache
@@ -89,6 +89,20 @@ def test_pictures_of_many_sizes_and_long_labels():
     assert (red[2] - red[0], red[3] - red[1]) == (64, 128)
     assert (blue[2] - blue[0], blue[3] - blue[1]) == (128, 64)
     assert sheet.width < 400
+
+
+def test_other_scripts_take_a_font_that_has_them(monkeypatch):
+    """It is looked for by name in the system; here there is one for Cyrillic."""
+    font_manager = pytest.importorskip("matplotlib.font_manager")
+    system, real = font_manager.findfont("DejaVu Sans"), ImageFont.truetype
+
+    def truetype(name, *more, **how):
+        return real(system if name == "DejaVuSans.ttf" else name, *more, **how)
+
+    monkeypatch.setattr(ImageFont, "truetype", truetype)
+    assert _font(16, "красный дом").path == system
+    assert _font(16, "café").path == system
+    assert _font(16, "red, 猫").getname() == ImageFont.load_default(16).getname()  # neither has it
 
 
 def test_places_that_are_empty_and_that_failed():
