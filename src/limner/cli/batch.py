@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from limner.cli.journal import Journal
     from limner.pipeline.handle import Handle
     from limner.pipeline.model import Model
+    from limner.prompts.chunks import PromptSyntax
     from limner.request import GenerationRequest
 
 _UNDER_WAY = 256  # pictures: several times what an engine draws at once, and few enough to keep in memory
@@ -273,19 +274,21 @@ def _beyond(model: "Model", lines: Iterable[Line], journal: "Journal") -> Iterat
     @functools.cache  # a hundred thousand lines tend to have few settings
     def check(settings: "GenerationRequest") -> None:
         model.resolve(settings)
-        encode_prompt(settings.negative_prompt or "", tokenizer, settings.prompt_syntax)
 
-    plain = {"prompt": "", "seed": 0, "num_images": 1, "styles": (), "wildcards": False}
+    @functools.lru_cache  # and few negative prompts
+    def read(text: str, syntax: "PromptSyntax") -> None:
+        encode_prompt(text, tokenizer, syntax)
 
+    without_words = {"prompt": "", "negative_prompt": "", "styles": (), "wildcards": False}
     for line in lines:
         request = line.request
         try:
-            check(request.model_copy(update=plain))
+            check(request.model_copy(update={**without_words, "seed": 0, "num_images": 1}))
             for index in range(request.num_images if request.wildcards else 1):
                 own = model.worded(request.model_copy(update={"seed": journal.seed(line) + index}))
                 model.adapters_of(own)
-                encode_prompt(own.prompt, tokenizer, own.prompt_syntax)
-                encode_prompt(own.negative_prompt or "", tokenizer, own.prompt_syntax)
+                read(own.prompt, own.prompt_syntax)
+                read(own.negative_prompt or "", own.prompt_syntax)
         except LimnerError as error:
             yield Fault(line.number, error.message)
 

@@ -63,6 +63,7 @@ def generate(
 
 
 def read_prompt(prompt: str | None) -> str | None:
+    """The prompt, from standard input where it is "-"."""
     return sys.stdin.read(_MAX_STDIN).rstrip("\n") if prompt == "-" else prompt
 
 

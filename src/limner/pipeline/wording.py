@@ -18,6 +18,8 @@ def worded(
     Raises:
         InvalidRequest: a style or wildcard that is not there, or a template that cannot be read.
     """
+    if not (request.styles or request.wildcards):
+        return request
     prompt, negative = request.prompt, request.negative_prompt
     later, later_negative = request.hires_prompt, request.hires_negative_prompt
     for style in find_styles(request.styles, styles_files):

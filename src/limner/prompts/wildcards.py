@@ -28,13 +28,12 @@ from limner.errors import PromptError
 from .attention import check_length
 
 _MAX_DEPTH = 32  # braces within braces, and wildcards that name wildcards
-_MAX_DRAWS = (
-    10_000  # choices for one prompt: a few wildcards that name each other several times make millions
-)
+_MAX_DRAWS = 10_000  # choices for one prompt: wildcards that name each other twice would make millions
 
 _VARIABLE = r"\$\{\s*\w+\s*\}"
 _SIGN = re.compile(
-    rf"\\.|__(?![_ ])(?P<wildcard>(?:[\w*?./ -]|{_VARIABLE})+?)(?<! )(?:\((?P<arguments>[^()]*)\))?__"
+    rf"\\.|__(?![_ ])(?P<wildcard>(?:[\w*?./ -]|{_VARIABLE}){{1,200}}?)(?<! )"
+    r"(?:\((?P<arguments>[^()]{0,2000})\))?__"
     r"|\$\{\s*(?P<variable>\w+)\s*(?P<sign>\?=!?|=!?|:|(?=\}))|[{}|\[]",
     re.DOTALL,
 )
