@@ -375,7 +375,7 @@ class GenerationRequest(BaseModel):
         Raises:
             InvalidRequest: as `of`.
         """
-        given = {name: _parts(name, text) if name in _TUPLES else text for name, text in texts.items()}
+        given = {name: parts_of(name, text) if name in _TUPLES else text for name, text in texts.items()}
         try:
             named = _under_own_names(given)
             return cls.model_validate(named, strict=False).model_dump(exclude_unset=True)
@@ -398,8 +398,8 @@ _TUPLES = (
 _BETWEEN = {"styles": re.compile(r"\s*,\s*"), "controls": re.compile(r";\s*(?=[a-z]+=)")}
 
 
-def _parts(name: str, text: str) -> tuple[str, ...]:
-    """The elements of a tuple."""
+def parts_of(name: str, text: str) -> tuple[str, ...]:
+    """The elements of a field that is a tuple, as a text in a table says them."""
     return tuple(_BETWEEN[name].split(text.strip()) if name in _BETWEEN else text.split())
 
 

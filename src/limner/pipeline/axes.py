@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin
 
 from limner.errors import InvalidRequest
 from limner.prompts.networks import take_networks
-from limner.request import GenerationRequest, Lora
+from limner.request import GenerationRequest, Lora, parts_of
 
 REPLACE, LORA = "replace", "lora:"
 _MOST_VALUES = 1000  # of one axis
@@ -126,7 +126,7 @@ class Axis:
     @property
     def texts(self) -> tuple[str, ...]:
         """The values as `read` takes them."""
-        between = ", " if self.name == "styles" else " "
+        between = {"styles": ", ", "controls": "; "}.get(self.name, " ")
         return tuple(_text(value, between) for value in self.values)
 
 
@@ -204,8 +204,11 @@ def _read_value(name: str, given: Any) -> Any:
         except ValueError:
             raise InvalidRequest(f"{name}={given}: expected a weight, such as 0.8") from None
     read = GenerationRequest.read_texts({"prompt": "", name: given})
-    # Names of samplers may say a sigma schedule too; adapters are read when a request is made.
-    return {"sampler": given, "loras": tuple(given.split())}.get(name, read[name])
+    if name in ("sampler", "hires_sampler"):
+        return given  # which may say a sigma schedule too
+    if isinstance(read[name], tuple) and any(isinstance(part, dict) for part in read[name]):
+        return parts_of(name, given)  # adapters and controls, which are shorter as texts
+    return read[name]
 
 
 def _text(value: Any, between: str) -> str:
