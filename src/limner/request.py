@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from limner.errors import InvalidRequest
 from limner.prompts.chunks import Emphasis, PromptSyntax
@@ -382,6 +382,21 @@ class GenerationRequest(BaseModel):
         except ValidationError as error:
             raise _refusal(error) from None
 
+    @classmethod
+    def read_text(cls, name: str, text: str) -> Any:
+        """The value of one field that a text stands for, as `read_texts`, whatever other fields it goes with.
+
+        Raises:
+            InvalidRequest: it stands for none.
+        """
+        field = cls.model_fields[name]
+        kind: Any = Annotated[field.annotation, field]
+        given = _under_own_names({name: parts_of(name, text) if name in _TUPLES else text})[name]
+        try:
+            return TypeAdapter(kind).validate_python(given)
+        except ValidationError as error:
+            raise _refusal(error, name) from None
+
 
 _IN_SECOND_PASS = ("steps", "sampler", "sigma_schedule", "prompt", "negative_prompt")  # as hires_steps …
 _TUPLES = (
@@ -417,16 +432,18 @@ def _under_own_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     return own
 
 
-def _refusal(error: ValidationError) -> InvalidRequest:
+def _refusal(error: ValidationError, *field: str) -> InvalidRequest:
+    """What is wrong with a request, or with one field of it."""
     faults = []
     for fault in error.errors(include_url=False):
         message = fault["msg"].removeprefix("Value error, ")
-        if not fault["loc"]:
+        where = (*field, *fault["loc"])
+        if not where:
             faults.append(message)
             continue
         given = repr(fault["input"])
         shown = given if len(given) <= 60 else f"{given[:57]}…"
-        name = ".".join(map(str, fault["loc"]))
+        name = ".".join(map(str, where))
         if fault["type"] == "extra_forbidden":
             faults.append(f"{name} is not a field of a request")
         elif fault["type"] == "missing":

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, get_args, get_origin
 
+from pydantic import BaseModel
+
 from limner.errors import InvalidRequest
 from limner.prompts.networks import take_networks
 from limner.request import GenerationRequest, Lora, parts_of
@@ -203,12 +205,12 @@ def _read_value(name: str, given: Any) -> Any:
             return float(given)
         except ValueError:
             raise InvalidRequest(f"{name}={given}: expected a weight, such as 0.8") from None
-    read = GenerationRequest.read_texts({"prompt": "", name: given})
+    read = GenerationRequest.read_text(name, given)
     if name in ("sampler", "hires_sampler"):
         return given  # which may say a sigma schedule too
-    if isinstance(read[name], tuple) and any(isinstance(part, dict) for part in read[name]):
+    if isinstance(read, tuple) and any(isinstance(part, BaseModel) for part in read):
         return parts_of(name, given)  # adapters and controls, which are shorter as texts
-    return read[name]
+    return read
 
 
 def _text(value: Any, between: str) -> str:

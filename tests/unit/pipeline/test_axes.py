@@ -33,6 +33,8 @@ BASE = GenerationRequest(prompt="a cat in a hat", negative_prompt="cat hair", se
         ("replace=a=b,c", ["a=b", "c"]),
         ("lora:ink=0-1[3],2", [0.0, 0.5, 1.0, 2.0]),
         ("loras=ink:0.5,ink other:2", [("ink:0.5",), ("ink", "other:2")]),
+        ("variation_seed=1,2", [1, 2]),
+        ("refiner_start=0.6,0.8", [0.6, 0.8]),
         ("hires_sampler=euler,DPM++ 2M Karras", ["euler", "DPM++ 2M Karras"]),
         (
             'controls="model=a,image=b.png","model=c,image=d.png; model=e,image=f.png"',
