@@ -22,22 +22,38 @@ SamplerName = Literal[
     "euler",
     "euler_a",
     "heun",
+    "heunpp2",
     "restart",
     "dpm2",
     "dpm2_a",
     "lms",
     "deis",
     "pndm",
+    "ipndm",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun",
     "dpmpp_3m_sde",
     "dpmpp_2s",
     "dpmpp_2s_a",
     "dpmpp_sde",
+    "dpm_fast",
     "dpm_adaptive",
     "unipc",
+    "unipc_bh1",
+    "res_multistep",
+    "gradient_estimation",
+    "er_sde",
+    "seeds_2",
+    "seeds_3",
+    "sa_solver",
     "lcm",
     "tcd",
+    "ddim_cfg_pp",
+    "euler_cfg_pp",
+    "euler_a_cfg_pp",
+    "dpmpp_2m_cfg_pp",
+    "dpmpp_2s_a_cfg_pp",
 ]
 SigmaScheduleName = Literal[
     "uniform",
@@ -50,6 +66,7 @@ SigmaScheduleName = Literal[
     "simple",
     "sgm_uniform",
     "ddim_uniform",
+    "align_your_steps",
 ]
 Spacing = Literal["leading", "linspace", "trailing"]
 SpeedName = Literal["exact", "balanced", "fast"]
@@ -163,12 +180,20 @@ class GenerationRequest(BaseModel):
         variant: of the weight files on the hub, such as "fp16".
         width, height: in pixels, 64 to 4096, multiples of 8.
         steps: sampler steps.
-        guidance_scale: of classifier-free guidance; at 1 the negative prompt is not evaluated.
+        guidance_scale: of classifier-free guidance, 1 to 100; at 1 the negative prompt is not evaluated. With
+            samplers of CFG++ 0 to 5, of which the paper uses 0 to 1, and None is 0.6.
         guidance_rescale: 0 to 1, how far the guided prediction keeps the contrast of the conditional
             one (Lin et al. 2023).
         guidance_interval: lowest and highest sigma at which guidance is on; None is everywhere.
+        guidance_skip: below this sigma, every second step is not guided; 0 is nowhere.
+        perp_neg: the weight of the negative prompt if it is to take away only what it does not share with the
+            prompt (Perp-Neg); None lets it take away all of itself.
         sampler, sigma_schedule, timestep_spacing: None is what the checkpoint's own config names.
-        eta: the share of fresh noise in DDIM (None: 0) and TCD (None: 0.3), 0 to 1.
+        eta: the share of fresh noise, 0 to 1, in samplers that add some. None is the sampler's own: 0 in
+            DDIM and DPM fast, 0.3 in TCD, else 1.
+        s_churn, s_tmin, s_tmax: how much noise euler, heun and dpm2 add before their steps, all together, and
+            between which sigmas (Karras et al. 2022, algorithm 2). None is 0, and everywhere.
+        s_noise: a factor on the noise that a sampler adds.
         seed: of the first picture; the following ones take seed + 1, seed + 2, … None draws one.
         noise: "cpu", or "gpu" for the noise that CUDA GPUs draw from the same seed, which is AUTOMATIC1111's
             default. Either is the same on every device.
@@ -227,13 +252,19 @@ class GenerationRequest(BaseModel):
     width: Side | None = None
     height: Side | None = None
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
     guidance_interval: tuple[float, float] | None = None
+    guidance_skip: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    perp_neg: Annotated[float, Field(ge=0, le=100)] | None = None
     sampler: SamplerName | None = None
     sigma_schedule: SigmaScheduleName | None = None
     timestep_spacing: Spacing | None = None
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    s_churn: Annotated[float, Field(ge=0, le=1000)] | None = None
+    s_tmin: Annotated[float, Field(ge=0)] | None = None
+    s_tmax: Annotated[float, Field(gt=0)] | None = None
+    s_noise: Annotated[float, Field(ge=0, le=10)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     noise: Literal["cpu", "gpu"] = "cpu"
     variation_seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
@@ -294,8 +325,6 @@ class GenerationRequest(BaseModel):
             raise ValueError("refiner and refiner_start go together: give both or neither")
         if self.variation_seed is not None and not self.variation_strength:
             raise ValueError("variation_seed has no effect without a variation_strength")
-        if self.eta and self.sampler not in (None, "ddim", "tcd"):
-            raise ValueError(f"eta is of ddim and tcd; the sampler is {self.sampler}")
         sized = self.hires_width is not None or self.hires_height is not None
         if self.hires_scale is not None and sized:
             raise ValueError("hires_scale and a hires_width or hires_height say the same: give one of them")
@@ -303,6 +332,19 @@ class GenerationRequest(BaseModel):
         idle = [name for name in names if getattr(self, name) is not None]
         if idle and not self.has_second_pass:
             raise ValueError(f"{' and '.join(idle)} need a hires_scale, or a hires_width or hires_height")
+        if self.guidance_scale is not None:
+            given = f"guidance_scale is {self.guidance_scale}"
+            cfg_pp = self.sampler is not None and self.sampler.endswith("_cfg_pp")
+            if cfg_pp and self.guidance_scale > 5.0:
+                raise ValueError(f"{given}; {self.sampler} takes 0 to 5, 0.6 for what is 7.5 elsewhere")
+            if not cfg_pp and self.guidance_scale < 1.0:
+                raise ValueError(f"{given}; expected at least 1, or a sampler of CFG++")
+            if self.hires_sampler is not None and self.hires_sampler.endswith("_cfg_pp") != cfg_pp:
+                raise ValueError("of sampler and hires_sampler one is of CFG++, whose scale is another")
+        if self.perp_neg is not None and self.negative_prompt is None:
+            raise ValueError("perp_neg weighs the negative prompt, but there is none")
+        if not self.s_churn and (self.s_tmin is not None or self.s_tmax is not None):
+            raise ValueError("s_tmin and s_tmax have no effect without an s_churn")
         return self
 
     def of_picture(self, index: int) -> Self:

@@ -25,13 +25,15 @@ def option(help: str, panel: str, *names: str, **more: Any) -> Any:
 
 _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal takes every sign for itself."
 _SAMPLERS = (
-    "ddim, ddpm, euler, euler_a, heun, restart, dpm2, dpm2_a, lms, deis, pndm, dpmpp_2m, dpmpp_2m_sde, "
-    "dpmpp_3m_sde, dpmpp_2s, dpmpp_2s_a, dpmpp_sde, dpm_adaptive, unipc, lcm or tcd, or another program's "
+    "ddim, ddpm, euler, euler_a, heun, heunpp2, restart, dpm2, dpm2_a, lms, deis, pndm, ipndm, dpmpp_2m, "
+    "dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_2s, dpmpp_2s_a, dpmpp_sde, dpm_fast, dpm_adaptive, "
+    "unipc, unipc_bh1, res_multistep, gradient_estimation, er_sde, seeds_2, seeds_3, sa_solver, lcm, tcd, "
+    "ddim_cfg_pp, euler_cfg_pp, euler_a_cfg_pp, dpmpp_2m_cfg_pp or dpmpp_2s_a_cfg_pp, or another program's "
     "name, such as 'DPM++ 2M Karras'."
 )
 _SCHEDULES = (
-    "uniform, karras, exponential, polyexponential, beta, kl_optimal, normal, simple, sgm_uniform or "
-    "ddim_uniform."
+    "uniform, karras, exponential, polyexponential, beta, kl_optimal, normal, simple, sgm_uniform, "
+    "ddim_uniform, or align_your_steps for SD 1 and XL."
 )
 _REFERENCE = "picturebook (the default), a folder, a .safetensors file, or a hub id: organisation/name."
 _WILDCARDS = "Choose {red|blue} and __name__ in prompts by the picture's seed."
@@ -149,10 +151,22 @@ class RequestOptions(_Options):
         tuple[float, float] | None,
         option("Lowest and highest sigma at which guidance is on.", SAMPLING, metavar="LOW HIGH"),
     ] = None
+    guidance_skip: Annotated[Number, option("Below this sigma, guide every second step only.", SAMPLING)] = (
+        None
+    )
+    perp_neg: Annotated[
+        Number, option("The negative prompt's weight, if it is to spare the prompt.", SAMPLING)
+    ] = None
     sampler: Annotated[Text, option(_SAMPLERS, SAMPLING)] = None
     sigma_schedule: Annotated[Text, option(_SCHEDULES, SAMPLING)] = None
     timestep_spacing: Annotated[Text, option("leading, linspace or trailing.", SAMPLING)] = None
-    eta: Annotated[Number, option("0 to 1: share of fresh noise in ddim and tcd.", SAMPLING)] = None
+    eta: Annotated[Number, option("0 to 1: share of fresh noise, of samplers that add some.", SAMPLING)] = (
+        None
+    )
+    s_churn: Annotated[Number, option("Noise that euler, heun and dpm2 add on the way.", SAMPLING)] = None
+    s_tmin: Annotated[Number, option("The sigma above which they do.", SAMPLING)] = None
+    s_tmax: Annotated[Number, option("The sigma below which they do.", SAMPLING)] = None
+    s_noise: Annotated[Number, option("A factor on the noise that a sampler adds.", SAMPLING)] = None
     speed: Annotated[Text, option(_SPEED, SAMPLING)] = None
     exact: Annotated[bool | None, option(_EXACT, SAMPLING, "--exact/--shared", show_default=False)] = None
     model: Annotated[Text, option(_REFERENCE, MODEL)] = None

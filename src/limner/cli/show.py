@@ -74,6 +74,7 @@ def _seldom(request: "GenerationRequest") -> set[str]:
         "negative_aesthetic_score",
     }
     names |= {
+        "guidance_skip",
         "mask_blur",
         "inpaint_area",
         "mask_padding",

@@ -6,7 +6,7 @@ scaled by 1 / sqrt(sigma**2 + 1).
 
     schedule    how much noise a timestep means; timestep spacings and sigma schedules
     prediction  what a network predicts: epsilon, v or x0, as scalings around it
-    samplers    generators that walk down the sigmas
+    samplers    generators that walk down the sigmas (a package)
     config      a checkpoint's scheduler_config.json
     plan        what one run visits, and how its latents begin and end
     guidance    which conditionings to evaluate at a sigma, and how to combine them

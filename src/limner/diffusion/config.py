@@ -79,7 +79,8 @@ MOST_TIMESTEPS = 100_000
 class SchedulerConfig:
     """The fields of `scheduler_config.json` under its own names. The defaults are Stable Diffusion's.
 
-    None is "as the sampler's class has it", which `limner.diffusion.plan` knows.
+    None is "as the sampler's class has it", which `limner.diffusion.plan` knows. Only `family` does not stand in
+    the file: it is the model's, where that is known.
     """
 
     class_name: str = "DDIMScheduler"
@@ -104,6 +105,7 @@ class SchedulerConfig:
     euler_at_final: bool = False
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
+    family: str | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -155,7 +157,7 @@ class SchedulerConfig:
         class_name = values.get("_class_name")
         if not isinstance(class_name, str):
             raise ValueError(f"_class_name is {class_name!r}; expected the name of a scheduler class")
-        defaults = {field.name: field.default for field in fields(cls)}
+        defaults = {field.name: field.default for field in fields(cls) if field.name != "family"}
         given: dict[str, Any] = {"class_name": class_name}
         for key, value in values.items():
             if key in defaults:
@@ -185,7 +187,7 @@ class SchedulerConfig:
         values |= {key: SUPPORTED[key] for key, by in CLASS_SPECIFIC.items() if self.class_name in by}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name != "class_name" and (field.name in always or value != field.default):
+            if field.name not in ("class_name", "family") and (field.name in always or value != field.default):
                 values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
 

@@ -32,6 +32,9 @@ class Guidance(Protocol):
     ) -> Tensor:
         """One denoised latent from those of `branches(sigma)`, each like x [B, C, h, w]."""
 
+    def unguided(self, denoised: Mapping[str, Tensor], sigma: float) -> Tensor | None:
+        """The one of them that guidance leads away from; None where nothing is guided."""
+
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
@@ -42,6 +45,13 @@ class ClassifierFreeGuidance:
     There may be several positive conditionings, each with a weight (Liu et al. 2022, arXiv:2206.01714,
     equation 15): denoised = negative + scale * sum of weight * (positive - negative).
 
+    With Perp-Neg (Armandpour et al. 2023, arXiv:2304.04968) an empty conditioning has the place of the
+    negative one, which then takes away only what it does not share with the positive one:
+
+        denoised = empty + scale * (p - perpendicular * (n - p * <p, n> / <p, p>))
+
+    with p = positive - empty, of all the positive ones together, and n = negative - empty.
+
     Args:
         scale: 1 is no guidance, and the negative conditioning is then not evaluated.
         rescale: phi of Lin et al. 2023 (arXiv:2305.08891, equations 15 and 16), 0 to 1. Large scales make the
@@ -50,6 +60,9 @@ class ClassifierFreeGuidance:
         interval: (low, high]: sigmas outside it are not guided (Kynkäänniemi et al. 2024, arXiv:2404.07724).
         weights: of the positive conditionings, `positive`, `positive 2`, … With several, the scale is 1 where
             nothing is guided.
+        skipped: more such intervals, (low, high], whose sigmas are not guided.
+        perpendicular: weight of the negative conditioning in Perp-Neg; None is without.
+        paired: whether what guidance leads away from is evaluated at scale 1 too, as CFG++ needs it.
 
     Raises:
         ValueError: for a number that is not finite or outside its range.
@@ -59,6 +72,9 @@ class ClassifierFreeGuidance:
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, math.inf)
     weights: tuple[float, ...] = (1.0,)
+    skipped: tuple[tuple[float, float], ...] = ()
+    perpendicular: float | None = None
+    paired: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0.0):
@@ -67,34 +83,53 @@ class ClassifierFreeGuidance:
             raise ValueError(f"rescale is {self.rescale}; expected 0 to 1")
         if not 0.0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval is {self.interval}; expected 0 <= low < high")
+        if self.perpendicular is not None and not 0.0 <= self.perpendicular < math.inf:
+            raise ValueError(f"perpendicular is {self.perpendicular}; expected a number of at least 0")
 
     @property
     def names(self) -> tuple[str, ...]:
-        positive = tuple(f"positive {n}" if n > 1 else "positive" for n in range(1, len(self.weights) + 1))
-        return positive if self.scale == 1.0 and self.weights == (1.0,) else (*positive, "negative")
+        """Those that are guided between, or the positive one alone where nothing is."""
+        if self.perpendicular is not None:
+            return (*self._positive, "negative", "empty")
+        guides = self.scale != 1.0 or self.weights != (1.0,) or self.paired
+        return (*self._positive, "negative") if guides else self._positive
+
+    @property
+    def _base(self) -> str:
+        return "negative" if self.perpendicular is None else "empty"
+
+    @property
+    def _positive(self) -> tuple[str, ...]:
+        return tuple(f"positive {n}" if n > 1 else "positive" for n in range(1, len(self.weights) + 1))
 
     def branches(self, sigma: float) -> tuple[str, ...]:
-        """`positive` alone where nothing is guided, else all positive ones and `negative`."""
-        several = self.weights != (1.0,)
-        return self.names if several or self._scale_at(sigma) != 1.0 else ("positive",)
+        """All names within the interval; outside it `positive`, or all positive ones and what guidance leads
+        away from."""
+        if self._guides_at(sigma):
+            return self.names
+        return self._positive if self.weights == (1.0,) else (*self._positive, self._base)
 
-    def _scale_at(self, sigma: float) -> float:
+    def _guides_at(self, sigma: float) -> bool:
         low, high = self.interval
-        return self.scale if low < sigma <= high else 1.0
+        return low < sigma <= high and not any(a < sigma <= b for a, b in self.skipped)
 
     def combine(
         self, denoised: Mapping[str, Tensor], x: Tensor, sigma: float, scalings: Scalings[float]
     ) -> Tensor:
         """The guided denoised latent, from those of `branches(sigma)`, each like x [B, C, h, w]."""
         positive = denoised["positive"]
-        if "negative" not in denoised:
+        if self._base not in denoised:
             return positive
-        negative = denoised["negative"]
+        base = denoised[self._base]
         if self.weights != (1.0,):
-            *names, _ = self.branches(sigma)
-            apart = [w * (denoised[name] - negative) for name, w in zip(names, self.weights, strict=True)]
-            positive = negative + torch.stack(apart).sum(0)
-        guided = negative + self._scale_at(sigma) * (positive - negative)
+            apart = [w * (denoised[n] - base) for n, w in zip(self._positive, self.weights, strict=True)]
+            positive = base + torch.stack(apart).sum(0)
+        if not self._guides_at(sigma):
+            return positive
+        guided = base + self.scale * (positive - base)
+        if self.perpendicular is not None:
+            away = _perpendicular(denoised["negative"] - base, positive - base)
+            guided = guided - self.scale * self.perpendicular * away
         if self.rescale == 0.0:
             return guided
         # On the network's own output, as equation 15 and diffusers' rescale_noise_cfg have it: its standard
@@ -103,6 +138,18 @@ class ClassifierFreeGuidance:
         every = tuple(range(1, x.ndim))
         ratio = reference.std(every, keepdim=True) / output.std(every, keepdim=True)  # [B, 1, 1, 1]
         return scalings.denoised(x, output * (1.0 + self.rescale * (ratio - 1.0)))
+
+    def unguided(self, denoised: Mapping[str, Tensor], sigma: float) -> Tensor | None:
+        """That of `negative`, or with Perp-Neg of `empty`; None where nothing is guided."""
+        return denoised.get(self._base) if self._guides_at(sigma) else None
+
+
+def _perpendicular(vector: Tensor, direction: Tensor) -> Tensor:
+    """What of each vector of a batch is perpendicular to its direction, both [B, C, h, w]."""
+    every = tuple(range(1, vector.ndim))
+    length = direction.square().sum(every, keepdim=True)
+    along = (vector * direction).sum(every, keepdim=True) / length.clamp(min=torch.finfo(length.dtype).tiny)
+    return vector - along * direction  # [B, C, h, w]
 
 
 @dataclass(frozen=True)
@@ -138,3 +185,7 @@ class EditGuidance:
             return denoised["positive"]
         positive, image, negative = (denoised[name] for name in ("positive", "image", "negative"))
         return negative + self.image_scale * (image - negative) + self.scale * (positive - image)
+
+    def unguided(self, denoised: Mapping[str, Tensor], sigma: float) -> Tensor | None:
+        """That of `negative`."""
+        return denoised.get("negative")

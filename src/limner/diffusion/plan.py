@@ -21,11 +21,13 @@ from typing import Any, get_args
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.samplers import SAMPLERS
 from limner.diffusion.schedule import (
+    ALIGNED,
     SIGMA_SCHEDULES,
     TIMESTEP_SCHEDULES,
     NoiseSchedule,
     SigmaSchedule,
     Spacing,
+    align_your_steps,
     spaced_timesteps,
 )
 
@@ -88,22 +90,38 @@ CONVENTIONS: dict[str, Convention] = {
     "euler": replace(_HEUN, final_sigmas_type=True),
     "euler_a": _EULER_A,
     "heun": _HEUN,
+    "heunpp2": _HEUN,
     "restart": _HEUN,
     "dpm2": _DPM2,
     "dpm2_a": _DPM2,
     "lms": _HEUN,
     "deis": replace(_DPM, final_sigmas_type=False),
     "pndm": replace(_DDPM, stride=False),
+    "ipndm": _HEUN,
     "dpmpp_2m": _DPM,
     "dpmpp_2m_sde": _DPM,
+    "dpmpp_2m_sde_heun": _DPM,
     "dpmpp_3m_sde": _DPM,
     "dpmpp_2s": replace(_DPM, own_spacing=True),
     "dpmpp_2s_a": _HEUN,
     "dpmpp_sde": _HEUN,
+    "dpm_fast": _HEUN,
     "dpm_adaptive": _HEUN,
     "unipc": _DPM,
+    "unipc_bh1": _DPM,
+    "res_multistep": _HEUN,
+    "gradient_estimation": _HEUN,
+    "er_sde": _HEUN,
+    "seeds_2": _HEUN,
+    "seeds_3": _HEUN,
+    "sa_solver": replace(_DPM, final_sigmas_type=False),
     "lcm": replace(_DDPM, spacing="trailing", distilled=True),
     "tcd": replace(_DDPM, spacing="trailing", distilled=True),
+    "ddim_cfg_pp": replace(_DDPM, stride=True),
+    "euler_cfg_pp": replace(_HEUN, final_sigmas_type=True),
+    "euler_a_cfg_pp": _EULER_A,
+    "dpmpp_2m_cfg_pp": _DPM,
+    "dpmpp_2s_a_cfg_pp": _HEUN,
 }
 """One for each of `SAMPLERS`."""
 
@@ -173,7 +191,7 @@ class Plan:
 
 
 _SIGMA_DATA = 0.5  # of the boundary condition of latent consistency models (Luo et al. 2023)
-_PER_STEP = {"legs", "kept", "inner"}  # options of samplers
+_PER_STEP = {"legs", "kept", "inner", "taus"}  # options of samplers
 
 
 def make_plan(
@@ -232,7 +250,7 @@ def make_plan(
     else:
         sigmas = [schedule.sigma_at(t) for t in timesteps]
     if sigma_schedule not in ("uniform", *TIMESTEP_SCHEDULES):
-        sigmas, timesteps = _respaced(peer, sigma_schedule, schedule, sigmas)
+        sigmas, timesteps = _respaced(peer, sigma_schedule, schedule, sigmas, config.family)
     chosen = _implied_options(name, config, timesteps)
     final = _final_sigma(name, peer, config, schedule)
     if peer.stride is not None and sigma_schedule == "uniform":
@@ -302,9 +320,19 @@ def _distilled(steps: int, total: int, original: int) -> list[float]:
 
 
 def _respaced(
-    peer: Convention, sigma_schedule: SigmaSchedule, schedule: NoiseSchedule, sigmas: list[float]
+    peer: Convention,
+    sigma_schedule: SigmaSchedule,
+    schedule: NoiseSchedule,
+    sigmas: list[float],
+    family: str | None,
 ) -> tuple[list[float], list[float]]:
     """The sigmas of a sigma schedule in the place of `sigmas`, and their timesteps."""
+    if sigma_schedule == "align_your_steps":
+        if family not in ALIGNED:
+            known = " and ".join(ALIGNED)
+            raise ValueError(f"align_your_steps is for models of family {known}; this one is {family}")
+        sigmas = align_your_steps(len(sigmas), [schedule.sigma_at(t) for t in ALIGNED[family]])
+        return sigmas, [schedule.timestep_at(sigma) for sigma in sigmas]
     if sigma_schedule not in SIGMA_SCHEDULES:
         allowed = ", ".join(get_args(SigmaSchedule))
         raise ValueError(f"sigma_schedule is {sigma_schedule!r}; expected one of {allowed}")
@@ -323,7 +351,7 @@ def _final_sigma(name: str, peer: Convention, config: SchedulerConfig, schedule:
     """Where a run ends whose last step goes past timestep 0."""
     if name == "lcm":
         return 0.0
-    if name in ("tcd", "deis"):
+    if name in ("tcd", "deis", "sa_solver"):
         return schedule.sigmas[0]
     if peer.stride is not None:
         to_zero = peer.stride if config.set_alpha_to_one is None else config.set_alpha_to_one
@@ -339,6 +367,8 @@ def _implied_options(name: str, config: SchedulerConfig, timesteps: list[float])
     if name == "lcm":
         scaled = [config.timestep_scaling * t for t in timesteps]
         return {"kept": [_SIGMA_DATA**2 / (t**2 + _SIGMA_DATA**2) for t in scaled]}
+    if name == "sa_solver":  # noise in the middle of the way only
+        return {"taus": [float(200.0 <= t <= 800.0) for t in timesteps]}
     if name == "pndm":
         return {"prediction_type": config.prediction_type}
     lower_order_final = config.lower_order_final is not False

@@ -7,7 +7,7 @@ divided by sqrt(a_t): `x0 + sigma_t * noise` with `sigma_t = sqrt((1 - a_t) / a_
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -183,6 +183,7 @@ SigmaSchedule = Literal[
     "simple",
     "sgm_uniform",
     "ddim_uniform",
+    "align_your_steps",
 ]
 """Which sigmas a run visits. uniform: those of evenly spaced timesteps, however `Spacing` spreads them."""
 
@@ -277,6 +278,29 @@ TIMESTEP_SCHEDULES: dict[SigmaSchedule, tuple[Spacing, Callable[[int, int], list
 
 Of ComfyUI and AUTOMATIC1111's webui; there sigmas between trained timesteps are interpolated in log(sigma).
 """
+
+
+ALIGNED = {
+    "sd1": (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0),
+    "xl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0),
+}
+"""The timesteps of ten steps that Align Your Steps found for a family of models, and the last one."""
+
+
+def align_your_steps(count: int, best: Sequence[float]) -> list[float]:
+    """`count` sigmas for a network whose best ten are known (Sabour et al. 2024, arXiv:2404.14507).
+
+    Interpolated in log(sigma) between those, as the authors and ComfyUI do. AUTOMATIC1111's webui makes the
+    lowest sigma one of the `count`; here a run goes to its end from the one before.
+
+    Args:
+        best: sigmas, decreasing: the ten of `ALIGNED`, and the lowest.
+    """
+    logs, sigmas = [math.log(sigma) for sigma in best], []
+    for place in _linspace(0.0, len(best) - 1.0, count + 1)[:-1]:
+        low = int(place)
+        sigmas.append(math.exp(logs[low] + (place - low) * (logs[low + 1] - logs[low])))
+    return sigmas
 
 
 def _beta_quantile(share: float, shape: float = 0.6) -> float:

@@ -79,6 +79,7 @@ class Denoise:
         deep: such features of an earlier step, by conditioning; the blocks that made them are not run.
         controls: ControlNets that add to what the U-Net makes at this step.
         features: what T2I-Adapters add to it, together: [1, C, h, w] for each level.
+        paired: the answer is to hold the unguided estimate too.
         adapters: that change the U-Net.
         exact: they change its weights, rather than what single rows of a forward pass are.
         tiling: the axes along which the picture's ends meet.
@@ -95,6 +96,7 @@ class Denoise:
     deep: Mapping[str, Tensor] | None = None
     controls: tuple[Controlled, ...] = ()
     features: tuple[Tensor, ...] = ()
+    paired: bool = False
     role: Role = "model"
     adapters: tuple[UsedAdapter, ...] = ()
     exact: bool = False
@@ -112,10 +114,13 @@ class Denoised:
 
     Attributes:
         latents: the guided estimate of the clean latents [1, C, h, w], which is also the preview.
+        unguided: if it was asked for, the estimate that guidance leads away from, or where nothing is guided
+            the same.
         deep: the kept features, by conditioning.
     """
 
     latents: Tensor
+    unguided: Tensor | None = None
     deep: Mapping[str, Tensor] = field(default_factory=dict)
 
 

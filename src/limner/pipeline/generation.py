@@ -10,6 +10,7 @@ answer to a `Denoise` holds a preview), run in company of many (`Engine`), and b
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.guidance import ClassifierFreeGuidance, EditGuidance, Guidance
 from limner.diffusion.noise import cpu_noise, gpu_noise, varied
 from limner.diffusion.plan import Plan, make_plan
-from limner.diffusion.samplers import SAMPLERS, Noise, Steps
+from limner.diffusion.samplers import CFG_PP, SAMPLERS, AnySteps, Noise
 from limner.errors import InvalidRequest
 from limner.prompts.schedule import Part, compose, prompt_schedule
 from limner.request import GenerationRequest
@@ -250,7 +251,7 @@ def _denoised(
     told = yield from _read(request, model.traits, script, beside, role, adapters)
     done, steps = one.done or 0, one.steps
     ask = Denoise(x, plan.sigmas[0], 0.0, {}, script[0].guidance, done, steps, role=role, adapters=adapters)
-    ask = replace(ask, exact=request.exact, tiling=request.tiling)
+    ask = replace(ask, exact=request.exact, tiling=request.tiling, paired=plan.sampler in CFG_PP)
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
     return (yield from denoised(sampler, plan, script, told, SPEEDS[request.speed], ask, kept, steering))
 
@@ -261,7 +262,7 @@ class Scene:
 
     Attributes:
         last: step, of the whole run, from 1.
-        texts: to be evaluated, by name: "positive", "positive 2" …, "negative".
+        texts: to be evaluated, by name: "positive", "positive 2" …, "negative", "empty".
         guidance: how they combine.
     """
 
@@ -294,7 +295,7 @@ def script_of(request: GenerationRequest, plan: Plan, traits: Traits, done: int 
         if traits.kind == "edit" and weights != (1.0,):
             raise InvalidRequest("AND and its weights are not for models that edit", hint="leave them out")
         guidance = guidance_of(request, plan, traits, weights)
-        scenes.append(Scene(last, {**texts, "negative": unwanted, "image": unwanted}, guidance))
+        scenes.append(Scene(last, {**texts, "negative": unwanted, "image": unwanted, "empty": ""}, guidance))
     return scenes
 
 
@@ -308,12 +309,14 @@ def _read(
 ) -> Generator[Call, Any, list[dict[str, Conditioning]]]:
     """What the U-Net is told in each branch of the guidance, for each scene; texts are read once."""
     branches = [scene.guidance.names for scene in script]
-    zero = traits.zero_negative and request.negative_prompt is None
+    silent: set[str] = set()  # branches that are told of no text at all
+    if traits.zero_negative:
+        silent = {"empty"} if request.negative_prompt is not None else {"empty", "negative", "image"}
     texts = dict.fromkeys(
         scene.texts[name]
         for scene, names in zip(script, branches, strict=True)
         for name in names
-        if name.startswith("positive") or not zero
+        if name not in silent
     )
     encoded = yield EncodeText(
         tuple(texts),
@@ -329,11 +332,12 @@ def _read(
     for scene, names in zip(script, branches, strict=True):
         found = {}
         for name in names:
-            known = read.get(scene.texts[name]) if name.startswith("positive") or not zero else None
+            like = "positive" if name.startswith("positive") else "negative" if name == "empty" else name
+            known = None if name in silent else read.get(scene.texts[name])
             found[name] = replace(
                 known or _silence(read[scene.texts["positive"]]),
-                sizes=_sizes(request, traits, negative=not name.startswith("positive")),
-                channels=beside.get("positive" if name.startswith("positive") else name),
+                sizes=_sizes(request, traits, negative=like != "positive"),
+                channels=beside.get(like),
                 guidance=request.guidance_scale if traits.guides_itself else None,
             )
         told.append(found)
@@ -431,14 +435,15 @@ def passes_of(request: GenerationRequest, scheduler: SchedulerConfig) -> tuple[P
 def plan_of(request: GenerationRequest, scheduler: SchedulerConfig) -> Plan:
     """The sigmas and timesteps of a resolved request. Raises ValueError where they cannot be had."""
     assert request.steps is not None
-    own = (request.sampler or scheduler.sampler) in ("ddim", "tcd")  # to others, an eta of 0 says nothing
+    names = ("eta", "s_churn", "s_tmin", "s_tmax", "s_noise")
+    given = {name: value for name in names if (value := getattr(request, name)) is not None}
     plan = make_plan(
         scheduler,
         request.steps,
         sampler=request.sampler,
         spacing=request.timestep_spacing,
         sigma_schedule=request.sigma_schedule,
-        options={"eta": request.eta} if request.eta or (own and request.eta is not None) else None,
+        options=given,
     )
     if request.image is None or request.strength is None:
         return plan
@@ -459,13 +464,38 @@ def guidance_of(
         weights: of its prompts.
     """
     assert request.guidance_scale is not None
+    if traits.guides_itself or traits.kind == "edit":
+        _check_plain_guidance(request, plan)
     if traits.guides_itself:
         return ClassifierFreeGuidance(1.0, weights=weights)
     if traits.kind == "edit":
         return EditGuidance(request.guidance_scale, request.image_guidance_scale)
     lowest = SPEEDS[request.speed].lowest_guided(plan.sigmas)
     interval = request.guidance_interval or (lowest, math.inf)
-    return ClassifierFreeGuidance(request.guidance_scale, request.guidance_rescale, interval, weights)
+    steps = enumerate(pairwise(plan.sigmas))
+    return ClassifierFreeGuidance(
+        request.guidance_scale,
+        request.guidance_rescale,
+        interval,
+        weights,
+        skipped=tuple((low, high) for i, (high, low) in steps if i % 2 and high < request.guidance_skip),
+        perpendicular=request.perp_neg,
+        paired=plan.sampler in CFG_PP,
+    )
+
+
+def _check_plain_guidance(request: GenerationRequest, plan: Plan) -> None:
+    """Raise InvalidRequest for what a model that has a way of its own to guide cannot do."""
+    asked = {
+        "guidance_rescale": request.guidance_rescale,
+        "guidance_interval": request.guidance_interval,
+        "guidance_skip": request.guidance_skip,
+        "perp_neg": request.perp_neg is not None,
+        f"sampler {plan.sampler}": plan.sampler in CFG_PP,
+    }
+    idle = [name for name, given in asked.items() if given]
+    if idle:
+        raise InvalidRequest(f"{' and '.join(idle)} is not for {request.model}", hint="leave it out")
 
 
 def rows_of(script: Script) -> int:
@@ -474,7 +504,7 @@ def rows_of(script: Script) -> int:
 
 
 def denoised(
-    sampler: Steps,
+    sampler: AnySteps,
     plan: Plan,
     script: Script,
     told: Sequence[Mapping[str, Conditioning]],
@@ -520,8 +550,11 @@ def denoised(
             features=features,
         )
         deep, age = (answer.deep, 1) if anew else (deep, age + 1)
+        estimates = [answer.latents] if answer.unguided is None else [answer.latents, answer.unguided]
+        if kept is not None:
+            estimates = [kept.within(estimate) for estimate in estimates]
         try:
-            x, sigma = sampler.send(answer.latents if kept is None else kept.within(answer.latents))
+            x, sigma = sampler.send(tuple(estimates) if ask.paired else estimates[0])
         except StopIteration as done:
             latents: Tensor = done.value
             return latents

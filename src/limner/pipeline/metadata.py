@@ -24,6 +24,7 @@ from limner.request import Control, GenerationRequest, Lora
 from limner.weights.files import whole_file
 
 _EMPHASES = {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}  # webui's names; else "Original"
+_SCALED, _WEBUI_CFG_PP = "ddim_cfg_pp", 12.5  # the sampler whose scale webui divides by this
 LORA = "lora"  # before the name of an adapter, in what a record says of the model
 _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _UNICODE = b"UNICODE\0"  # EXIF's marker of UserComment's encoding
@@ -88,7 +89,7 @@ class Record(BaseModel):
             "Steps": request.steps,
             "Sampler": sampler,
             "Schedule type": schedule,
-            "CFG scale": request.guidance_scale,
+            "CFG scale": _webui_scale(request),
             "Seed": request.seed,
             "Size": f"{request.width}x{request.height}",
             "Model hash": self.model.get("sha256", "")[:10],
@@ -101,6 +102,12 @@ class Record(BaseModel):
                 for name, digest in self.model.items()
                 if name.startswith(f"{LORA} ")
             ),
+            "NGMS": request.guidance_skip or None,
+            _eta_key(sampler): request.eta,
+            "Sigma churn": request.s_churn,
+            "Sigma tmin": request.s_tmin,
+            "Sigma tmax": request.s_tmax,
+            "Sigma noise": request.s_noise,
             "RNG": "CPU" if request.noise == "cpu" else None,  # where it is not said, it is the GPU's
             "Variation seed": request.variation_seed,
             "Variation seed strength": request.variation_strength or None,
@@ -158,6 +165,17 @@ def _second_pass(request: GenerationRequest) -> dict[str, object]:
 
 def _tags(request: GenerationRequest) -> str:
     return "".join(f"<lora:{_tag(lora)}>" for lora in request.loras)
+
+
+def _webui_scale(request: GenerationRequest) -> float | None:
+    if request.sampler != _SCALED or request.guidance_scale is None:
+        return request.guidance_scale
+    return round(request.guidance_scale * _WEBUI_CFG_PP, 6)
+
+
+def _eta_key(sampler: str) -> str:
+    """What webui calls the eta of one of its samplers."""
+    return "Eta DDIM" if sampler.startswith("DDIM") else "Eta"
 
 
 def _tag(lora: Lora) -> str:
@@ -331,6 +349,12 @@ def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
         "Hires steps": ("hires_steps", int),
         "Variation seed": ("variation_seed", int),
         "Variation seed strength": ("variation_strength", float),
+        "NGMS": ("guidance_skip", float),
+        _eta_key(given.get("Sampler", "")): ("eta", float),
+        "Sigma churn": ("s_churn", float),
+        "Sigma tmin": ("s_tmin", float),
+        "Sigma tmax": ("s_tmax", float),
+        "Sigma noise": ("s_noise", float),
     }
     for key, (name, read) in numbers.items():
         if key in given:
@@ -338,6 +362,12 @@ def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
                 fields[name] = read(given[key])
             except ValueError:
                 raise InvalidPicture(f"{path} says {key}: {given[key]!r}, expected a number") from None
+    if fields.get("sampler") == _SCALED and "guidance_scale" in fields:
+        fields["guidance_scale"] /= _WEBUI_CFG_PP
+    if not fields.get("s_tmax"):
+        fields.pop("s_tmax", None)  # 0 is no bound
+    if not fields.get("s_churn"):
+        fields = {name: value for name, value in fields.items() if name not in ("s_tmin", "s_tmax")}
     # A side or a number of steps that webui works out is 0 there.
     return {name: value for name, value in fields.items() if value != 0 or not name.startswith("hires_")}
 

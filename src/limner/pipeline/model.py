@@ -21,7 +21,8 @@ from torch import Tensor
 from limner import __version__
 from limner.device import computes_in_bf16, pick_device
 from limner.diffusion.config import SchedulerConfig
-from limner.diffusion.prediction import scalings
+from limner.diffusion.prediction import Scalings, scalings
+from limner.diffusion.samplers import CFG_PP
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, UnsupportedModel
 from limner.prompts.tokenizer import Tokenizer
 from limner.request import MAX_SEED, MAX_SIDE, MIN_SIDE, GenerationRequest, Tiling
@@ -64,6 +65,7 @@ _NEEDED: dict[Kind, set[str]] = {
 _STRENGTH = 0.8
 _HIRES_STRENGTH, _UPSCALER = 0.7, "latent"
 _STEPS, _GUIDANCE_SCALE = 30, 7.5  # where neither the request nor the model says
+_CFG_PP_SCALE = 0.6  # which stands for 7.5 elsewhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +152,7 @@ class Model:
             "steps": _STEPS,
             "guidance_scale": _GUIDANCE_SCALE,
             **defaults,
+            **({"guidance_scale": _CFG_PP_SCALE} if request.sampler in CFG_PP else {}),
             **({"width": width, "height": height} if request.image is not None else {}),
             **({"strength": _STRENGTH} if request.image is not None and kind in ("text", "depth") else {}),
             "seed": secrets.randbelow(MAX_SEED - request.num_images),
@@ -456,10 +459,7 @@ class Model:
                 kept[id(call)][name] = outputs[1][row : row + 1].clone()
         return [
             self._answer(
-                Denoised(
-                    call.guidance.combine(estimates[id(call)], call.x, call.sigma, around[id(call)]),
-                    kept[id(call)],
-                ),
+                _combined(call, estimates[id(call)], around[id(call)], kept[id(call)]),
                 f"the U-Net at step {call.step}",
                 bool(again & row_of[id(call)]),
                 bool(lost & row_of[id(call)]),
@@ -742,6 +742,7 @@ class Source:
         checkpoint = self.checkpoint
         try:
             scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
+            scheduler = replace(scheduler, family=checkpoint.family)
         except ValueError as error:
             path = checkpoint.folder / "scheduler" / "scheduler_config.json"
             raise UnsupportedModel(f"{path}: {error}") from None

@@ -16,26 +16,43 @@ SAMPLERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "euler": ("Euler", "uniform", ("EulerDiscreteScheduler",)),
     "euler_a": ("Euler a", "uniform", ("euler_ancestral", "EulerAncestralDiscreteScheduler")),
     "heun": ("Heun", "uniform", ("HeunDiscreteScheduler",)),
+    "heunpp2": ("HeunPP2", "uniform", ()),
     "restart": ("Restart", "karras", ()),
     "dpm2": ("DPM2", "karras", ("KDPM2DiscreteScheduler",)),
     "dpm2_a": ("DPM2 a", "karras", ("dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler")),
     "lms": ("LMS", "uniform", ("LMSDiscreteScheduler",)),
     "deis": ("DEIS", "uniform", ("DEISMultistepScheduler",)),
     "pndm": ("PLMS", "uniform", ("PNDMScheduler",)),
+    "ipndm": ("IPNDM", "uniform", ()),
     "dpmpp_2m": ("DPM++ 2M", "karras", ("DPMSolverMultistepScheduler",)),
     "dpmpp_2m_sde": ("DPM++ 2M SDE", "exponential", ()),
+    "dpmpp_2m_sde_heun": ("DPM++ 2M SDE Heun", "exponential", ()),
     "dpmpp_3m_sde": ("DPM++ 3M SDE", "exponential", ()),
     "dpmpp_2s": ("DPM++ 2S", "uniform", ("DPMSolverSinglestepScheduler",)),
     "dpmpp_2s_a": ("DPM++ 2S a", "karras", ("dpmpp_2s_ancestral",)),
     "dpmpp_sde": ("DPM++ SDE", "karras", ("DPMSolverSDEScheduler",)),
+    "dpm_fast": ("DPM fast", "uniform", ()),
     "dpm_adaptive": ("DPM adaptive", "uniform", ("dpm_ad",)),
     "unipc": ("UniPC", "uniform", ("uni_pc_bh2", "UniPCMultistepScheduler")),
+    "unipc_bh1": ("UniPC bh1", "uniform", ("uni_pc_bh1",)),
+    "res_multistep": ("Res Multistep", "uniform", ()),
+    "gradient_estimation": ("Gradient Estimation", "uniform", ()),
+    "er_sde": ("ER SDE", "uniform", ()),
+    "seeds_2": ("SEEDS 2", "uniform", ()),
+    "seeds_3": ("SEEDS 3", "uniform", ()),
+    "sa_solver": ("SA Solver", "uniform", ("SASolverScheduler",)),
     "lcm": ("LCM", "uniform", ("LCMScheduler",)),
     "tcd": ("TCD", "uniform", ("TCDScheduler",)),
+    "ddim_cfg_pp": ("DDIM CFG++", "uniform", ()),
+    "euler_cfg_pp": ("Euler CFG++", "uniform", ()),
+    "euler_a_cfg_pp": ("Euler a CFG++", "uniform", ("euler_ancestral_cfg_pp",)),
+    "dpmpp_2m_cfg_pp": ("DPM++ 2M CFG++", "karras", ()),
+    "dpmpp_2s_a_cfg_pp": ("DPM++ 2S a CFG++", "karras", ("dpmpp_2s_ancestral_cfg_pp",)),
 }
 """Limner's names: webui's, the sigma schedule that "Automatic" stands for there, and others.
 
-DDPM, DEIS and TCD are not in webui but in its fork Forge; DPM++ 2S is in neither.
+Some are not in webui but in its fork Forge: DDPM, DEIS, HeunPP2, IPNDM, TCD. Some are in neither, and named
+after their like: DPM++ 2S, UniPC bh1 to SA Solver, and those of CFG++ but for DDIM's.
 """
 
 SIGMA_SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -49,6 +66,7 @@ SIGMA_SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "simple": ("Simple", ()),
     "sgm_uniform": ("SGM Uniform", ()),
     "ddim_uniform": ("DDIM", ()),
+    "align_your_steps": ("Align Your Steps", ("ays",)),
 }
 """Limner's names: webui's, and others."""
 
@@ -102,6 +120,10 @@ def own_sampler(name: str, field: str = "sampler") -> tuple[str, str | None]:
     Raises:
         InvalidRequest: a name that nobody has for what Limner has, with those that are near it.
     """
+    if (
+        name.strip().lower() == "uni_pc"
+    ):  # ComfyUI's; without the stroke it is what diffusers and webui call so
+        return "unipc_bh1", None
     folded = _folded(name)
     if folded in _SAMPLER_OF:
         return _SAMPLER_OF[folded], None

@@ -5,6 +5,7 @@ import math
 from typing import get_args
 
 import pytest
+from diffusers.schedulers import AysSchedules
 
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.plan import CONVENTIONS, make_plan
@@ -61,7 +62,9 @@ def test_every_combination_is_a_finite_walk_down(sampler, spacing, sigma_schedul
             make_plan(config, 4, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule)
         return
     for steps in (1, 2, 7, 50):
-        plan = make_plan(config, steps, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule)
+        plan = make_plan(
+            config, steps, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule, family="xl"
+        )
         assert (plan.spacing, plan.sigma_schedule) == (spacing, sigma_schedule)
         assert len(plan.sigmas) == steps + 1 == len(plan.timesteps) + 1
         assert all(a > b for a, b in itertools.pairwise(plan.sigmas[:-1]))
@@ -153,3 +156,26 @@ def test_a_checkpoint_without_a_counterpart_needs_a_sampler():
     with pytest.raises(ValueError, match="asks for IPNDMScheduler"):
         make_plan(config, 5)
     assert make_plan(config, 5, sampler="euler").sampler == "euler"
+
+
+@pytest.mark.parametrize(("family", "name"), [("sd1", "StableDiffusion"), ("xl", "StableDiffusionXL")])
+def test_align_your_steps_has_the_published_tables(family, name):
+    published = AysSchedules[f"{name}Timesteps"], AysSchedules[f"{name}Sigmas"]
+    plan = make_plan(SD15, 10, sampler="euler", sigma_schedule="align_your_steps", family=family)
+    assert plan.timesteps == pytest.approx(published[0], abs=1e-6)
+    assert plan.sigmas == pytest.approx(published[1], rel=0.02)  # which are rounded
+
+
+def test_align_your_steps_of_another_number_lie_between():
+    [ten, twenty] = (
+        make_plan(SD15, steps, sampler="euler", sigma_schedule="align_your_steps", family="sd1").sigmas
+        for steps in (10, 20)
+    )
+    assert twenty[:20:2] == pytest.approx(ten[:10])
+    assert twenty[1] == pytest.approx(math.sqrt(ten[0] * ten[1]))
+    assert twenty[19] == pytest.approx(math.sqrt(ten[9] * SD15.noise_schedule_fp32.sigmas[0]))
+
+
+def test_align_your_steps_is_for_models_that_it_was_made_for():
+    with pytest.raises(ValueError, match="sd1 and xl; this one is sd2"):
+        make_plan(SD15, 10, sampler="euler", sigma_schedule="align_your_steps", family="sd2")

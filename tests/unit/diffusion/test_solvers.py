@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from limner.diffusion.samplers import SAMPLERS, ancestral_step
+from limner.diffusion.samplers import CFG_PP, SAMPLERS, ancestral_step
 from limner.diffusion.schedule import karras
 
 MU, S = 0.7, 0.5
@@ -32,12 +32,16 @@ def sample(name, x, sigmas, noise=None, denoiser=ideal, **options):
             return done.value, asked
         asked.append(sigma)
         answer = denoiser(x, sigma)
+        if name in CFG_PP and not isinstance(answer, tuple):
+            answer = answer, answer
 
 
 def error(name, count, sigmas=None, **options):
     sigmas = sigmas or karras(count + 1, BOTTOM, TOP)
     unit = torch.tensor([-1.3, 0.2, 2.0], dtype=torch.float64)
-    x, _ = sample(name, MU + unit * math.hypot(S, sigmas[0]), sigmas, **options)
+    x, _ = sample(
+        name, MU + unit * math.hypot(S, sigmas[0]), sigmas, lambda: torch.zeros_like(unit), **options
+    )
     return (x - (MU + unit * math.hypot(S, sigmas[-1]))).abs().max().item()
 
 
@@ -66,6 +70,25 @@ def error(name, count, sigmas=None, **options):
         ("dpmpp_2s", {"solver_type": "heun"}, 2),
         ("dpmpp_2s_a", {"eta": 0.0}, 2),
         ("dpmpp_sde", {"eta": 0.0}, 2),
+        ("heunpp2", {}, 1),
+        ("ipndm", {"order": 1}, 1),
+        ("ipndm", {}, 2),
+        ("gradient_estimation", {}, 1),
+        ("gradient_estimation", {"gamma": 1.5}, 2),
+        ("res_multistep", {}, 2),
+        ("seeds_2", {"eta": 0.0}, 2),
+        ("seeds_3", {"eta": 0.0}, 3),
+        ("dpmpp_2m_sde_heun", {"eta": 0.0}, 2),
+        ("er_sde", {"scale": float, "order": 1}, 1),
+        ("er_sde", {"scale": float, "order": 2}, 2),
+        ("er_sde", {"scale": float}, 2),  # the slope is not corrected for the curvature, as everywhere
+        ("sa_solver", {"taus": [0.0] * 80}, 2.3),  # 2, in the end
+        ("sa_solver", {"taus": [0.0] * 80, "corrector": 3, "lower_order_final": False}, 3),
+        ("sa_solver", {"taus": [0.0] * 80, "predictor": 3, "corrector": 4, "lower_order_final": False}, 4),
+        ("euler_cfg_pp", {}, 1),
+        ("dpmpp_2m_cfg_pp", {}, 2),
+        ("dpmpp_2s_a_cfg_pp", {"eta": 0.0}, 2),
+        ("unipc_bh1", {"lower_order_final": False}, 4),
         ("unipc", {"order": 1}, 2),
         ("unipc", {"lower_order_final": False}, 3),
         ("unipc", {"order": 3, "lower_order_final": False}, 4),
@@ -134,6 +157,21 @@ def test_few_steps_rank_the_samplers():
         ("dpm2_a", {}),
         ("dpm2_a", {"eta": 0.5}),
         ("restart", {}),
+        ("euler", {"s_churn": 10.0}),
+        ("heun", {"s_churn": 40.0, "s_tmin": 0.3, "s_tmax": 5.0}),
+        ("dpm2", {"s_churn": 40.0}),
+        ("dpm_fast", {"eta": 1.0}),
+        ("dpmpp_2m_sde_heun", {}),
+        ("seeds_2", {}),
+        ("seeds_2", {"eta": 0.5}),
+        ("seeds_3", {}),
+        ("er_sde", {}),
+        ("er_sde", {"scale": lambda sigma: sigma**2}),
+        ("sa_solver", {}),
+        ("sa_solver", {"taus": [0.5] * 200, "predictor": 3, "corrector": 4}),
+        ("euler_a_cfg_pp", {}),
+        ("ddim_cfg_pp", {"eta": 1.0}),
+        ("dpmpp_2s_a_cfg_pp", {}),
     ],
 )
 def test_stochastic_samplers_keep_the_marginal_distribution(name, options):
@@ -177,7 +215,23 @@ def test_ancestral_steps_add_up():
         ("dpmpp_2s", 4, 0),
         ("dpmpp_2s_a", 7, 3),
         ("dpmpp_sde", 7, 6),
+        ("heunpp2", 9, 0),
+        ("ipndm", 4, 0),
+        ("dpm_fast", 5, 0),
         ("dpm_adaptive", 19, 0),
+        ("dpmpp_2m_sde_heun", 4, 4),
+        ("res_multistep", 4, 0),
+        ("gradient_estimation", 4, 0),
+        ("er_sde", 4, 3),
+        ("seeds_2", 7, 6),
+        ("seeds_3", 10, 9),
+        ("sa_solver", 4, 3),
+        ("ddim_cfg_pp", 4, 0),
+        ("euler_cfg_pp", 4, 0),
+        ("euler_a_cfg_pp", 4, 3),
+        ("dpmpp_2m_cfg_pp", 4, 0),
+        ("dpmpp_2s_a_cfg_pp", 7, 3),
+        ("unipc_bh1", 4, 0),
         ("unipc", 4, 0),
     ],
 )
@@ -266,3 +320,173 @@ def test_restart_goes_straight_down_where_there_is_no_way_up():
 def test_lms_refuses_an_order_it_cannot_integrate():
     with pytest.raises(ValueError, match="order is 5"):
         sample("lms", torch.ones(1), (1.0, 0.0), order=5)
+
+
+def test_ipndm_refuses_an_order_it_has_no_weights_for():
+    with pytest.raises(ValueError, match="order is 5"):
+        sample("ipndm", torch.ones(1), (1.0, 0.0), order=5)
+
+
+# ---- CFG++ ----
+
+SIGMAS = [*karras(12, BOTTOM, TOP), 0.0]
+X = torch.tensor([-13.0, 2.0, 20.0], dtype=torch.float64)
+
+
+def bank():
+    """The same draws whenever it is called."""
+    generator = torch.Generator().manual_seed(1)
+    return lambda: torch.randn(X.shape, generator=generator, dtype=torch.float64)
+
+
+def positive(x, sigma):
+    """The denoiser of other Gaussian data."""
+    return -2.0 + 0.3**2 / (0.3**2 + sigma**2) * (x + 2.0)
+
+
+def guided(scale):
+    return lambda x, sigma: ideal(x, sigma) + scale * (positive(x, sigma) - ideal(x, sigma))
+
+
+def pair(scale):
+    return lambda x, sigma: (guided(scale)(x, sigma), ideal(x, sigma))
+
+
+@pytest.mark.parametrize("name", CFG_PP)
+def test_cfg_pp_at_scale_0_is_the_sampler_without_guidance(name):
+    plain = name.removesuffix("_cfg_pp")
+    options = {"final_draw": False} if plain == "euler_a" else {}
+    ours, asked = sample(name, X, SIGMAS, bank(), pair(0.0))
+    theirs, also_asked = sample(plain, X, SIGMAS, bank(), ideal, **options)
+    assert asked == also_asked
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["euler_cfg_pp", "ddim_cfg_pp"])
+def test_cfg_pp_is_guidance_at_a_scale_that_goes_with_the_step(name):
+    """x' = D(scale) + r (x - D(0)) with r = sigma' / sigma is Euler's step with D(scale / (1 - r))."""
+    scales = {s: 0.6 / (1.0 - s_next / s) for s, s_next in itertools.pairwise(SIGMAS)}
+    ours, _ = sample(name, X, SIGMAS, denoiser=pair(0.6))
+    theirs, _ = sample("euler", X, SIGMAS, denoiser=lambda x, sigma: guided(scales[sigma])(x, sigma))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_ddim_cfg_pp_is_algorithm_2_of_the_paper():
+    """Written out in the paper's variables: latents of unit variance, noise estimates, and alphas."""
+    alphas = [1.0 / (sigma**2 + 1.0) for sigma in SIGMAS]
+    x = X * math.sqrt(alphas[0])
+    for sigma, a, a_next in zip(SIGMAS, alphas, alphas[1:], strict=False):
+        scaled = x / math.sqrt(a)
+        plain, prompted = ((scaled - d(scaled, sigma)) / sigma for d in (ideal, positive))
+        clean = (x - math.sqrt(1.0 - a) * (plain + 0.4 * (prompted - plain))) / math.sqrt(a)
+        x = math.sqrt(a_next) * clean + math.sqrt(1.0 - a_next) * plain
+    ours, _ = sample("ddim_cfg_pp", X, SIGMAS, denoiser=pair(0.4))
+    torch.testing.assert_close(ours, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CFG_PP)
+def test_cfg_pp_ends_at_the_guided_estimate(name):
+    ours, _ = sample(name, X, (10.0, 0.0), denoiser=pair(0.6))
+    torch.testing.assert_close(ours, guided(0.6)(X, 10.0))
+
+
+# ---- others ----
+
+
+def test_res_multistep_has_the_weights_of_its_paper():
+    """Zhang et al. 2023: phi_1(h) and phi_2(h) of an exponential step, c_2 from the step before."""
+    sigmas, known = karras(8, BOTTOM, TOP), []
+    x = X
+    for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
+        known = [ideal(x, sigma), *known][:2]
+        h = math.log(sigma / sigma_next)
+        phi_1 = math.expm1(-h) / -h
+        phi_2 = (phi_1 - 1.0) / -h
+        if i == 0:
+            x = x * math.exp(-h) + h * phi_1 * known[0]
+            continue
+        c_2 = -math.log(sigmas[i - 1] / sigma) / h
+        x = x * math.exp(-h) + h * ((phi_1 - phi_2 / c_2) * known[0] + phi_2 / c_2 * known[1])
+    ours, _ = sample("res_multistep", X, sigmas)
+    torch.testing.assert_close(ours, x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("steps", "calls"), [(1, 1), (2, 2), (3, 3), (4, 4), (20, 20)])
+def test_dpm_fast_makes_as_many_calls_as_there_are_steps(steps, calls):
+    _, asked = sample("dpm_fast", X, karras(steps + 1, BOTTOM, TOP))
+    assert len(asked) == calls
+    assert asked == sorted(asked, reverse=True)
+
+
+def test_dpm_fast_is_of_order_3():
+    """With two calls more than a multiple of three, a step of order 2 is the last and costs no order."""
+    ratio = error("dpm_fast", 41) / error("dpm_fast", 80)
+    assert math.log(ratio) / math.log(80 / 41) == pytest.approx(3, abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["seeds_2", "seeds_3"])
+def test_the_noise_of_seeds_is_one_path(name):
+    """With an answer that is always 0 all noise is what was gathered on the way: of variance sigma^2."""
+    draws = torch.eye(9, dtype=torch.float64)
+    number = itertools.count()
+    x, _ = sample(
+        name,
+        torch.zeros(9, dtype=torch.float64),
+        (10.0, 3.0, 1.0),
+        lambda: draws[next(number)],
+        lambda x, sigma: torch.zeros_like(x),
+    )
+    assert x.square().sum().item() == pytest.approx(1.0 - 0.1**2)
+
+
+def test_churn_raises_the_noise_before_a_step():
+    generator = torch.Generator().manual_seed(0)
+    drawn, spreads = [], []
+
+    def noise():
+        drawn.append(1)
+        return torch.randn(20_000, generator=generator, dtype=torch.float64)
+
+    def denoiser(x, sigma):
+        spreads.append(x.std().item() / sigma)
+        return torch.zeros_like(x)
+
+    options = {"s_churn": 1.0, "s_tmin": 2.0, "s_tmax": 8.0}
+    x = torch.randn(20_000, generator=generator, dtype=torch.float64) * 10.0
+    _, asked = sample("euler", x, (10.0, 5.0, 2.0, 1.0, 0.0), noise, denoiser, **options)
+    assert asked == pytest.approx([10.0, 5.0 * 1.25, 2.0 * 1.25, 1.0])
+    assert len(drawn) == 4  # k-diffusion draws at every step
+    assert spreads == pytest.approx([1.0] * 4, abs=0.02)
+    _, asked = sample("heun", x, (10.0, 5.0), noise, denoiser, s_churn=50.0)
+    assert asked == pytest.approx([10.0 * math.sqrt(2.0), 5.0])
+
+
+def test_s_noise_is_a_factor_on_what_churn_adds():
+    x = torch.zeros(1, dtype=torch.float64)
+    seen = []
+    sample(
+        "euler",
+        x,
+        (3.0, 0.0),
+        lambda: torch.ones(1, dtype=torch.float64),
+        lambda x, sigma: seen.append(x.item()) or x,
+        s_churn=1.0,
+        s_noise=0.5,
+    )
+    assert seen == pytest.approx([0.5 * 3.0])  # raised no higher than to sqrt(2) * 3
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_rows_of_a_batch_do_not_influence_each_other(name):
+    if name == "dpm_adaptive":  # its steps are as long as all of x lets them be; a picture is walked alone
+        return
+    one, two = X, X.flip(0) * 0.5
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.randn(80, 2, 3, generator=generator, dtype=torch.float64)
+
+    def walk(x, row):
+        left = iter(draws[:, row])
+        return sample(name, x, SIGMAS, lambda: next(left))[0]
+
+    both = walk(torch.stack([one, two]), slice(None))
+    torch.testing.assert_close(both, torch.stack([walk(one, 0), walk(two, 1)]), rtol=1e-12, atol=1e-12)
