@@ -166,7 +166,7 @@ def test_names_that_webui_wrote(name, schedule_type, ours):
 
 
 def test_names_that_limner_lacks():
-    with pytest.raises(InvalidRequest, match=r"DPM\+\+ 2M SDE Heun Karras.*much like.*dpmpp_2m_sde"):
-        sampler_from_a1111("DPM++ 2M SDE Heun Karras")
-    with pytest.raises(InvalidRequest, match="Align Your Steps"):
-        sampler_from_a1111("Euler", "Align Your Steps")
+    with pytest.raises(InvalidRequest, match=r"DPM\+\+ 2M SDF Karras.*much like.*dpmpp_2m_sde"):
+        sampler_from_a1111("DPM++ 2M SDF Karras")
+    with pytest.raises(InvalidRequest, match="Linear Quadratic"):
+        sampler_from_a1111("Euler", "Linear Quadratic")
