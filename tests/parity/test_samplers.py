@@ -290,7 +290,8 @@ def test_sigma_schedules(live_bench, sampler, setting):
     # At 18 and 33 steps some timestep is so near a half or a whole that float64 rounds it to another. With
     # the beta schedule timesteps then repeat, and some classes of diffusers lose count.
     for steps in (1, 2, 7) if setting == "use_beta_sigmas" else (1, 2, 7, 18, 33):
-        if steps > 1 or sampler not in ("deis", "sa_solver"):  # from sigma_max to itself in diffusers: it draws the noise
+        # These go from sigma_max to itself with one step of diffusers', and draw the noise.
+        if steps > 1 or sampler not in ("deis", "sa_solver"):
             compare(live_bench, sampler, steps, **{setting: True})
 
 

@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.samplers import SAMPLERS
+from limner.diffusion.samplers.steps import raised
 from limner.diffusion.schedule import (
     ALIGNED,
     SIGMA_SCHEDULES,
@@ -184,6 +185,12 @@ class Plan:
     def timestep(self, sigma: float) -> float:
         """What the network is told at a sigma that the sampler yields."""
         return self._timesteps.get(sigma, self.schedule.timestep_at(sigma))
+
+    @cached_property
+    def begins(self) -> tuple[float, ...]:
+        """The sigmas at which the steps begin: those to visit, or higher ones where there is churn."""
+        churn = {name: self.options[name] for name in self.options.keys() & {"s_churn", "s_tmin", "s_tmax"}}
+        return tuple(raised(sigma, len(self.timesteps), **churn) for sigma in self.sigmas[:-1])
 
     @cached_property
     def _timesteps(self) -> dict[float, float]:

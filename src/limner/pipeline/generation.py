@@ -521,20 +521,19 @@ def denoised(
         kept: what stays as it is of the picture.
         steering: by which the layers run anew at every step.
     """
-    visited = plan.sigmas[:-1]
     steering = steering or Steering()
-    steps = plan.begun + len(visited) + plan.left
+    steps = plan.begun + len(plan.begins) + plan.left
     deep: Mapping[str, Tensor] = {}  # features kept, and how many calls ago they were made
     age = 0
     x, sigma = next(sampler)
     while True:
-        step = plan.begun + max(1, sum(sigma <= s for s in visited))
+        step = plan.begun + max(1, sum(sigma <= s for s in plan.begins))
         scene = next(index for index, scene in enumerate(script) if step <= scene.last)
         branches = set(script[scene].guidance.branches(sigma))
         anew = speed.runs_deep_layers(age, step, steps) or not deep.keys() >= branches
-        controls, features = steering.at(step - plan.begun, len(visited) + plan.left)
+        controls, features = steering.at(step - plan.begun, len(plan.begins) + plan.left)
         anew = anew or bool(controls or features)
-        if kept is not None and sigma < visited[0]:
+        if kept is not None and sigma < plan.begins[0]:
             x = kept.noisy(x, sigma)
         answer = yield replace(
             ask,

@@ -97,3 +97,81 @@ def test_rescale_is_lin_et_al_on_the_networks_output(prediction_type):
 def test_numbers_out_of_range_are_refused(arguments):
     with pytest.raises(ValueError, match="expected"):
         ClassifierFreeGuidance(**arguments)
+
+
+EMPTY = torch.randn(2, 4, 5, 6, generator=GENERATOR, dtype=torch.float64)
+ALL = {"positive": POSITIVE, "positive 2": NEGATIVE.flip(1), "negative": NEGATIVE, "empty": EMPTY}
+
+
+def combined(guidance, sigma=2.0, rows=slice(None)):
+    asked = {name: ALL[name][rows] for name in guidance.branches(sigma)}
+    return guidance.combine(asked, X[rows], sigma, scalings("epsilon", sigma))
+
+
+def test_perp_neg_takes_away_what_is_perpendicular_to_the_positive():
+    """Equation 8 of arXiv:2304.04968, for each picture of a batch."""
+    guidance = ClassifierFreeGuidance(5.0, perpendicular=1.5)
+    assert guidance.branches(2.0) == ("positive", "negative", "empty")
+    expected = []
+    for positive, negative, empty in zip(POSITIVE, NEGATIVE, EMPTY, strict=True):
+        p, n = positive - empty, negative - empty
+        away = n - (p * n).sum() / (p * p).sum() * p
+        assert (away * p).sum().item() == pytest.approx(0.0, abs=1e-12)
+        expected.append(empty + 5.0 * (p - 1.5 * away))
+    torch.testing.assert_close(combined(guidance), torch.stack(expected))
+    torch.testing.assert_close(combined(guidance, rows=slice(1, 2)), expected[1][None])
+
+
+def test_perp_neg_is_the_same_of_whatever_the_network_predicts():
+    guidance = ClassifierFreeGuidance(5.0, perpendicular=1.5)
+    for prediction_type in ("epsilon", "v_prediction"):
+        around = scalings(prediction_type, 2.0)
+        said = {name: around.output(X, denoised) for name, denoised in ALL.items()}
+        of_outputs = guidance.combine(said, X, 2.0, around)
+        torch.testing.assert_close(around.denoised(X, of_outputs), combined(guidance))
+
+
+def test_perp_neg_spares_a_prompt_that_is_the_negative_one():
+    guidance = ClassifierFreeGuidance(5.0, perpendicular=1.5)
+    same = {"positive": POSITIVE, "negative": POSITIVE, "empty": EMPTY}
+    result = guidance.combine(same, X, 2.0, scalings("epsilon", 2.0))
+    torch.testing.assert_close(result, EMPTY + 5.0 * (POSITIVE - EMPTY))
+    nothing = {"positive": EMPTY, "negative": NEGATIVE, "empty": EMPTY}
+    result = guidance.combine(nothing, X, 2.0, scalings("epsilon", 2.0))
+    torch.testing.assert_close(
+        result, EMPTY - 7.5 * (NEGATIVE - EMPTY)
+    )  # all of it is perpendicular to nothing
+
+
+def test_perp_neg_with_several_positive_conditionings():
+    """The direction that is spared is that of all together."""
+    guidance = ClassifierFreeGuidance(5.0, weights=(0.7, 0.4), perpendicular=1.0)
+    assert guidance.branches(2.0) == ("positive", "positive 2", "negative", "empty")
+    together = EMPTY + 0.7 * (POSITIVE - EMPTY) + 0.4 * (ALL["positive 2"] - EMPTY)
+    one = {"positive": together, "negative": NEGATIVE, "empty": EMPTY}
+    expected = ClassifierFreeGuidance(5.0, perpendicular=1.0).combine(one, X, 2.0, scalings("epsilon", 2.0))
+    torch.testing.assert_close(combined(guidance), expected)
+
+
+@pytest.mark.parametrize("perpendicular", [None, 1.0])
+def test_what_is_evaluated_where_nothing_is_guided(perpendicular):
+    base = "negative" if perpendicular is None else "empty"
+    arguments = {"interval": (0.5, 5.0), "skipped": ((1.0, 2.0),), "perpendicular": perpendicular}
+    alone = ClassifierFreeGuidance(5.0, **arguments)
+    several = ClassifierFreeGuidance(5.0, weights=(0.7, 0.4), **arguments)
+    for sigma in (6.0, 2.0, 1.5, 0.5):
+        assert alone.branches(sigma) == ("positive",)
+        assert several.branches(sigma) == ("positive", "positive 2", base)
+        assert torch.equal(combined(alone, sigma), POSITIVE)
+        together = ALL[base] + 0.7 * (POSITIVE - ALL[base]) + 0.4 * (ALL["positive 2"] - ALL[base])
+        torch.testing.assert_close(combined(several, sigma), together)
+        assert alone.unguided(ALL, sigma) is several.unguided(ALL, sigma) is None
+    for sigma in (5.0, 2.1, 1.0):
+        assert alone.branches(sigma) == alone.names
+        assert alone.unguided(ALL, sigma) is ALL[base]
+
+
+def test_a_pair_needs_the_negative_at_every_scale():
+    assert ClassifierFreeGuidance(1.0, paired=True).branches(2.0) == ("positive", "negative")
+    assert ClassifierFreeGuidance(1.0, paired=True, interval=(3.0, 9.0)).branches(2.0) == ("positive",)
+    torch.testing.assert_close(combined(ClassifierFreeGuidance(1.0, paired=True)), POSITIVE)

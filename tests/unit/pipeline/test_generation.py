@@ -1,10 +1,13 @@
 """Generations as coroutines: what they ask for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.prediction import scalings
+from limner.errors import InvalidRequest
 from limner.pipeline.calls import Answer, Conditioning, DecodeLatents, Denoise, Denoised, EncodeText
 from limner.pipeline.generation import Traits, picture_of, plan_of, rows_of, run, script_of, watch
 from limner.pipeline.model import load
@@ -199,3 +202,117 @@ def test_samplers_that_ask_between_the_sigmas_of_an_interval(sampler):
     high, low = plan.sigmas[1] * 0.99, plan.sigmas[2] * 1.01
     run(picture_of(request(sampler=sampler, guidance_interval=(low, high)), model), model)
     assert {"negative"} <= set(model.calls[1].conditionings)
+
+
+class Telling(FakeModel):
+    """Estimates that tell the texts apart: the length of each, and a little of x."""
+
+    def _answer(self, call):
+        if not isinstance(call, Denoise):
+            return super()._answer(call)
+        estimates = {
+            name: 0.1 * call.x + float(call.conditionings[name].context[0, 0, 0]) for name in call.branches
+        }
+        guided = call.guidance.combine(estimates, call.x, call.sigma, scalings("epsilon", call.sigma))
+        unguided = call.guidance.unguided(estimates, call.sigma)
+        return Denoised(guided, (guided if unguided is None else unguided) if call.paired else None)
+
+
+def test_cfg_pp_goes_by_the_unguided_estimate():
+    model = Telling()
+    ask = request(sampler="euler_cfg_pp", negative_prompt="xxx", guidance_scale=0.5)
+    image = run(picture_of(ask, model), model)
+    x = model.calls[1].x
+    for call, sigma_next in zip(model.calls[1:-1], [*(c.sigma for c in model.calls[2:-1]), 0.0], strict=True):
+        torch.testing.assert_close(call.x, x)
+        positive, negative = 0.1 * x + 11.0, 0.1 * x + 3.0
+        x = negative + 0.5 * (positive - negative) + (x - negative) * (sigma_next / call.sigma)
+    torch.testing.assert_close(image, x[:, :3])
+
+
+def test_cfg_pp_where_nothing_is_guided_is_the_plain_sampler():
+    """No sigma lies in the interval; at scale 1 there is guidance all the same."""
+    images = []
+    for sampler, scale, fields in (
+        ("euler", 1.0, {}),
+        ("euler_cfg_pp", 0.6, {"guidance_interval": (90.0, 99.0)}),
+        ("euler_cfg_pp", 1.0, {"negative_prompt": "xxx"}),
+    ):
+        model = Telling()
+        images.append(run(picture_of(request(sampler=sampler, guidance_scale=scale, **fields), model), model))
+    assert torch.equal(images[0], images[1])
+    assert not torch.allclose(images[0], images[2])
+
+
+def test_only_samplers_that_go_by_it_ask_for_the_unguided_estimate():
+    for sampler, paired in (("euler", False), ("ddim_cfg_pp", True)):
+        model = Telling()
+        run(picture_of(request(sampler=sampler), model), model)
+        assert {call.paired for call in model.calls[1:-1]} == {paired}
+
+
+def test_perp_neg_reads_an_empty_prompt_too():
+    model = Telling()
+    run(picture_of(request(negative_prompt="fog", perp_neg=1.0), model), model)
+    assert model.calls[0].prompts == ("a red house", "fog", "")
+    assert model.calls[1].branches == ("positive", "negative", "empty")
+    assert told(model)[0] == {"positive": 11.0, "negative": 3.0, "empty": 0.0}
+
+
+def test_the_empty_prompt_of_a_model_that_was_never_told_one_is_of_zeros():
+    class Zeros(Telling):
+        traits = Traits(zero_negative=True)
+
+        def _answer(self, call):
+            if not isinstance(call, EncodeText):
+                return super()._answer(call)
+            return tuple(replace(one, pooled=torch.ones(1, 2)) for one in super()._answer(call))
+
+    model = Zeros()
+    run(picture_of(request(negative_prompt="fog", perp_neg=1.0), model), model)
+    assert model.calls[0].prompts == ("a red house", "fog")
+    empty = model.calls[1].conditionings["empty"]
+    assert not empty.context.any()
+    assert not empty.pooled.any()
+
+
+def test_guidance_that_is_skipped_at_every_second_step():
+    model = FakeModel()
+    run(picture_of(request(steps=8, guidance_skip=3.0), model), model)
+    calls = model.calls[1:-1]
+    for index, call in enumerate(calls):
+        skipped = index % 2 == 1 and call.sigma < 3.0
+        assert call.branches == (("positive",) if skipped else ("positive", "negative")), index
+    assert {call.sigma < 3.0 for call in calls[1::2]} == {True, False}
+
+
+@pytest.mark.parametrize("traits", [Traits(kind="edit"), Traits(guides_itself=True)])
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"guidance_rescale": 0.5}, "guidance_rescale"),
+        ({"guidance_interval": (1.0, 2.0)}, "guidance_interval"),
+        ({"guidance_skip": 1.0}, "guidance_skip"),
+        ({"perp_neg": 0.0, "negative_prompt": "x"}, "perp_neg"),
+        ({"sampler": "ddim_cfg_pp"}, "sampler ddim_cfg_pp"),
+    ],
+)
+def test_models_that_guide_in_another_way_refuse_what_they_cannot_do(traits, fields, name):
+    asked = request(**fields)
+    with pytest.raises(InvalidRequest, match=f"{name} is not for"):
+        script_of(asked, plan_of(asked, FakeModel.scheduler), traits)
+
+
+def test_options_reach_the_sampler_that_has_them_and_no_other():
+    asked = request(s_churn=3.0, s_tmin=0.1, s_tmax=5.0, s_noise=1.1)
+    options = {"s_churn": 3.0, "s_tmin": 0.1, "s_tmax": 5.0, "s_noise": 1.1}
+    assert plan_of(asked, FakeModel.scheduler).options == options
+    assert plan_of(request(sampler="euler_a", eta=0.0), FakeModel.scheduler).options == {"eta": 0.0}
+    with pytest.raises(ValueError, match="lms has no option 's_churn'"):
+        plan_of(request(sampler="lms", s_churn=3.0), FakeModel.scheduler)
+
+
+def test_churned_steps_are_counted_by_where_they_begin():
+    model = FakeModel()
+    run(picture_of(request(s_churn=9.0), model), model)
+    assert [call.step for call in model.calls[1:-1]] == [1, 2, 3, 4, 5]

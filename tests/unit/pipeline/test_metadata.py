@@ -105,6 +105,61 @@ def test_a_picture_of_another_program_is_read_by_its_parameters(tmp_path):
     )
 
 
+def read_parameters(tmp_path, text):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", text)
+    Image.new("RGB", (64, 72)).save(tmp_path / "x.png", pnginfo=chunks)
+    return read_request(tmp_path / "x.png")
+
+
+GUIDED = {
+    "s_churn": 4.0,
+    "s_tmin": 0.1,
+    "s_tmax": 9.0,
+    "s_noise": 1.05,
+    "guidance_skip": 1.5,
+    "sampler": "euler",
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            GUIDED,
+            {
+                "Sigma churn": "4",
+                "Sigma tmin": "0.1",
+                "Sigma tmax": "9",
+                "Sigma noise": "1.05",
+                "NGMS": "1.5",
+            },
+        ),
+        ({"eta": 0.5, "sampler": "euler_a"}, {"Eta": "0.5", "Sampler": "Euler a"}),
+        ({"eta": 0.5, "sampler": "ddim"}, {"Eta DDIM": "0.5"}),
+        (
+            {"eta": 0.5, "sampler": "ddim_cfg_pp", "guidance_scale": 0.56},
+            {"Eta DDIM": "0.5", "CFG scale": "7"},
+        ),
+        ({"sampler": "euler_cfg_pp", "guidance_scale": 0.56}, {"CFG scale": "0.56"}),
+        ({"sampler": "dpmpp_2m_sde_heun"}, {"Sampler": "DPM++ 2M SDE Heun"}),
+        ({"sigma_schedule": "align_your_steps"}, {"Schedule type": "Align Your Steps"}),
+    ],
+)
+def test_guidance_and_noise_are_read_as_they_were_written(record, tmp_path, fields, expected):
+    request = record.request.model_copy(update=fields)
+    text = record.model_copy(update={"request": request}).infotext()
+    assert expected.items() <= parse_infotext(text).items()
+    read = read_parameters(tmp_path, text)
+    assert {name: read[name] for name in fields} == pytest.approx(fields)
+    assert GenerationRequest.of(read)
+
+
+def test_what_says_nothing_in_webui_is_not_asked_for(tmp_path):
+    text = "x\nSteps: 20, Sampler: Euler, CFG scale: 7, Sigma tmin: 0.1, Sigma tmax: 0"
+    assert not {"s_tmin", "s_tmax"} & read_parameters(tmp_path, text).keys()
+
+
 @pytest.mark.parametrize(
     ("parameters", "error"),
     [
@@ -113,11 +168,8 @@ def test_a_picture_of_another_program_is_read_by_its_parameters(tmp_path):
     ],
 )
 def test_parameters_that_cannot_be_honoured_are_errors(tmp_path, parameters, error):
-    text = PngImagePlugin.PngInfo()
-    text.add_text("parameters", parameters)
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=text)
     with pytest.raises(error):
-        read_request(tmp_path / "x.png")
+        read_parameters(tmp_path, parameters)
 
 
 def test_a_picture_without_words_is_an_error(tmp_path):

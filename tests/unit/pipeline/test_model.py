@@ -30,6 +30,20 @@ def test_resolving_fills_in_every_default(model):
     assert model.resolve(request) == request
 
 
+def test_cfg_pp_has_a_scale_of_its_own(model):
+    request = model.resolve(GenerationRequest(prompt="x", width=64, height=64, sampler="euler_cfg_pp"))
+    assert request.guidance_scale == 0.6
+    assert model.resolve(request) == request
+    with pytest.raises(InvalidRequest, match="euler has no option 'eta'"):
+        model.resolve(GenerationRequest(prompt="x", width=64, height=64, sampler="euler", eta=0.5))
+
+
+def test_align_your_steps_needs_a_family_that_it_is_known_of(model):
+    asked = GenerationRequest(prompt="x", width=64, height=64, sigma_schedule="align_your_steps")
+    with pytest.raises(InvalidRequest, match=f"this one is {model.family}"):
+        model.resolve(asked)
+
+
 def test_the_models_own_defaults_and_words_come_from_its_card(checkpoint_folder):
     card = {"defaults": {"steps": 3, "guidance_scale": 2.0}, "words": ["a", "red", "house"]}
     (checkpoint_folder / "limner.json").write_text(json.dumps(card))

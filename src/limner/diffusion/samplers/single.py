@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from limner.diffusion.samplers.steps import Legs, Noise, Steps, ancestral_step, phi_2, relabelled
+from limner.diffusion.samplers.steps import Legs, Noise, Steps, ancestral_step, phi_2, raised, relabelled
 from limner.diffusion.schedule import exponential, karras
 
 
@@ -400,15 +400,13 @@ def _churning(
     steps: int, noise: Noise, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
 ) -> Callable[[Tensor, float], tuple[Tensor, float]]:
     """The first half of a step of algorithm 2 of Karras et al. 2022: to a higher sigma, by adding noise."""
-    raised = 1.0 + min(s_churn / steps, math.sqrt(2.0) - 1.0)
 
     def churned(x: Tensor, sigma: float) -> tuple[Tensor, float]:
-        if raised == 1.0:
+        if s_churn == 0.0:
             return x, sigma
         fresh = noise()  # also where it is not added, as in k-diffusion, lest the next draws are other ones
-        if not s_tmin <= sigma <= s_tmax:
-            return x, sigma
-        return x + fresh * (sigma * math.sqrt(raised**2 - 1.0) * s_noise), sigma * raised
+        higher = raised(sigma, steps, s_churn, s_tmin, s_tmax)
+        return x + fresh * (math.sqrt(higher**2 - sigma**2) * s_noise), higher
 
     return churned
 

@@ -20,6 +20,14 @@ def ancestral_step(sigma: float, sigma_next: float, eta: float = 1.0) -> tuple[f
     return math.sqrt(sigma_next**2 - up**2), up
 
 
+def raised(
+    sigma: float, steps: int, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf
+) -> float:
+    """Where one of so many steps begins with churn; arguments as in `euler`."""
+    share = min(s_churn / steps, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0
+    return sigma * (1.0 + share)
+
+
 def relabelled(x: Tensor, level: float, sigma: float) -> Tensor:
     """A latent at noise `level`, taken for one at `sigma` without changing it at unit variance."""
     return x if sigma == level else x * math.sqrt((sigma**2 + 1.0) / (level**2 + 1.0))
