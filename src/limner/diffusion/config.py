@@ -79,8 +79,8 @@ MOST_TIMESTEPS = 100_000
 class SchedulerConfig:
     """The fields of `scheduler_config.json` under its own names. The defaults are Stable Diffusion's.
 
-    None is "as the sampler's class has it", which `limner.diffusion.plan` knows. Only `family` does not stand in
-    the file: it is the model's, where that is known.
+    None is "as the sampler's class has it", which `limner.diffusion.plan` knows. Only `family` does not stand
+    in the file: it is the model's, where that is known.
     """
 
     class_name: str = "DDIMScheduler"
@@ -187,7 +187,9 @@ class SchedulerConfig:
         values |= {key: SUPPORTED[key] for key, by in CLASS_SPECIFIC.items() if self.class_name in by}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("class_name", "family") and (field.name in always or value != field.default):
+            if field.name not in ("class_name", "family") and (
+                field.name in always or value != field.default
+            ):
                 values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
 

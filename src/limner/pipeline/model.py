@@ -963,6 +963,17 @@ def _ends(call: DecodeLatents | EncodeImage, height: int, width: int) -> tuple[T
     return cast("Tiling | None", inside or None), "".join(axis for axis in call.tiling if axis not in whole)
 
 
+def _combined(
+    call: Denoise, estimates: Mapping[str, Tensor], around: Scalings[float], deep: Mapping[str, Tensor]
+) -> Denoised:
+    """What answers a call, from the estimate of each of its branches."""
+    guided = call.guidance.combine(estimates, call.x, call.sigma, around)
+    if not call.paired:
+        return Denoised(guided, deep=deep)
+    unguided = call.guidance.unguided(estimates, call.sigma)
+    return Denoised(guided, guided if unguided is None else unguided, deep)
+
+
 def _there(value: T | None) -> T:
     """What all rows of a batch have if the first one has it."""
     assert value is not None

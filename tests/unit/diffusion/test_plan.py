@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -52,7 +53,10 @@ def test_sigma_schedules_are_inherited_by_samplers_that_have_the_setting():
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_every_combination_is_a_finite_walk_down(sampler, spacing, sigma_schedule, zero_terminal_snr):
     config = SchedulerConfig(
-        prediction_type="v_prediction", steps_offset=1, rescale_betas_zero_snr=zero_terminal_snr
+        prediction_type="v_prediction",
+        steps_offset=1,
+        rescale_betas_zero_snr=zero_terminal_snr,
+        family="xl",
     )
     own = TIMESTEP_SCHEDULES.get(
         sigma_schedule, ("trailing" if CONVENTIONS[sampler].distilled else spacing,)
@@ -62,9 +66,7 @@ def test_every_combination_is_a_finite_walk_down(sampler, spacing, sigma_schedul
             make_plan(config, 4, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule)
         return
     for steps in (1, 2, 7, 50):
-        plan = make_plan(
-            config, steps, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule, family="xl"
-        )
+        plan = make_plan(config, steps, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule)
         assert (plan.spacing, plan.sigma_schedule) == (spacing, sigma_schedule)
         assert len(plan.sigmas) == steps + 1 == len(plan.timesteps) + 1
         assert all(a > b for a, b in itertools.pairwise(plan.sigmas[:-1]))
@@ -161,14 +163,16 @@ def test_a_checkpoint_without_a_counterpart_needs_a_sampler():
 @pytest.mark.parametrize(("family", "name"), [("sd1", "StableDiffusion"), ("xl", "StableDiffusionXL")])
 def test_align_your_steps_has_the_published_tables(family, name):
     published = AysSchedules[f"{name}Timesteps"], AysSchedules[f"{name}Sigmas"]
-    plan = make_plan(SD15, 10, sampler="euler", sigma_schedule="align_your_steps", family=family)
+    plan = make_plan(replace(SD15, family=family), 10, sampler="euler", sigma_schedule="align_your_steps")
     assert plan.timesteps == pytest.approx(published[0], abs=1e-6)
     assert plan.sigmas == pytest.approx(published[1], rel=0.02)  # which are rounded
 
 
 def test_align_your_steps_of_another_number_lie_between():
     [ten, twenty] = (
-        make_plan(SD15, steps, sampler="euler", sigma_schedule="align_your_steps", family="sd1").sigmas
+        make_plan(
+            replace(SD15, family="sd1"), steps, sampler="euler", sigma_schedule="align_your_steps"
+        ).sigmas
         for steps in (10, 20)
     )
     assert twenty[:20:2] == pytest.approx(ten[:10])
@@ -178,4 +182,4 @@ def test_align_your_steps_of_another_number_lie_between():
 
 def test_align_your_steps_is_for_models_that_it_was_made_for():
     with pytest.raises(ValueError, match="sd1 and xl; this one is sd2"):
-        make_plan(SD15, 10, sampler="euler", sigma_schedule="align_your_steps", family="sd2")
+        make_plan(replace(SD15, family="sd2"), 10, sampler="euler", sigma_schedule="align_your_steps")
