@@ -21,10 +21,10 @@ from limner.errors import InvalidRequest
 from limner.nn.clip import CLIPTextConfig
 from limner.nn.unet import UNetConfig
 from limner.nn.vae import VAEConfig
-from limner.pipeline.calls import DecodeLatents
+from limner.pipeline.calls import DecodeLatents, EncodeImage
 from limner.pipeline.engine import Engine
 from limner.pipeline.generation import picture_of, watch
-from limner.pipeline.images import image_source
+from limner.pipeline.images import image_source, to_images
 from limner.request import Lora
 from limner.weights.tensors import write_tensors
 
@@ -334,3 +334,73 @@ def test_a_lora(folders, tmp_path, picture, family, form):
     found = ours(folders, family, **fields, loras=(Lora(name=str(path), weight=0.7),))
     assert (found - plain).abs().max() > 0.1 * plain.std()
     assert_same(found, theirs(folders, family, lora=(path, 0.7), **fields))
+
+
+HIRES = {"hires_scale": 2.0, "hires_steps": 3, "hires_strength": 0.5}  # of six steps, the last three
+
+
+@pytest.mark.parametrize("upscaler", ["latent", "latent_nearest_exact", "latent_bicubic_antialiased"])
+@pytest.mark.parametrize("family", ["img2img", "xl"])
+def test_a_second_pass_at_a_larger_size(folders, family, upscaler):
+    xl = "XL" if family == "xl" else ""
+    first = _pipeline(folders / family, f"StableDiffusion{xl}Pipeline")
+    mode, antialias = {
+        "latent": ("bilinear", False),
+        "latent_nearest_exact": ("nearest-exact", False),
+        "latent_bicubic_antialiased": ("bicubic", True),
+    }[upscaler]
+    small = _drawn(first, **SIZE)
+    larger = torch.nn.functional.interpolate(small, scale_factor=2, mode=mode, antialias=antialias)
+    second = getattr(diffusers, f"StableDiffusion{xl}Img2ImgPipeline")(**first.components)
+    expected = _drawn(second, image=larger, strength=0.5)
+    assert_same(ours(folders, family, **SIZE, **HIRES, hires_upscaler=upscaler), expected)
+
+
+def test_a_second_pass_of_the_decoded_picture(folders):
+    """The enlarged pixels, rounded to 8 bits in both programs, are given to both second passes."""
+    model = load(folders / "img2img", precision="fp32")
+    fields = {**ASK, **SIZE, **HIRES, "sampler": "ddim", "prompt_syntax": "literal"}
+    request = model.resolve(GenerationRequest.of({**fields, "hires_upscaler": "lanczos"}))
+    for call, _ in watch(picture_of(request, model), model):
+        if isinstance(call, EncodeImage):
+            [picture] = to_images(call.image)
+        elif isinstance(call, DecodeLatents):
+            latents = call.latents
+    first = _pipeline(folders / "img2img", "StableDiffusionPipeline")
+    small = _drawn(first, **SIZE, output_type="pil")[0]
+    larger = small.resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(picture, np.int16) - np.asarray(larger, np.int16)).max() <= 2
+    second = diffusers.StableDiffusionImg2ImgPipeline(**first.components)
+    assert_same(latents, _drawn(second, image=picture, strength=0.5))
+
+
+@pytest.mark.parametrize("family", ["img2img", "xl"])
+def test_pictures_that_tile(folders, family):
+    """As convolutions with padding_mode="circular" draw them."""
+    theirs = _pipeline(folders / family, f"StableDiffusion{'XL' if family == 'xl' else ''}Pipeline")
+    for network in (theirs.unet, theirs.vae.decoder):
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.padding_mode = "circular"
+    size = {"width": 128, "height": 64}
+    latents = ours(folders, family, **size, tiling="xy")
+    assert_same(latents, _drawn(theirs, **size))
+    model = load(folders / family, precision="fp32")
+    [answer] = model.answer([DecodeLatents(latents, tiling="xy")])
+    with torch.no_grad():
+        expected = theirs.vae.decode(latents / theirs.vae.config.scaling_factor).sample
+    assert_same(answer.value, expected)
+
+
+def _pipeline(folder, name):
+    pipeline = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def _drawn(pipeline, output_type="latent", **fields):
+    ask = {name: value for name, value in ASK.items() if name not in ("seed", "steps")}
+    generator = torch.Generator("cpu").manual_seed(ASK["seed"])
+    fields = {**ask, "num_inference_steps": ASK["steps"], "generator": generator, **fields}
+    return pipeline(output_type=output_type, **fields).images

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from limner.errors import InvalidRequest
 from limner.pipeline.backends.native import NativeBackend, _filled_up
+from limner.pipeline.backends.offload import blocks
+from limner.pipeline.model import load
 from limner.weights.checkpoint import read_checkpoint
 
 
@@ -37,3 +40,30 @@ def test_only_the_network_that_runs_is_on_a_small_gpu(checkpoint_folder):
 
     whole = NativeBackend(read_checkpoint(checkpoint_folder), torch.device("cuda"), "fp16")
     assert backend.bytes == 2 * max(backend.checkpoint.parameters_by_part.values()) < whole.bytes
+
+
+def test_attention_is_chosen_when_a_model_is_loaded(checkpoint_folder):
+    ask = {"prompt": "a house", "width": 64, "height": 64, "steps": 2, "seed": 1}
+    drawn = {}
+    for attention in ("auto", "fused", "sliced"):
+        model = load(checkpoint_folder, precision="fp32", attention=attention)
+        drawn[attention] = model.generate(**ask).images[0]
+    told = {name: picture.record.environment["attention"] for name, picture in drawn.items()}
+    assert told == {"auto": "fused", "fused": "fused", "sliced": "in blocks from 0 scores"}
+    one, other = (
+        torch.frombuffer(bytearray(drawn[name].tobytes()), dtype=torch.uint8).int()
+        for name in ("fused", "sliced")
+    )
+    assert (one - other).abs().max() <= 1
+    with pytest.raises(InvalidRequest, match="attention is 'flash'; expected auto, fused, sliced"):
+        load(checkpoint_folder, attention="flash")
+
+
+def test_blocks_on_a_small_gpu(checkpoint_folder):
+    backend = NativeBackend(
+        read_checkpoint(checkpoint_folder), torch.device("cuda"), "fp16", offload="sequential"
+    )
+    assert next(backend.unet.parameters()).device.type == "cpu"
+    assert all(block._forward_pre_hooks for block in blocks(backend.unet))
+    with pytest.raises(InvalidRequest, match="offload is 'disk'; expected none, model, sequential"):
+        load(checkpoint_folder, device="cpu", offload="disk")

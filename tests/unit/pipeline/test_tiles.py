@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import limner
 from limner.pipeline import tiles
@@ -9,7 +10,7 @@ from limner.pipeline.calls import DecodeLatents
 from limner.pipeline.engine import Engine
 from limner.pipeline.limits import Limits
 from limner.pipeline.model import load
-from limner.pipeline.tiles import TILE, decode_in_tiles
+from limner.pipeline.tiles import TILE, decode_in_tiles, encode_in_tiles
 from limner.request import GenerationRequest
 
 
@@ -25,6 +26,19 @@ def test_every_pixel_comes_from_its_place(height, width):
     picture = decode_in_tiles(decode, latents, 8)
     assert torch.allclose(picture, decode(latents), atol=1e-5)
     assert all(rows <= TILE and columns <= TILE for rows, columns in decoded[:-1])
+
+
+@pytest.mark.parametrize("around", ["", "x", "xy"])
+def test_a_picture_is_encoded_in_tiles(around):
+    picture = torch.randn(1, 3, 8 * 70, 8 * 130)
+    mean = F.avg_pool2d(picture, 8)
+
+    def encode(part):
+        return F.avg_pool2d(part, 8), -F.avg_pool2d(part, 8)
+
+    found, negated = encode_in_tiles(encode, picture, 8, around)
+    assert torch.allclose(found, mean, atol=1e-5)
+    assert torch.allclose(negated, -mean, atol=1e-5)
 
 
 def test_no_seam_shows(monkeypatch):
@@ -75,3 +89,20 @@ def test_running_out_of_memory_is_answered_by_tiles(checkpoint_folder, monkeypat
     monkeypatch.setattr(model.backend, "decode", short)
     request = GenerationRequest(prompt="a house", width=64, height=64, steps=2, seed=1)
     assert "in tiles" in model.generate(request=request).warnings[0]
+
+
+def test_tiles_on_request(checkpoint_folder, monkeypatch):
+    """Without a warning, and the same bits again from the record."""
+    monkeypatch.setattr(tiles, "TILE", 16)
+    monkeypatch.setattr(tiles, "_OVERLAP", 6)
+    model = load(checkpoint_folder, precision="fp32")
+    ask = {"prompt": "a house", "width": 64, "height": 64, "steps": 2, "seed": 1, "hires_scale": 1.5}
+    sizes = []
+    for name in ("decode", "encode"):
+        run = getattr(model.backend, name)
+        monkeypatch.setattr(model.backend, name, lambda x, run=run: sizes.append(x.shape[3]) or run(x))
+    result = model.generate(**ask, hires_upscaler="lanczos", vae_tiling=True)
+    assert set(sizes) == {16, 32}  # latents to decode, pixels to encode
+    assert not result.warnings
+    again = model.generate(request=result.images[0].record.request)
+    assert again.images[0].tobytes() == result.images[0].tobytes()
