@@ -161,11 +161,15 @@ class ReadControl:
 
     Answered by a tuple of tensors: a ControlNet's embedding, or a T2I-Adapter's features [1, C, h, w] for
     each level.
+
+    Attributes:
+        tiling: as of `Denoise`.
     """
 
     role: ClassVar[Role] = "model"
     used: UsedControl
     image: Tensor
+    tiling: Tiling | None = None
 
 
 Call = EncodeText | Denoise | DecodeLatents | EncodeImage | ReadControl

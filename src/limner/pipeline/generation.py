@@ -229,7 +229,7 @@ def _steering(request: GenerationRequest, model: Facts) -> Generator[Call, Any, 
     """Have the control networks read their pictures."""
     used, read = model.controls_of(request), []
     for control, one in zip(request.controls, used, strict=True):
-        read.append((yield ReadControl(one, control_picture(control, request))))
+        read.append((yield ReadControl(one, control_picture(control, request), request.tiling)))
     return Steering(request.controls, used, tuple(read))
 
 

@@ -351,7 +351,7 @@ class Model:
             case EncodeImage():
                 return EncodeImage, call.image.shape, call.tiled, call.tiling
             case ReadControl():
-                return ReadControl, call.used, call.image.shape
+                return ReadControl, call.used, call.image.shape, call.tiling
 
     @torch.inference_mode()
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
@@ -512,7 +512,9 @@ class Model:
     def _read_control(self, calls: Sequence[ReadControl]) -> list[Answer]:
         images, used = torch.cat([call.image for call in calls]), calls[0].used
         read, again, lost = self._finite(
-            lambda backend, which: tuple(backend.read_control(used, images[which])), len(calls)
+            lambda backend, which: tuple(backend.read_control(used, images[which])),
+            len(calls),
+            tiling=calls[0].tiling,
         )
         return [
             self._answer(

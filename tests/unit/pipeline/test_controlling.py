@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from limner import GenerationRequest, load
 from limner.errors import InvalidRequest, ModelNotFound
 from limner.nn.controlnet import ControlNetConfig, ControlNetModel
+from limner.pipeline.calls import ReadControl
 from limner.pipeline.controlling import Steering, UsedControl, residual_weights
 from limner.pipeline.engine import Engine
+from limner.pipeline.generation import picture_of, watch
 from limner.pipeline.images import image_source
 from limner.preprocess import preprocessed
 from limner.request import Control
@@ -233,3 +235,27 @@ def test_a_mask_can_be_told(model, net, tmp_path):
     assert told.tobytes() != plain.tobytes()
     with pytest.raises(InvalidRequest, match="needs the request's mask"):
         draw(model, controls=[control(net, preprocessor="inpaint")])
+
+
+def test_in_a_second_pass_and_where_ends_meet(model, net):
+    """A control's picture is read anew at the larger size, and every picture is the same in company."""
+    asked = [{"hires_width": 96}, {"tiling": "xy"}, {"hires_width": 80, "tiling": "x"}]
+    ask = {
+        **ASK,
+        "steps": 2,
+        "exact": True,
+        "controls": [{"model": str(net), "image": image_source(picture())}],
+    }
+    requests = [GenerationRequest.of({**ask, **fields}) for fields in asked]
+    expected = [model.generate(request=request).images[0].tobytes() for request in requests]
+    assert len(set(expected)) == len(expected)
+    with Engine(model) as engine:
+        handles = [engine.submit(request) for request in requests]
+        assert [handle.result().images[0].tobytes() for handle in handles] == expected
+
+    read = []
+    ask = model.resolve(requests[0])
+    for call, _ in watch(picture_of(ask, model), model):
+        if isinstance(call, ReadControl):
+            read.append(tuple(call.image.shape[2:]))
+    assert read == [(64, 64), (96, 96)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from limner.errors import InvalidRequest
+from limner.nn.controlnet import ControlNetModel
 from limner.pipeline import tiles
 from limner.pipeline.backends.packed import can_pack, pack
 from limner.pipeline.backends.seamless import seamless
@@ -47,6 +48,28 @@ def test_what_is_moved_around_the_edges_is_drawn_as_well(networks, form, axes):
         assert far(moved, run(*joined, given).roll([scale * n for n in by], (2, 3))) < tolerance
         plain = run(unet, vae, given)
         assert far(run(unet, vae, given.roll(by, (2, 3))), plain.roll([scale * n for n in by], (2, 3))) > 0.1
+
+
+def test_control_networks_join_the_ends_too(networks):
+    """A picture moved around its edges steers the same, moved."""
+    torch.manual_seed(0)
+    network = ControlNetModel.from_unet(networks["unet"], conditioning_embedding_out_channels=(8, 16)).eval()
+    for parameter in network.parameters():  # its last layers begin with zeros
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, context, time = torch.randn(1, 4, 8, 12), torch.randn(1, 16, 32), torch.tensor([500.0])
+    image, by = torch.rand(1, 3, 16, 24), (2, 4)
+
+    @torch.no_grad()
+    def residuals(network, x, image):
+        return network(x, time, context, network.embed(image))
+
+    joined = seamless(network, "xy")
+    moved = residuals(joined, x.roll(by, (2, 3)), image.roll([2 * n for n in by], (2, 3)))
+    for one, other in zip(moved, residuals(joined, x, image), strict=True):
+        shorter = x.shape[2] // other.shape[2]
+        assert far(one, other.roll([n // shorter for n in by], (2, 3))) < 1e-4
+    plain = residuals(network, x, image)
+    assert all(far(one, other) > 0.01 for one, other in zip(residuals(joined, x, image), plain, strict=True))
 
 
 def test_an_edge_that_is_not_to_join_is_as_it_was(networks):

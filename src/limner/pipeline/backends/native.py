@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -403,6 +404,16 @@ class _SeamlessBackend(NativeBackend):
     @cached_property
     def vae(self) -> AutoencoderKL:
         return seamless(self._base.vae, self._axes)
+
+    def _control(self, used: UsedControl) -> nn.Module:
+        network = self._base._control(used)
+        if network not in self._joined_controls:
+            self._joined_controls[network] = seamless(network, self._axes)
+        return self._joined_controls[network]
+
+    @cached_property
+    def _joined_controls(self) -> "WeakKeyDictionary[nn.Module, nn.Module]":
+        return WeakKeyDictionary()  # the base decides which it keeps
 
     @property
     def bytes(self) -> int:
