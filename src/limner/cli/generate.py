@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limner.cli import terminal
-from limner.cli.options import OUTPUT, ModelOptions, Quiet, RequestOptions, Text, option, spread
+from limner.cli.options import OUTPUT, ModelOptions, Quiet, RequestOptions, Text, flag, option, spread
 from limner.cli.output import Place
 from limner.errors import InvalidRequest
 
@@ -41,7 +41,7 @@ def generate(
     fields: RequestOptions,
     models: ModelOptions,
     out: Annotated[Path, option(_OUT, OUTPUT)] = Path("pictures"),
-    grid: Annotated[bool, option("Write a contact sheet of all pictures too.", OUTPUT, "--grid")] = False,
+    grid: Annotated[bool, flag("Write a contact sheet of all pictures too.", OUTPUT, "--grid")] = False,
     source: Annotated[Path | None, option(_FROM, OUTPUT, "--from", metavar="PICTURE")] = None,
     quiet: Quiet = False,
 ) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from limner.cli import terminal
 from limner.cli.generate import read_prompt, request_of
-from limner.cli.options import OUTPUT, ModelOptions, Quiet, RequestOptions, Text, option, spread
+from limner.cli.options import OUTPUT, ModelOptions, Quiet, RequestOptions, Text, flag, option, spread
 from limner.cli.output import Place, make_folder
 from limner.errors import LimnerError
 
@@ -47,18 +47,19 @@ def grid(
     z: Annotated[
         Text, option("What differs from table to table.", _AXES, "--z", metavar="NAME=VALUES")
     ] = None,
-    limit: Annotated[int, option("The most pictures.", _AXES, min=1)] = 100,
+    limit: Annotated[int, option("The most pictures.", _AXES, min=1, metavar="NUMBER")] = 100,
     fields: RequestOptions,
     models: ModelOptions,
     out: Annotated[Path, option(_OUT, OUTPUT)] = Path("pictures"),
-    keep: Annotated[bool, option(_KEEP, OUTPUT, "--keep")] = False,
+    keep: Annotated[bool, flag(_KEEP, OUTPUT, "--keep")] = False,
     source: Annotated[Path | None, option(_FROM, OUTPUT, "--from", metavar="PICTURE")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw a prompt with several values of its options, on one sheet.
 
-    An axis is a field of a request and its values: --x steps=10,20,30 --y sampler=euler,dpmpp_2m. All
-    pictures have one seed, unless seeds are an axis. replace=cat,dog puts another word into the prompt.
+    An axis is a field of a request and its values: --x steps=10,20,30.
+    --y replace=cat,dog puts another word into the prompt.
+    All pictures have one seed, unless seeds are an axis.
     """
     from limner.pipeline.axes import Axis
     from limner.pipeline.grid import plan
