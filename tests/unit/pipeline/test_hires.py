@@ -39,6 +39,9 @@ class FakeModel:
     def adapters_of(self, request):
         return tuple(lora.name for lora in request.loras)
 
+    def controls_of(self, request):
+        return ()
+
     def latent_shape(self, request):
         return (1, 3, request.height // 8, request.width // 8)
 

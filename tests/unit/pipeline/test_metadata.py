@@ -160,6 +160,59 @@ def test_what_says_nothing_in_webui_is_not_asked_for(tmp_path):
     assert not {"s_tmin", "s_tmax"} & read_parameters(tmp_path, text).keys()
 
 
+HIRES = {
+    "hires_strength": 0.45,
+    "hires_steps": 12,
+    "hires_upscaler": "latent_bicubic_antialiased",
+    "hires_sampler": "euler_a",
+    "hires_sigma_schedule": "exponential",
+    "hires_prompt": "more, and better: houses",
+    "hires_negative_prompt": "mist",
+    "tiling": "xy",
+}
+
+
+@pytest.mark.parametrize("size", [{"hires_scale": 1.5}, {"hires_width": 128}, {"hires_height": 144}])
+def test_a_second_pass_is_written_and_read_as_webui_does(record, tmp_path, size):
+    loras = ({"name": "one", "weight": 0.5},)
+    request = GenerationRequest.of({**record.request.model_dump(), **HIRES, **size, "loras": loras})
+    infotext = record.model_copy(update={"request": request}).infotext()
+    fields = parse_infotext(infotext)
+    expected = {
+        "Denoising strength": "0.45",
+        "Hires steps": "12",
+        "Hires upscaler": "Latent (bicubic antialiased)",
+        "Hires sampler": "Euler a",
+        "Hires schedule type": "Exponential",
+        "Hires prompt": "more, and better: houses<lora:one:0.5>",
+        "Hires negative prompt": "mist",
+        "Tiling": "True",
+    }
+    assert expected.items() <= fields.items()
+    read = GenerationRequest.of(read_parameters(tmp_path, infotext))
+    assert {name: getattr(read, name) for name in (*HIRES, *size)} == {
+        **HIRES,
+        **size,
+        "hires_prompt": expected["Hires prompt"],
+    }
+
+
+def test_a_second_pass_of_webui_s(tmp_path):
+    parameters = (
+        "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 3, Size: 64x72, Denoising strength: 0.6, "
+        "Hires upscale: 2, Hires upscaler: Latent"
+    )
+    read = GenerationRequest.of(read_parameters(tmp_path, parameters))
+    assert (read.hires_scale, read.hires_strength, read.hires_upscaler) == (2.0, 0.6, "latent")
+    assert read.hires_steps is None
+    assert read.strength is None
+    parameters = parameters.replace("Hires upscale: 2", "Hires resize: 0x144, Hires steps: 0")
+    read = GenerationRequest.of(read_parameters(tmp_path, parameters))
+    assert (read.hires_width, read.hires_height, read.hires_steps) == (None, 144, None)
+    with pytest.raises(InvalidRequest, match=r"hires_upscaler is '4x-UltraSharp'"):
+        GenerationRequest.of(read_parameters(tmp_path, parameters.replace("Latent", "4x-UltraSharp")))
+
+
 @pytest.mark.parametrize(
     ("parameters", "error"),
     [
