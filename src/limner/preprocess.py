@@ -71,7 +71,7 @@ def _unknown(name: str) -> InvalidRequest:
     if name.startswith("inpaint"):
         return InvalidRequest(
             f"the preprocessor {name} needs a mask, and gives no picture: it marks pixels with -1",
-            hint="from Python: limner.preprocess.inpaint_condition(image, mask)",
+            hint='a request that has a mask takes "inpaint"; in Python, limner.preprocess.inpaint_condition',
         )
     for start, what in _READY_MADE.items():
         if name.startswith(start):
@@ -236,7 +236,7 @@ def normal(image: Image.Image, background: float = 0.4) -> Image.Image:
         background: 0 to 1; what is farther counts as a plane that faces the viewer.
     """
     _require(0 <= background <= 1, f"background is {background}", "0 to 1")
-    cv2, depth = opencv(), _depth(image)
+    cv2, depth = opencv(), levels(image)
     span = max(float(np.ptp(depth)), 1e-6)
     far = (depth - depth.min()) / span < background
     x, y = cv2.Sobel(depth, cv2.CV_32F, 1, 0), cv2.Sobel(depth, cv2.CV_32F, 0, 1)
@@ -303,6 +303,13 @@ _READY_MADE = {
 }
 
 
+def levels(image: Image.Image) -> NDArray[np.float32]:
+    """Its brightness, [H, W] in 0 … 255; of depth maps with 16 bits all of them count."""
+    if image.mode.startswith("I"):  # which Pillow would clip instead of scaling
+        return (np.asarray(image) / 257).astype(np.float32)
+    return np.asarray(image.convert("L")).astype(np.float32)
+
+
 def opencv() -> Any:
     """OpenCV, which some of this needs.
 
@@ -320,18 +327,13 @@ def opencv() -> Any:
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     """[H, W, 3], on white where the picture is transparent."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(levels(image).round().astype(np.uint8))
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         paper.alpha_composite(image.convert("RGBA"))
         image = paper
     return np.asarray(image.convert("RGB"))
-
-
-def _depth(image: Image.Image) -> NDArray[np.float32]:
-    """[H, W] in 0 … 255."""
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
-        return (np.asarray(image) / 257).astype(np.float32)
-    return np.asarray(image.convert("L")).astype(np.float32)
 
 
 def _white(where: NDArray[np.bool_]) -> Image.Image:

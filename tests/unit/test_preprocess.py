@@ -126,6 +126,12 @@ def test_the_condition_of_inpainting_is_minus_one_under_the_mask(photo):
         inpaint_condition(photo, mask.resize((8, 8)))
 
 
+def test_ready_made_maps_of_16_bits_keep_their_range():
+    depth = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    expected = np.round(depth / 257).astype(np.uint8)
+    assert np.array_equal(np.asarray(preprocessed(Image.fromarray(depth), "none"))[..., 0], expected)
+
+
 def test_what_is_transparent_is_white():
     image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert np.array_equal(preprocessed(image, "none"), Image.new("RGB", (8, 8), "white"))

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from limner.errors import InvalidRequest
-from limner.preprocess import inpaint_condition, preprocessed, preprocessor
+from limner.preprocess import inpaint_condition, levels, preprocessed
 from limner.request import Control, GenerationRequest
 
 _DATA = "data:image/"
@@ -160,8 +160,12 @@ def read_gray(source: str, request: GenerationRequest) -> Tensor:
     """A depth map that a request names, at the request's size: [1, 1, H, W] in [0, 1]."""
     assert request.width is not None
     assert request.height is not None
-    image, size = open_image(source).convert("L"), (request.width, request.height)
-    return _gray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
+    image, size = open_image(source), (request.width, request.height)
+    if not image.mode.startswith("I"):
+        image = image.convert("L")
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(levels(image)[None, None] / 255.0)
 
 
 # The means and standard deviations of CLIP's training pictures, in [0, 1].
@@ -186,6 +190,8 @@ def control_picture(control: Control, request: GenerationRequest) -> Tensor:
     assert request.height is not None
     size = request.width, request.height
     image = open_image(control.image)
+    if image.mode in ("1", "P"):
+        image = image.convert("RGBA")  # Pillow would resize a palette by its nearest pixels
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     if control.preprocessor == INPAINT:
@@ -198,7 +204,7 @@ def control_picture(control: Control, request: GenerationRequest) -> Tensor:
 def check_control(control: Control, request: GenerationRequest) -> None:
     """Raise InvalidRequest where the control picture could not be made."""
     if control.preprocessor != INPAINT:
-        preprocessor(control.preprocessor)
+        preprocessed(Image.new("RGB", (8, 8)), control.preprocessor)  # its options may be at fault too
     elif request.mask is None:
         raise InvalidRequest("the preprocessor inpaint needs the request's mask", hint="give one with --mask")
 

@@ -29,7 +29,7 @@ from limner.picturebook.world import Scene, World, caption, render, swapped
 from limner.preprocess import preprocessed
 from limner.prompts.tokenizer import Tokenizer
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
+_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
 
 Split = Literal["train", "fresh", "held_out"]
 _SPLIT_SEEDS: dict[str, int] = {"train": 0, "fresh": 1, "held_out": 2}
@@ -141,7 +141,7 @@ class FolderPictures:
 
     def _read_captions(self) -> dict[Path, str]:
         captions = {}
-        for file in sorted(f for f in self.folder.rglob("*") if f.suffix.lower() in SUFFIXES):
+        for file in sorted(f for f in self.folder.rglob("*") if f.suffix.lower() in _SUFFIXES):
             text = file.with_suffix(".txt")
             if not text.exists():
                 raise InvalidDataset(f"{file} has no caption: {text.name} is missing beside it")
@@ -232,7 +232,7 @@ class FolderControls:
 
     def _beside(self, folder: Path, file: Path) -> Path:
         name = folder / os.path.relpath(file, self.pictures.folder)
-        for suffix in (file.suffix, *sorted(SUFFIXES)):
+        for suffix in (file.suffix, *sorted(_SUFFIXES)):
             if (found := name.with_suffix(suffix)).is_file():
                 return found
         raise InvalidDataset(f"{file} has no control picture: there is no {name.with_suffix('.png')}")

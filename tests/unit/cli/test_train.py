@@ -156,6 +156,12 @@ def test_a_controlnet_of_edges_and_one_of_a_folder(limner, data, checkpoint_fold
     weights = "diffusion_pytorch_model.safetensors"
     assert (tmp_path / "half" / weights).stat().st_size < (tmp_path / "edges/export" / weights).stat().st_size
 
+    draw = ["generate", "a cat", "--model", checkpoint_folder, "--steps", "1", "--seed", "1", "-q"]
+    size = ["--width", "64", "--height", "64", "--out", tmp_path / "out"]
+    photo = next(data.glob("*.png"))
+    code, _, err = limner(*draw, *size, "--control", control.replace("PICTURE", str(photo)))
+    assert (code, err) == (0, "")
+
     conditions = tmp_path / "conditions"
     conditions.mkdir()
     for picture in data.glob("*.png"):

@@ -222,8 +222,9 @@ def test_preprocessors(model, net, tmp_path):
     assert drawn[0] != drawn[1]
     edges = preprocessed(photo, "canny")
     assert draw(model, exact=True, controls=[control(net, image=edges)]).tobytes() == drawn[1]
-    with pytest.raises(InvalidRequest, match="no preprocessor cany"):
-        draw(model, controls=[control(net, preprocessor="cany")])
+    for name, message in (("cany", "no preprocessor cany"), ("canny:2:1", "low is 2.0 and high is 1.0")):
+        with pytest.raises(InvalidRequest, match=message):
+            draw(model, controls=[control(net, preprocessor=name)])
 
 
 def test_a_mask_can_be_told(model, net, tmp_path):

@@ -1,9 +1,11 @@
 """Pixels to tensors and back."""
 
+import numpy as np
 import torch
 from PIL import Image
 
-from limner.pipeline.images import to_images, to_tensor
+from limner.pipeline.images import read_gray, to_images, to_tensor
+from limner.request import GenerationRequest
 
 
 def test_every_byte_survives_the_round_trip():
@@ -16,3 +18,11 @@ def test_every_byte_survives_the_round_trip():
 def test_what_is_too_bright_or_dark_is_clamped():
     image = to_images(torch.tensor([-3.0, 0.0, 3.0]).reshape(1, 3, 1, 1))[0]
     assert image.getpixel((0, 0)) == (0, 128, 255)
+
+
+def test_depth_maps_of_16_bits_keep_their_range(tmp_path):
+    steps = np.linspace(0, 65535, 64, dtype=np.uint16)
+    Image.fromarray(np.tile(steps, (64, 1))).save(tmp_path / "depth.png")
+    request = GenerationRequest(prompt="", width=64, height=64)
+    depth = read_gray(str(tmp_path / "depth.png"), request)
+    torch.testing.assert_close(depth[0, 0, 7], torch.linspace(0, 1, 64), atol=1e-4, rtol=0)
