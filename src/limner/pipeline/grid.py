@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from PIL import Image, ImageDraw, ImageFont
 
 from limner.errors import InvalidRequest
+from limner.prompts.chunks import encode_prompt
 from limner.request import MAX_SEED, GenerationRequest
 
 from .axes import Axis, requests_of
@@ -142,7 +143,7 @@ def check(requests: Sequence[GenerationRequest], models: Model | ModelCache) -> 
     """Find what cannot be drawn, loading the models.
 
     Raises:
-        InvalidRequest: naming what is beyond its model.
+        InvalidRequest: naming what is beyond its model, or is no prompt.
         LimnerError: as `load`.
     """
     if isinstance(models, Model) and len({_model_of(request) for request in requests}) > 1:
@@ -151,7 +152,9 @@ def check(requests: Sequence[GenerationRequest], models: Model | ModelCache) -> 
         model = None
         for request in of_one:
             model = model or (models if isinstance(models, Model) else models.get(request))
-            model.resolve(request)
+            own = model.worded(model.resolve(request))
+            for text in filter(None, (own.prompt, own.negative_prompt)):
+                encode_prompt(text, next(iter(model.tokenizers.values())), own.prompt_syntax)
 
 
 def draw(

@@ -65,6 +65,13 @@ def test_every_command_and_option_is_explained():
         )
 
 
+def test_no_word_is_cut_on_a_narrow_terminal():
+    """At 80 columns, explanations have about 40."""
+    for command in ("generate", "grid", "batch"):
+        helps = [parameter.help for parameter in COMMANDS[command].params if getattr(parameter, "help", None)]
+        assert max(len(word) for text in helps for word in text.split()) <= 40
+
+
 def test_the_version(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--version"])

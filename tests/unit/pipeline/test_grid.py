@@ -159,6 +159,7 @@ def test_models_are_an_axis_of_a_cache(checkpoint_folder, tmp_path):
         ({}, {"x": "seed=1-10", "y": "steps=1-11"}, "10 x 11 = 110 pictures, more than 100"),
         ({}, {"x": "clip_skip=1,60"}, "clip_skip is 60"),
         ({}, {"x": "strength=0.5,0.6"}, "strength is 0.5"),
+        ({}, {"x": "prompt=a cat,(a:1.2.3)"}, "1.2.3"),
         ({}, {"x": "lora:ink=0,1"}, "no LoRA 'ink'"),
     ],
 )
