@@ -157,10 +157,10 @@ class EncodeImage:
 
 @dataclass(frozen=True, eq=False)
 class ReadControl:
-    """What a control network makes of a picture [1, 3, H, W] in [0, 1], once for all steps.
+    """What a control network makes of a picture [1, K, H, W] in [0, 1], once for all steps.
 
-    Answered by a tuple of tensors: a ControlNet's embedding, or a T2I-Adapter's features [1, C, h, w] for
-    each level.
+    K is the network's number of channels. Answered by a tuple of tensors: a ControlNet's embedding, or a
+    T2I-Adapter's features [1, C, h, w] for each level.
 
     Attributes:
         tiling: as of `Denoise`.

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limner.errors import InvalidRequest
+from limner.errors import InvalidRequest, UnsupportedModel
 from limner.nn.controlnet import ControlNetConfig
 from limner.nn.unet import UNetConfig
 from limner.request import Control
 from limner.weights.control import ControlFile, read_control
 from limner.weights.hub import locate_network
 
-_ALIKE = ("block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
 _SOFT = 0.825  # what the weight falls off by from residual to residual, as in AUTOMATIC1111's webui
 
 
@@ -32,6 +31,7 @@ class UsedControl:
         stamp: time of change and size: another file under the same name is another network.
         residuals: how many tensors a ControlNet adds; 0 for a T2I-Adapter.
         pooled: each of them is one number per channel.
+        channels: of the picture that it reads: 3, or 1 for shades of gray.
         parameters: number of its weights.
     """
 
@@ -39,6 +39,7 @@ class UsedControl:
     stamp: tuple[int, int]
     residuals: int
     pooled: bool
+    channels: int
     parameters: int
 
 
@@ -65,10 +66,14 @@ class Controlled:
 
 
 class ControlLibrary:
-    """The control networks that a model can use, each read when it is first named."""
+    """The control networks that a model can use, each read when it is first named.
 
-    def __init__(self, unet: UNetConfig) -> None:
-        self._unet = unet
+    Args:
+        downscale: how many pixels there are to one of the U-Net's latents, along each side.
+    """
+
+    def __init__(self, unet: UNetConfig, downscale: int) -> None:
+        self._unet, self._downscale = unet, downscale
         self._paths: dict[str, Path] = {}  # so that the hub is asked once
         self._known: dict[tuple[str, tuple[int, int]], UsedControl] = {}
 
@@ -91,26 +96,28 @@ class ControlLibrary:
         if key not in self._known:
             file = read_control(path)
             self._check(name, file)
-            residuals, pooled = 0, False
-            if isinstance(file.config, ControlNetConfig):
-                levels = len(file.config.block_out_channels)
-                residuals = 2 + levels * file.config.layers_per_block + (levels - 1)
-                pooled = file.config.global_pool_conditions
-            self._known[key] = UsedControl(path, key[1], residuals, pooled, file.parameters)
+            self._known[key] = _facts(path, key[1], file)
         return self._known[key]
 
     def _check(self, name: str, file: ControlFile) -> None:
         """Raise InvalidRequest where what it adds does not fit the U-Net."""
-        names = {"channels": "block_out_channels"}  # a T2I-Adapter's name for them, and the U-Net's
-        if isinstance(file.config, ControlNetConfig):
-            names = {name: name for name in _ALIKE}
-        for field, theirs in names.items():
-            given, expected = getattr(file.config, field), getattr(self._unet, theirs)
-            if given != expected:
-                raise InvalidRequest(
-                    f"{name} is not for this model: its {field} is {given}, the U-Net's {expected}",
-                    hint="name a network that was made for this family of models",
-                )
+        if misfit := file.misfit(self._unet, self._downscale):
+            raise InvalidRequest(
+                f"{name} is not for this model: {misfit}",
+                hint="name a network that was made for this family of models",
+            )
+
+
+def _facts(path: Path, stamp: tuple[int, int], file: ControlFile) -> UsedControl:
+    residuals, pooled = 0, False
+    if isinstance(file.config, ControlNetConfig):
+        residuals, pooled = len(file.config.skip_channels) + 1, file.config.global_pool_conditions
+        channels = file.config.conditioning_channels
+    else:
+        channels = file.config.in_channels
+    if channels not in (1, 3):
+        raise UnsupportedModel(f"{path} reads pictures of {channels} channels; expected 3, or 1 for grays")
+    return UsedControl(path, stamp, residuals, pooled, channels, file.parameters)
 
 
 @dataclass(frozen=True, eq=False)

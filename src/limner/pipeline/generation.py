@@ -229,7 +229,8 @@ def _steering(request: GenerationRequest, model: Facts) -> Generator[Call, Any, 
     """Have the control networks read their pictures."""
     used, read = model.controls_of(request), []
     for control, one in zip(request.controls, used, strict=True):
-        read.append((yield ReadControl(one, control_picture(control, request), request.tiling)))
+        picture = control_picture(control, request, one.channels)
+        read.append((yield ReadControl(one, picture, request.tiling)))
     return Steering(request.controls, used, tuple(read))
 
 

@@ -20,6 +20,7 @@ from limner.preprocess import inpaint_condition, levels, preprocessed
 from limner.request import Control, GenerationRequest
 
 _DATA = "data:image/"
+_LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]  # of red, green and blue, as Pillow weighs them
 INPAINT = "inpaint"  # the preprocessor that is told a mask
 
 
@@ -184,8 +185,12 @@ def clip_pixels(image: Image.Image, side: int) -> Tensor:
     return (pixels - mean) / spread
 
 
-def control_picture(control: Control, request: GenerationRequest) -> Tensor:
-    """What a control network is given at the size of a resolved request: [1, 3, H, W] in [0, 1]."""
+def control_picture(control: Control, request: GenerationRequest, channels: int) -> Tensor:
+    """What a control network is given at the size of a resolved request: [1, channels, H, W] in [0, 1].
+
+    Args:
+        channels: 3, or 1 for shades of gray.
+    """
     assert request.width is not None
     assert request.height is not None
     size = request.width, request.height
@@ -197,8 +202,10 @@ def control_picture(control: Control, request: GenerationRequest) -> Tensor:
     if control.preprocessor == INPAINT:
         assert request.mask is not None
         told = inpaint_condition(image, open_image(request.mask).resize(size, Image.Resampling.NEAREST))
-        return torch.from_numpy(told).permute(2, 0, 1)[None]
-    return to_tensor([preprocessed(image, control.preprocessor)]) * 0.5 + 0.5
+        picture = torch.from_numpy(told).permute(2, 0, 1)[None]
+    else:
+        picture = to_tensor([preprocessed(image, control.preprocessor)]) * 0.5 + 0.5
+    return picture if channels == 3 else (picture * _LUMA).sum(1, keepdim=True)
 
 
 def check_control(control: Control, request: GenerationRequest) -> None:

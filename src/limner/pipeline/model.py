@@ -241,7 +241,7 @@ class Model:
 
     @cached_property
     def _controls(self) -> ControlLibrary:
-        return ControlLibrary(self.checkpoint.unet_config)
+        return ControlLibrary(self.checkpoint.unet_config, self.checkpoint.vae_config.downscale)
 
     def refiner(self, request: GenerationRequest) -> "Model":
         """The refiner that a request names, loaded when it is first named. Raises as `load`."""

@@ -104,11 +104,11 @@ class ControlFile:
             downscale: how many pixels there are to one of its latents, along each side.
         """
         differences = [
-            f"{what} {given}, the model's is {expected}"
+            f"its {what} is {given}, the model's {expected}"
             for what, given, expected in _facts(self.config, unet, downscale)
             if given != expected
         ]
-        return f"it is made for another model: {'; '.join(differences)}" if differences else None
+        return "; ".join(differences) or None
 
 
 def read_control(path: Path) -> ControlFile:
@@ -369,7 +369,7 @@ def _facts(config: Config, unet: UNetConfig, downscale: int) -> list[tuple[str, 
         return [
             ("in_channels", config.in_channels, unet.out_channels),
             *((name, getattr(config, name), getattr(unet, name)) for name in names),
-            ("pixels to a latent", config.downscale, downscale),
+            ("number of pixels to a latent", config.downscale, downscale),
         ]
     halvings = accumulate(halved for _, _, halved in config.levels)
     given = [

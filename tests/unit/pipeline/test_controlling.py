@@ -76,7 +76,7 @@ def control(net, **fields):
 def used(residuals=5, pooled=False, name="net"):
     from pathlib import Path
 
-    return UsedControl(Path(name), (0, 0), residuals, pooled, 100)
+    return UsedControl(Path(name), (0, 0), residuals, pooled, 3, 100)
 
 
 def test_fields_as_text():
@@ -207,7 +207,7 @@ def test_networks_that_cannot_be_had(model, net, tmp_path, networks):
         draw(model, controls=[{"model": "nowhere", "image": picture()}])
     wide = replace(networks["unet"].config, cross_attention_dim=64)
     other = write_controlnet(tmp_path / "other", wide)
-    with pytest.raises(InvalidRequest, match="cross_attention_dim is 64, the U-Net's 32"):
+    with pytest.raises(InvalidRequest, match="its cross_attention_dim is 64, the model's 32"):
         draw(model, controls=[control(other)])
     with pytest.raises(InvalidRequest, match="no picture"):
         draw(model, controls=[{"model": str(net), "image": str(tmp_path / "none.png")}])

@@ -367,7 +367,7 @@ def test_which_model_it_is_for(path, config, fitting):
     misfits = {family: control.misfit(unet, 8) for family, unet in FAMILIES.items()}
     assert {family for family, misfit in misfits.items() if misfit is None} == fitting
     if network is ControlNetModel and "xl" not in fitting:
-        assert "cross_attention_dim 768, the model's is 1024" in misfits["sd2"]
+        assert "its cross_attention_dim is 768, the model's 1024" in misfits["sd2"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -114,7 +114,7 @@ class Backend(Protocol):
         """
 
     def read_control(self, used: UsedControl, images: Tensor) -> Sequence[Tensor]:
-        """Pictures [B, 3, H, W] in [0, 1] -> what a control network makes of them, once for all steps."""
+        """Pictures [B, K, H, W] in [0, 1] -> what a control network makes of them, once for all steps."""
 
     @property
     def rowwise(self) -> frozenset[str]:
