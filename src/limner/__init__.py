@@ -98,7 +98,15 @@ _HOMES = {
                 *("AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer"),
                 "UNet2DConditionModel",
             ),
-            "pipelines": ("DiffusionPipeline", "StableDiffusionPipeline"),
+            "classes": (
+                *("AutoPipelineForImage2Image", "AutoPipelineForInpainting", "AutoPipelineForText2Image"),
+            ),
+            "pipelines": ("DiffusionPipeline",),
+            "stable_diffusion": (
+                *("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+                *("StableDiffusionPipeline", "StableDiffusionXLImg2ImgPipeline"),
+                *("StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"),
+            ),
             "schedulers": (
                 *("DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler"),
                 *("DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler"),

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,12 @@ class Adapters:
         self._loras: dict[str, _Loaded] = {}
         self._loras_off = False
         self._words: Path | None = None
+
+    def take_adapters(self, other: "Adapters") -> None:
+        """Have the adapters of another pipeline, as they are now."""
+        self._loras = {name: replace(one) for name, one in other._loras.items()}
+        self._loras_off, self._words = other._loras_off, other._words
+        self._folder = other._folder
 
     def load_lora_weights(
         self,

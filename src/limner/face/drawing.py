@@ -118,7 +118,7 @@ class Drawing:
                     standing.append(done.value)
             self.latents = left = torch.cat(standing) / self.norm(level)
             yield
-            if self.latents is not left:
+            if calls and self.latents is not left:
                 for x, latents in zip(standing, self.latents.float().cpu(), strict=True):
                     x.copy_(latents * self.norm(level))
 

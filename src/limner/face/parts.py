@@ -105,7 +105,10 @@ class Parts:
 
     def stored(self, name: str) -> Any:
         """A component to hand to another pipeline."""
-        return self._made.get(name) or Stored(self, name)
+        if name in self._made or self._checkpoint is None:
+            return self._made.get(name)
+        there = _TOKENIZERS.get(name, name) in self._checkpoint.weights
+        return Stored(self, name) if there else None
 
     def made(self, name: str) -> Any:
         """A component, if it was given or used by itself; else None."""
@@ -125,9 +128,12 @@ class Parts:
         return parts
 
     def component(self, name: str) -> Any:
-        """A network or a tokenizer, to be used by itself."""
+        """A network or a tokenizer, to be used by itself; None where the model has none of this name."""
         if name not in self._made:
-            assert self._checkpoint is not None
+            if self._checkpoint is None:
+                return None
+            if _TOKENIZERS.get(name, name) not in self._checkpoint.weights:
+                return None
             if name in _TOKENIZERS:
                 made: Any = CLIPTokenizer(read_tokenizers(self._checkpoint)[_TOKENIZERS[name]])
             else:

@@ -1,10 +1,11 @@
 """Pipelines with the arguments, the defaults and the order of draws that diffusers has."""
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,6 +27,7 @@ from limner.weights.files import read_json
 from .adapters import Adapters
 from .components import refuse_pickles
 from .drawing import Answers, Drawing
+from .files import find_file
 from .noise import Generators, SharedNoise, draw
 from .parts import Parts, Stored
 from .schedulers import Scheduler, scheduler_from
@@ -37,6 +39,68 @@ Size = tuple[int, int]
 
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
 _ANY: Any = object()
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What every call may say, under diffusers' names, and what it means if nothing is said."""
+
+    prompt: Prompts = None
+    negative_prompt: Prompts = None
+    num_inference_steps: int = 50
+    timesteps: Sequence[int] | None = None
+    sigmas: Sequence[float] | None = None
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    num_images_per_prompt: int = 1
+    eta: float = 0.0
+    generator: Generators = None
+    latents: Tensor | None = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    ip_adapter_image: None = None
+    ip_adapter_image_embeds: None = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    cross_attention_kwargs: Mapping[str, Any] | None = None
+    clip_skip: int | None = None
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+
+    @property
+    def prompts(self) -> int:
+        """How many there are.
+
+        Raises:
+            InvalidRequest: none, or texts and embeddings of them both.
+        """
+        if (self.prompt is None) == (self.prompt_embeds is None):
+            raise InvalidRequest("give either prompt or prompt_embeds")
+        if self.prompt_embeds is not None:
+            return len(self.prompt_embeds)
+        return 1 if isinstance(self.prompt, str) else len(self.prompt or ())
+
+    @property
+    def pictures(self) -> int:
+        """How many are asked for."""
+        return self.prompts * self.num_images_per_prompt
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a drawing begins.
+
+    Attributes:
+        latents: [B, C, h, w] at the scheduler's scale.
+        begin: which of the scheduler's timesteps is the first.
+        tensors: what else a callback may see and change: mask, masked_image_latents.
+        blend: changes the latents after a call of the U-Net: of its number and the latents.
+    """
+
+    latents: Tensor
+    begin: int = 0
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+    blend: Callable[[int, Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -68,7 +132,11 @@ class DiffusionPipeline(Adapters):
     """
 
     component_names: ClassVar[tuple[str, ...]] = ()
+    optional: ClassVar[tuple[str, ...]] = ()
+    ask: ClassVar[type[Ask]] = Ask
+    defaults: ClassVar[Mapping[str, Any]] = {}  # where they are others than those of `ask`
     output: ClassVar[type[Any]] = StableDiffusionPipelineOutput
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[tuple[str, ...]] = ("text",)
 
     def __init__(
@@ -87,13 +155,14 @@ class DiffusionPipeline(Adapters):
         self.force_zeros_for_empty_prompt = force_zeros_for_empty_prompt
         if unknown := given.keys() - {*self.component_names, *_ABSENT}:
             raise TypeError(f"{type(self).__name__} has no component {', '.join(sorted(unknown))}")
-        if missing := [name for name in self.component_names if given.get(name) is None]:
+        needed = [name for name in self.component_names if name not in self.optional]
+        if missing := [name for name in needed if given.get(name) is None]:
             raise TypeError(f"{type(self).__name__} needs {', '.join(missing)}")
         for name in _ABSENT:
             if given.pop(name, None) is not None:
                 raise InvalidRequest(f"{name} is not offered", hint=f"say {name}=None")
         scheduler = given.pop("scheduler")
-        self._adopt(_parts_of(given, force_zeros_for_empty_prompt and self._is_xl), scheduler)
+        self._adopt(_parts_of(given, force_zeros_for_empty_prompt and self.is_xl), scheduler)
 
     def _adopt(self, parts: Parts, scheduler: Scheduler) -> None:
         super().__init__()
@@ -104,8 +173,57 @@ class DiffusionPipeline(Adapters):
         self._progress: dict[str, Any] = {}
 
     @property
-    def _is_xl(self) -> bool:
-        return "XL" in type(self).__name__
+    def is_xl(self) -> bool:
+        """Whether it is one for XL."""
+        return "text_encoder_2" in self.component_names
+
+    @classmethod
+    def from_pipe(cls, pipeline: "DiffusionPipeline") -> Self:
+        """A pipeline of this class with the components of another one, and its adapters."""
+        made = cls.__new__(cls)
+        made.force_zeros_for_empty_prompt = pipeline.force_zeros_for_empty_prompt
+        made._adopt(pipeline._parts, pipeline.scheduler)
+        made.take_adapters(pipeline)
+        return made
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        use_safetensors: bool | None = None,
+        safety_checker: None = None,
+        load_safety_checker: bool = False,
+        **given: Any,
+    ) -> Self:
+        """The pipeline of a checkpoint in one file.
+
+        Args:
+            pretrained_model_link_or_path: a .safetensors file, or its page on the hub.
+            given: components to take the place of the file's.
+
+        Raises:
+            As `from_pretrained`.
+        """
+        if load_safety_checker:
+            raise InvalidRequest("load_safety_checker is not offered", hint="leave it out")
+        link = re.fullmatch(
+            r"https://huggingface\.co/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/(.+)",
+            str(pretrained_model_link_or_path),
+        )
+        where = pretrained_model_link_or_path
+        if link is not None:
+            where = find_file(link[1], link[3], None, link[2])
+        made: Self = cls.from_pretrained(
+            where,
+            torch_dtype=torch_dtype or dtype,
+            use_safetensors=use_safetensors,
+            safety_checker=safety_checker,
+            **given,
+        )
+        return made
 
     @classmethod
     def from_pretrained(
@@ -307,7 +425,7 @@ class DiffusionPipeline(Adapters):
             library = "transformers" if name.startswith(("text", "token")) else "diffusers"
             index[name] = [library, type(component).__name__]
         index |= {name: [None, None] for name in _ABSENT}
-        if self._is_xl:
+        if self.is_xl:
             index = {key: value for key, value in index.items() if key != "safety_checker"}
             index["force_zeros_for_empty_prompt"] = self.force_zeros_for_empty_prompt
         write_json(folder / MODEL_INDEX, index)
@@ -368,23 +486,71 @@ class DiffusionPipeline(Adapters):
             raise InvalidRequest(f"{width}x{height} pixels: width and height must be multiples of 8")
         return height, width
 
-    def _check_inputs(
-        self, callback_inputs: Sequence[str], allowed: Sequence[str], output_type: str, **without: Any
-    ) -> None:
-        if strange := set(callback_inputs) - {*allowed}:
+    def _asked(self, given: Mapping[str, Any]) -> Any:
+        """The arguments of a call.
+
+        Raises:
+            TypeError: one that is unknown.
+            InvalidRequest: one that is not offered, or that this model cannot honour.
+        """
+        if unknown := given.keys() - {one.name for one in fields(self.ask)}:
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}")
+        ask = self.ask(**{**self.defaults, **given})
+        for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
+            if getattr(ask, name) is not None:
+                raise InvalidRequest(f"{name} is not offered", hint="leave it out")
+        if strange := {*ask.callback_on_step_end_tensor_inputs} - {*self._callback_tensor_inputs}:
             raise InvalidRequest(
                 f"callback_on_step_end_tensor_inputs has {', '.join(sorted(strange))}; "
-                f"expected some of {', '.join(allowed)}"
+                f"expected some of {', '.join(self._callback_tensor_inputs)}"
             )
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise InvalidRequest(f"output_type is {output_type!r}; expected 'pil', 'np', 'pt' or 'latent'")
-        for name, value in without.items():
-            if value is not None:
-                raise InvalidRequest(f"{name} is not offered", hint="leave it out")
+        if ask.output_type not in ("pil", "np", "pt", "latent"):
+            raise InvalidRequest(
+                f"output_type is {ask.output_type!r}; expected 'pil', 'np', 'pt' or 'latent'"
+            )
         if self._model.traits.kind not in self.kinds:
             raise InvalidRequest(
                 f"the U-Net is one for {self._model.traits.kind}, which {type(self).__name__} cannot use"
             )
+        self._guidance_scale, self._guidance_rescale = ask.guidance_scale, ask.guidance_rescale
+        return ask
+
+    def _call(
+        self,
+        ask: Any,
+        size: Size,
+        start: Callable[[], Start],
+        end: Callable[[], int | None] = lambda: None,
+        finish: Callable[[list[Image.Image]], list[Image.Image]] | None = None,
+    ) -> Any:
+        """Draw what is asked for.
+
+        Args:
+            size: height and width in pixels.
+            start: tells where it begins, once the scheduler's timesteps are set; what it draws comes first.
+            end: tells which of those timesteps is the first that is left out.
+            finish: does something to finished pictures.
+        """
+        scale = self.lora_scale(ask.cross_attention_kwargs)
+        tensors = self._told_tensors(ask, size, scale)
+        options = self._begin(ask)
+        begun = start()
+        tensors |= {"latents": begun.latents, **begun.tensors}
+        drawn = self._draw(ask, tensors, begun, end(), options, self.used_adapters(self._model, scale))
+        images = self._finished(drawn, ask.output_type)
+        if finish is not None:
+            images = finish(images)
+        if ask.return_dict:
+            return self.output(images)
+        return (images, None) if self.output is StableDiffusionPipelineOutput else (images,)
+
+    def _told_tensors(self, ask: Any, size: Size, scale: float | None) -> dict[str, Any]:
+        """What the U-Net is told, in the form that callbacks know."""
+        raise NotImplementedError
+
+    def _told(self, tensors: Mapping[str, Any], pictures: int) -> list[dict[str, Conditioning]]:
+        """What the U-Net is told in each branch, for each picture."""
+        raise NotImplementedError
 
     def _texts(
         self, prompts: Sequence[str], clip_skip: int | None, adapters: tuple[UsedAdapter, ...]
@@ -394,84 +560,87 @@ class DiffusionPipeline(Adapters):
         [found] = Answers(self._model)([call])
         return list(found)
 
-    def _begin(
-        self, steps: int, eta: float, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
-    ) -> dict[str, Any]:
+    def _begin(self, ask: Ask) -> dict[str, Any]:
         """Set the scheduler's timesteps, and return the options of its sampler.
 
         Raises:
             InvalidRequest: an argument that the scheduler does not have.
         """
-        own: dict[str, Any] = {"timesteps": timesteps, "sigmas": sigmas}
+        own: dict[str, Any] = {"timesteps": ask.timesteps, "sigmas": ask.sigmas}
         given = {name: value for name, value in own.items() if value is not None}
         known = inspect.signature(self.scheduler.set_timesteps).parameters
         if strange := given.keys() - known.keys():
             raise InvalidRequest(f"{type(self.scheduler).__name__} takes no {', '.join(strange)} of your own")
-        self.scheduler.set_timesteps(None if given else steps, **given)
+        self.scheduler.set_timesteps(None if given else ask.num_inference_steps, **given)
         if "eta" in inspect.signature(self.scheduler.step).parameters:
-            return {"eta": eta}
-        if eta:
-            raise InvalidRequest(f"eta is {eta}, but {type(self.scheduler).__name__} has none")
+            return {"eta": ask.eta}
+        if ask.eta:
+            raise InvalidRequest(f"eta is {ask.eta}, but {type(self.scheduler).__name__} has none")
         return {}
 
     def _draw(
         self,
+        ask: Ask,
         tensors: dict[str, Any],
-        *,
-        pictures: int,
-        begin: int,
+        start: Start,
         end: int | None,
         options: Mapping[str, Any],
-        generator: Generators,
         adapters: tuple[UsedAdapter, ...],
-        told: Callable[[dict[str, Any]], list[dict[str, Conditioning]]],
-        callback: Callback | None,
-        callback_inputs: Sequence[str],
-        blend: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Draw pictures in step with each other.
 
         Args:
             tensors: "latents" [B, C, h, w] and what else a callback may see and change, by name.
-            begin, end: which of the scheduler's timesteps.
-            told: from those tensors, what the U-Net is told for each picture.
-            blend: changes the latents after each call.
+            end: which of the scheduler's timesteps is the first that is left out.
+            options: of the sampler.
 
         Returns:
             latents [B, C, h, w], where the last step left them.
         """
-        plan = self.scheduler.plan(begin, options)
-        timesteps = self.scheduler.timesteps[begin:end]
-        if end is not None and end < len(self.scheduler.timesteps):
-            plan = plan.part(0, (end - begin) // self.scheduler.order)
+        order, pictures = self.scheduler.order, len(tensors["latents"])
+        plan = self.scheduler.plan(start.begin, options)
+        timesteps = self.scheduler.timesteps[start.begin : end]
+        if len(timesteps) == 0:
+            raise InvalidRequest("of the steps none is left to take", hint="raise their number, or strength")
+        if end is not None:
+            plan = plan.part(0, -(-len(timesteps) // order))
         self._num_timesteps, self._interrupt = len(timesteps), False
         drawing = Drawing(
             Answers(self._model),
             plan,
-            self.scheduler._norm,
+            self.scheduler.norm,
             tensors["latents"].float().cpu(),
-            told(tensors),
+            self._told(tensors, pictures),
             self._guidance(),
-            SharedNoise(tensors["latents"].shape, generator, self.dtype),
+            SharedNoise(tensors["latents"].shape, ask.generator, self.dtype),
             adapters,
         )
-        with self.progress_bar(-(-len(timesteps) // self.scheduler.order)) as bar:
+        with self.progress_bar(-(-len(timesteps) // order)) as bar:
             for number, _ in enumerate(drawing.steps()):
-                if blend is not None:
-                    drawing.latents = blend(number, drawing.latents)
-                if callback is not None:
+                if start.blend is not None:
+                    drawing.latents = start.blend(number, drawing.latents)
+                if ask.callback_on_step_end is not None:
                     tensors["latents"] = self._out(drawing.latents)
-                    shown = {name: tensors[name] for name in callback_inputs}
-                    changed = callback(self, number, timesteps[number], shown)
+                    shown = {name: tensors[name] for name in ask.callback_on_step_end_tensor_inputs}
+                    changed = ask.callback_on_step_end(self, number, timesteps[number], shown)
                     if changed.get("latents", tensors["latents"]) is not tensors["latents"]:
                         drawing.latents = changed["latents"]
                     tensors |= {name: changed[name] for name in changed.keys() & tensors.keys()}
-                    drawing.told, drawing.guidance = told(tensors), self._guidance()
-                if (number + 1) % self.scheduler.order == 0 or number + 1 == len(timesteps):
+                    drawing.told, drawing.guidance = self._told(tensors, pictures), self._guidance()
+                if (number + 1) % order == 0 or number + 1 == len(timesteps):
                     bar.update()
                 if self._interrupt:
                     break
         return drawing.latents.float().cpu()
+
+    def _first(self, ask: Ask, size: Size) -> Tensor:
+        """The first latents, of noise or of what was given."""
+        unit, channels = self.vae_scale_factor, self._model.checkpoint.vae_config.latent_channels
+        shape = (ask.pictures, channels, size[0] // unit, size[1] // unit)
+        if ask.latents is not None and ask.latents.shape != shape:
+            raise InvalidRequest(f"latents are {tuple(ask.latents.shape)}, expected {shape}")
+        latents = draw(shape, ask.generator, self.device, self.dtype) if ask.latents is None else ask.latents
+        return latents * self.scheduler.init_noise_sigma
 
     def _guidance(self) -> ClassifierFreeGuidance:
         guided = self.do_classifier_free_guidance
@@ -495,12 +664,6 @@ class DiffusionPipeline(Adapters):
         pictures = (pictures / 2 + 0.5).clamp(0.0, 1.0)
         return pictures if output_type == "pt" else np.asarray(pictures.permute(0, 2, 3, 1))
 
-    def _returned(self, images: Any, return_dict: bool) -> Any:
-        output = self.output(images)
-        if return_dict:
-            return output
-        return (images, None) if self.output is StableDiffusionPipelineOutput else (images,)
-
     @staticmethod
     def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
         """Arrays [B, H, W, 3] in [0, 1] to images."""
@@ -523,7 +686,7 @@ def _parts_of(given: Mapping[str, Any], zero_negative: bool) -> Parts:
     return parts
 
 
-def _repeated(prompts: Prompts, count: int, what: str) -> list[str]:
+def repeated(prompts: Prompts, count: int, what: str) -> list[str]:
     """One text for each of `count` prompts.
 
     Raises:
@@ -538,182 +701,12 @@ def _repeated(prompts: Prompts, count: int, what: str) -> list[str]:
     return list(prompts)
 
 
-def _count(prompt: Prompts, embeds: Tensor | None) -> int:
-    """How many prompts there are.
-
-    Raises:
-        InvalidRequest: none, or texts and embeddings of them both.
-    """
-    if (prompt is None) == (embeds is None):
-        raise InvalidRequest("give either prompt or prompt_embeds")
-    if embeds is not None:
-        return len(embeds)
-    return 1 if isinstance(prompt, str) else len(prompt or ())
-
-
-def _each(tensor: Tensor, times: int) -> Tensor:
+def each(tensor: Tensor, times: int) -> Tensor:
     """Rows [B, …] repeated, those of one prompt side by side: [B * times, …]."""
     return tensor.repeat_interleave(times, dim=0)
 
 
-def _halves(tensor: Tensor, pictures: int) -> tuple[Tensor | None, Tensor]:
+def halves(tensor: Tensor, pictures: int) -> tuple[Tensor | None, Tensor]:
     """The negative half of rows, if there is one, and the positive."""
     rows = tensor.float().cpu()
     return (rows[:pictures], rows[pictures:]) if len(rows) == 2 * pictures else (None, rows)
-
-
-class StableDiffusionPipeline(DiffusionPipeline):
-    """Text to picture with Stable Diffusion 1.x and 2.x."""
-
-    component_names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
-
-    def encode_prompt(
-        self,
-        prompt: Prompts,
-        device: Any = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: Prompts = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        lora_scale: float | None = None,
-        clip_skip: int | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [B, T, C] of prompts and of negative prompts, which are None without guidance.
-
-        Args:
-            clip_skip: layers before the last one; of negative prompts the last one counts, as in diffusers.
-        """
-        adapters = self.used_adapters(self._model, lora_scale)
-        count = _count(prompt, prompt_embeds)
-        if prompt_embeds is None:
-            read = self._texts(_repeated(prompt, count, "prompt"), clip_skip, adapters)
-            prompt_embeds = self._out(torch.cat([one.context for one in read]))
-        if do_classifier_free_guidance and negative_prompt_embeds is None:
-            texts = _repeated(negative_prompt, count, "negative_prompt")
-            read = self._texts(texts, None, adapters)
-            negative_prompt_embeds = self._out(torch.cat([one.context for one in read]))
-        positive = _each(prompt_embeds, num_images_per_prompt)
-        if not do_classifier_free_guidance or negative_prompt_embeds is None:
-            return positive, None
-        return positive, _each(negative_prompt_embeds, num_images_per_prompt)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        prompt: Prompts = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 7.5,
-        negative_prompt: Prompts = None,
-        num_images_per_prompt: int = 1,
-        eta: float = 0.0,
-        generator: Generators = None,
-        latents: Tensor | None = None,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        ip_adapter_image: None = None,
-        ip_adapter_image_embeds: None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        cross_attention_kwargs: Mapping[str, Any] | None = None,
-        guidance_rescale: float = 0.0,
-        clip_skip: int | None = None,
-        callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> Any:
-        """Draw pictures. The arguments are those of diffusers' `StableDiffusionPipeline`.
-
-        Raises:
-            InvalidRequest: an argument that cannot be honoured.
-        """
-        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
-        self._check_inputs(
-            callback_on_step_end_tensor_inputs,
-            self._callback_tensor_inputs,
-            output_type,
-            ip_adapter_image=ip_adapter_image,
-            ip_adapter_image_embeds=ip_adapter_image_embeds,
-        )
-        height, width = self._sized(height, width)
-        pictures = _count(prompt, prompt_embeds) * num_images_per_prompt
-        scale = self.lora_scale(cross_attention_kwargs)
-        tensors = self._told_tensors(
-            prompt,
-            negative_prompt,
-            num_images_per_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            scale,
-            clip_skip,
-        )
-        options = self._begin(num_inference_steps, eta, timesteps, sigmas)
-        tensors["latents"] = self._first(pictures, height, width, generator, latents)
-        drawn = self._draw(
-            tensors,
-            pictures=pictures,
-            begin=0,
-            end=None,
-            options=options,
-            generator=generator,
-            adapters=self.used_adapters(self._model, scale),
-            told=lambda tensors: self._told(tensors, pictures),
-            callback=callback_on_step_end,
-            callback_inputs=callback_on_step_end_tensor_inputs,
-        )
-        return self._returned(self._finished(drawn, output_type), return_dict)
-
-    def _told_tensors(
-        self,
-        prompt: Prompts,
-        negative: Prompts,
-        times: int,
-        embeds: Tensor | None,
-        negative_embeds: Tensor | None,
-        scale: float | None,
-        clip_skip: int | None,
-    ) -> dict[str, Any]:
-        """What the U-Net is told, in the form that callbacks know."""
-        guided = self.do_classifier_free_guidance
-        positive, other = self.encode_prompt(
-            prompt, None, times, guided, negative, embeds, negative_embeds, scale, clip_skip
-        )
-        both = positive if other is None else torch.cat([other, positive])
-        return {"prompt_embeds": both, "negative_prompt_embeds": other}
-
-    def _told(self, tensors: Mapping[str, Any], pictures: int) -> list[dict[str, Conditioning]]:
-        """What the U-Net is told for each picture."""
-        negative, positive = _halves(tensors["prompt_embeds"], pictures)
-        branches = {"positive": positive} | ({} if negative is None else {"negative": negative})
-        guides_itself = self._model.traits.guides_itself
-        return [
-            {
-                name: Conditioning(
-                    rows[row : row + 1],
-                    channels=self._channels(tensors, row, name),
-                    guidance=self._guidance_scale if guides_itself else None,
-                )
-                for name, rows in branches.items()
-            }
-            for row in range(pictures)
-        ]
-
-    def _channels(self, tensors: Mapping[str, Any], row: int, branch: str) -> Tensor | None:
-        """What stands behind the latents' own channels."""
-        return None
-
-    def _first(
-        self, pictures: int, height: int, width: int, generator: Generators, latents: Tensor | None
-    ) -> Tensor:
-        """The first latents, of noise or of what was given."""
-        unit, channels = self.vae_scale_factor, self._model.checkpoint.vae_config.latent_channels
-        shape = (pictures, channels, height // unit, width // unit)
-        if latents is None:
-            latents = draw(shape, generator, self.device, self.dtype)
-        elif latents.shape != shape:
-            raise InvalidRequest(f"latents are {tuple(latents.shape)}, expected {shape}")
-        return latents * self.scheduler.init_noise_sigma

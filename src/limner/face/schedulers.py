@@ -327,20 +327,20 @@ class Scheduler:
         walk = self._walk
         if walk is None or not self._goes_on(walk, float(timestep), options):
             walk = self._begun(float(timestep), x, options)
-        walk.x.copy_(x * self._norm(walk.sigma))
+        walk.x.copy_(x * self.norm(walk.sigma))
         around = scalings(self._known.prediction_type, walk.sigma)
         denoised = around.denoised(walk.x, model_output.to(x.dtype))
         try:
             walk.x, walk.sigma = walk.sampler.send(denoised)
             walk.call += 1
-            self._walk, result = walk, walk.x / self._norm(walk.sigma)
+            self._walk, result = walk, walk.x / self.norm(walk.sigma)
         except StopIteration as done:
             assert self._plan is not None
-            self._walk, result = None, done.value / self._norm(self._plan.sigmas[-1])
+            self._walk, result = None, done.value / self.norm(self._plan.sigmas[-1])
         output = SchedulerOutput(result.to(sample.dtype), denoised.to(sample.dtype))
         return output if return_dict else output.to_tuple()
 
-    def _norm(self, sigma: float) -> float:
+    def norm(self, sigma: float) -> float:
         """What makes latents of this class those of a sampler."""
         return math.sqrt(sigma**2 + 1.0) if self.unit_variance else 1.0
 
@@ -376,7 +376,7 @@ class Scheduler:
             starts = range(0, len(self.timesteps), self.order)
             call = [start for start in starts if float(self.timesteps[start]) == timestep][-1]
         plan = self.plan(call, options)
-        x = sample * self._norm(plan.sigmas[0])
+        x = sample * self.norm(plan.sigmas[0])
         sampler = SAMPLERS[plan.sampler](x, plan.sigmas, lambda: self._noise(), **plan.options)
         x, sigma = next(sampler)
         return _Walk(sampler, call, x, sigma, options)
