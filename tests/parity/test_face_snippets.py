@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_families import TEXT, UNET, VAE, _text_encoder, _tokenizer
 
 TOLERANCE = 1e-4
@@ -43,12 +44,31 @@ def model(tmp_path_factory, reference, randomise):
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(root / "model")
+    (root / "words").mkdir()
+    (root / "lora").mkdir()
+    width, vectors = TEXT.hidden_size, torch.Generator().manual_seed(1)
+    for name, token, count in (("cat-toy", "<cat-toy>", 1), ("style", "<style>", 3)):
+        rows = torch.randn(count, width, generator=vectors)
+        save_file({token: rows}, root / "words" / f"{name}.safetensors")
+    save_file(_lora(parts["unet"]), root / "lora" / "style.safetensors")
     return root / "model"
+
+
+def _lora(unet):
+    """Of all attention in a U-Net."""
+    generator, tensors = torch.Generator().manual_seed(2), {}
+    for name, module in unet.named_modules():
+        if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+            out, into = module.weight.shape
+            for end, shape in (("down", (2, into)), ("up", (out, 2))):
+                values = torch.randn(shape, generator=generator) / into**0.5
+                tensors[f"unet.{name}.lora.{end}.weight"] = values
+    return tensors
 
 
 def run(source, model, library):
     """What a snippet calls its result, with the imports of a library."""
-    source = source.replace("org/stable-diffusion", str(model))
+    source = source.replace("org/stable-diffusion", str(model)).replace("org/", f"{model.parent}/")
     if library == "limner":
         for other in ("diffusers", "transformers"):
             source = source.replace(f"from {other} import", "from limner import")

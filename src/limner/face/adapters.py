@@ -1,9 +1,7 @@
 """LoRA and textual inversion as pipelines of diffusers load them."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,21 @@ class _Loaded:
 
 
 class Adapters:
-    """What of a pipeline is about adapters. They never change its networks: each call says what counts."""
+    """What of a pipeline is about adapters. They never change its networks: each call says what counts.
+
+    Attributes:
+        words: that textual inversions were loaded for, and their files.
+    """
 
     def __init__(self) -> None:
         self._loras: dict[str, _Loaded] = {}
         self._loras_off = False
-        self._words: Path | None = None
+        self.words: Mapping[str, Path] = {}
 
     def take_adapters(self, other: "Adapters") -> None:
         """Have the adapters of another pipeline, as they are now."""
         self._loras = {name: replace(one) for name, one in other._loras.items()}
-        self._loras_off, self._words = other._loras_off, other._words
-        self._folder = other._folder
+        self._loras_off, self.words = other._loras_off, other.words
 
     def load_lora_weights(
         self,
@@ -154,28 +155,21 @@ class Adapters:
 
         Raises:
             ModelNotFound: there is none.
-            InvalidRequest: the word is taken, or no file names one.
+            InvalidRequest: there is such a word already, or the file names none.
         """
         where = pretrained_model_name_or_path
         path = _file(where, weight_name or _INVERSION_FILE, subfolder, revision)
         word = token or _word_in(path)
-        if self._words is None:
-            self._words = Path(self._folder.name)
-        link = self._words / str(len(list(self._words.iterdir()))) / f"{word}{path.suffix}"
-        if "/" in word or any(self._words.glob(f"*/{word}.*")):
-            raise InvalidRequest(f"{word!r} cannot be a new word", hint="give another token")
-        link.parent.mkdir()
-        link.symlink_to(path.resolve())
+        if word in self.words:
+            raise InvalidRequest(f"there is a word {word!r} already", hint="give another token")
+        self.words = {**self.words, word: path.resolve()}
 
-    @cached_property
-    def _folder(self) -> "tempfile.TemporaryDirectory[str]":
-        """Of links to files of textual inversion, under the names of their words."""
-        return tempfile.TemporaryDirectory(prefix="limner-words-")
-
-    @property
-    def embedding_dirs(self) -> tuple[Path, ...]:
-        """Folders with textual inversions, one for each word."""
-        return () if self._words is None else tuple(sorted(self._words.iterdir()))
+    def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
+        """Forget words, or all. Raises InvalidRequest for one that was not loaded."""
+        named = list(self.words) if tokens is None else [tokens] if isinstance(tokens, str) else tokens
+        if strange := [token for token in named if token not in self.words]:
+            raise InvalidRequest(f"there is no word {', '.join(strange)}")
+        self.words = {word: path for word, path in self.words.items() if word not in named}
 
     def lora_scale(self, cross_attention_kwargs: Mapping[str, Any] | None) -> float | None:
         """What `cross_attention_kwargs` says. Raises InvalidRequest for anything but a scale."""

@@ -155,12 +155,12 @@ class Parts:
         network = kind.made(values, checkpoint.tensors(name), checkpoint.weights[name], self.dtype)
         return network.to(self.device)
 
-    def model(self, prediction_type: PredictionType, embedding_dirs: tuple[Path, ...] = ()) -> Model:
+    def model(self, prediction_type: PredictionType, words: Mapping[str, Path]) -> Model:
         """The model that draws with the components as they are now.
 
         Args:
             prediction_type: what the U-Net predicts, as the scheduler says.
-            embedding_dirs: folders with textual inversions.
+            words: that stand for textual inversions, and their files.
 
         Raises:
             InvalidRequest: a dtype that the device does not compute in.
@@ -178,7 +178,7 @@ class Parts:
             precision = _PRECISIONS[self.dtype]
             backend = NativeBackend(self._joined(own), self.device, precision, offload=self.offload)
             self._backend = key, backend.read()
-        settings = prediction_type, embedding_dirs
+        settings = prediction_type, words
         if self._model is None or self._model[0] != settings:
             backend = self._backend[1]
             encoders = backend.checkpoint.text_configs
@@ -190,7 +190,7 @@ class Parts:
                 scheduler=SchedulerConfig(prediction_type=prediction_type),
                 tokenizers={part: self.component(TOKENIZER_OF[part]).own for part in encoders},
                 backend=backend,
-                embedding_dirs=embedding_dirs,
+                words=words,
             )
             self._model = settings, model
         return self._model[1]

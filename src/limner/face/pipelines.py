@@ -463,7 +463,7 @@ class DiffusionPipeline(Adapters):
     @property
     def _model(self) -> Model:
         """The model that draws."""
-        return self._parts.model(self.scheduler.config.prediction_type, self.embedding_dirs)
+        return self._parts.model(self.scheduler.config.prediction_type, self.words)
 
     @contextmanager
     def progress_bar(self, total: int) -> Any:

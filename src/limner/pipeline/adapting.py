@@ -52,12 +52,18 @@ class AdapterLibrary:
     Args:
         loras: folders with LoRA files, searched for the names in requests, subfolders included.
         embeddings: folders with textual inversions, whose names are words of the prompt language.
+        words: others, and their files.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, loras: Sequence[Path] = (), embeddings: Sequence[Path] = ()
+        self,
+        checkpoint: Checkpoint,
+        loras: Sequence[Path] = (),
+        embeddings: Sequence[Path] = (),
+        words: Mapping[str, Path] | None = None,
     ) -> None:
         self._checkpoint, self._loras, self._embeddings = checkpoint, loras, embeddings
+        self._words = {word.lower(): path for word, path in (words or {}).items()}
         self._read: OrderedDict[tuple[Path, tuple[int, int]], Adapter] = OrderedDict()
         self._low_rank: dict[tuple[Path, tuple[int, int]], bool] = {}
         self._terms: dict[tuple[tuple[UsedAdapter, ...], ...], dict[str, tuple[Tensor, Tensor]]] = {}
@@ -148,7 +154,7 @@ class AdapterLibrary:
             for folder in self._embeddings
             for path in sorted(folder.rglob("*"))
             if path.suffix in EMBEDDING_SUFFIXES
-        }
+        } | self._words
         brought = {one.name.lower(): one for u in used for one in self.read(u).embeddings}
         first_id = max(config.vocab_size for config in self._checkpoint.text_configs.values())
         return Words(files, brought, first_id, lambda path: read_embedding(path, self.targets.widths))

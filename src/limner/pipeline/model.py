@@ -79,6 +79,7 @@ class Model:
         backend: runs its networks.
         warnings: what its user should know about how it was found and read.
         lora_dirs, embedding_dirs: folders with adapters, as `load` takes them.
+        words: that stand for a file of textual inversion, whatever its name.
         wildcards_dirs, styles_files: of which prompts are made, as `load` takes them.
         options: of `load`, by which a refiner is loaded like this model.
     """
@@ -93,6 +94,7 @@ class Model:
     warnings: tuple[str, ...] = ()
     lora_dirs: tuple[Path, ...] = ()
     embedding_dirs: tuple[Path, ...] = ()
+    words: Mapping[str, Path] = field(default_factory=dict)
     wildcards_dirs: tuple[Path, ...] = ()
     styles_files: tuple[Path, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -229,7 +231,7 @@ class Model:
 
     @cached_property
     def _library(self) -> AdapterLibrary:
-        return AdapterLibrary(self.checkpoint, self.lora_dirs, self.embedding_dirs)
+        return AdapterLibrary(self.checkpoint, self.lora_dirs, self.embedding_dirs, self.words)
 
     def controls_of(self, request: GenerationRequest) -> tuple[UsedControl, ...]:
         """The control networks of a resolved request.

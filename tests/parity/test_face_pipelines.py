@@ -1,0 +1,121 @@
+"""Pipelines of the face against those of diffusers under the same name: final latents within 1e-4 of their
+standard deviation, from the same generator, in whatever order the two draw."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from test_families import folders, mask, picture  # noqa: F401 (fixtures)
+
+import limner
+from limner import InvalidRequest
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`len.prompt. != len.image.` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*only 1 initial images:FutureWarning"),
+]
+
+TOLERANCE = 1e-4
+SIZE = {"height": 72, "width": 104}
+TWO = {"num_images_per_prompt": 2}
+
+
+def seeded(number):
+    return torch.Generator("cpu").manual_seed(number)
+
+
+def draw(library, name, folder, scheduler=None, generators=1, **given):
+    pipe = getattr(library, name).from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    if scheduler is not None:
+        pipe.scheduler = getattr(library, scheduler).from_config(pipe.scheduler.config)
+    generator = seeded(3) if generators == 1 else [seeded(number) for number in range(generators)]
+    ask = {"prompt": "a cat in the snow", "negative_prompt": "blurry", "output_type": "latent"}
+    return pipe(**{**ask, "num_inference_steps": 6, "generator": generator, **given}).images
+
+
+def compare(name, folder, **given):
+    expected = draw(diffusers, name, folder, **given)
+    found = draw(limner, name, folder, **given)
+    if not torch.is_tensor(expected):  # pictures of 8 bits, which may round either way
+        expected, found = (np.stack(images).astype(float) for images in (expected, found))
+        assert np.abs(expected - found).max() <= 1
+        return
+    assert found.shape == expected.shape
+    assert expected.std() > 0.1
+    difference = float((found - expected).abs().max() / expected.std())
+    assert difference <= TOLERANCE, f"they differ by {difference:.1e} of their standard deviation"
+
+
+ANCESTRAL = "EulerAncestralDiscreteScheduler"
+
+
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", ANCESTRAL, "HeunDiscreteScheduler"])
+def test_a_picture_to_begin_with(folders, picture, scheduler):  # noqa: F811
+    scheduler = {"scheduler": scheduler} if scheduler != "PNDMScheduler" else {}
+    given = {"image": picture, "strength": 0.6, **TWO, **scheduler}
+    compare("StableDiffusionImg2ImgPipeline", folders / "img2img", **given)
+
+
+def test_pictures_in_other_forms(folders, picture):  # noqa: F811
+    pixels = np.asarray(picture)[None].astype(np.float32) / 255
+    for image in (
+        torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        torch.randn(1, 4, 9, 13, generator=seeded(1)),
+    ):
+        compare("StableDiffusionImg2ImgPipeline", folders / "img2img", image=image, generators=2, **TWO)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"strength": 0.6, "scheduler": "DPMSolverMultistepScheduler"},
+        {"scheduler": ANCESTRAL, "generators": 2},
+        {"strength": 0.5, "padding_mask_crop": 7, "output_type": "pil", "height": 64, "width": 64},
+    ],
+)
+def test_within_a_mask(folders, picture, mask, given):  # noqa: F811
+    own = {"image": picture, "mask_image": mask, **SIZE} | ({} if "padding_mask_crop" in given else TWO)
+    compare("StableDiffusionInpaintPipeline", folders / "plain inpainting", **{**own, **given})
+
+
+@pytest.mark.parametrize("given", [{"scheduler": ANCESTRAL, **TWO}, {"strength": 0.5}])
+def test_a_model_that_is_made_for_masks(folders, picture, mask, given):  # noqa: F811
+    own = {"image": picture, "mask_image": mask, **SIZE}
+    compare("StableDiffusionInpaintPipeline", folders / "inpainting", **own, **given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {**TWO, "original_size": (30, 40), "crops_coords_top_left": (3, 5)},
+        {"negative_prompt": None, "prompt_2": "a dog", "scheduler": "EulerDiscreteScheduler"},
+        {"negative_original_size": (30, 40), "negative_target_size": (50, 60), "denoising_end": 0.6},
+    ],
+)
+def test_xl(folders, given):  # noqa: F811
+    compare("StableDiffusionXLPipeline", folders / "xl", **SIZE, **given)
+
+
+def test_xl_from_pictures(folders, picture, mask):  # noqa: F811
+    given = {"image": picture, "strength": 0.6, "negative_original_size": (30, 40)}
+    compare("StableDiffusionXLImg2ImgPipeline", folders / "xl", **given)
+    given = {"image": picture, "mask_image": mask, **SIZE, **TWO}
+    compare("StableDiffusionXLInpaintPipeline", folders / "xl", **given)
+
+
+def test_the_refiner_goes_on(folders):  # noqa: F811
+    latents = torch.randn(1, 4, 9, 13, generator=seeded(1))
+    compare("StableDiffusionXLImg2ImgPipeline", folders / "refiner", image=latents, denoising_start=0.5)
+
+
+def test_a_model_that_guides_itself(folders):  # noqa: F811
+    compare(
+        "StableDiffusionPipeline", folders / "distilled", **SIZE, negative_prompt=None, guidance_scale=4.5
+    )
+
+
+def test_a_pipeline_for_another_model_is_refused(folders):  # noqa: F811
+    with pytest.raises(InvalidRequest, match="the U-Net is one for inpainting"):
+        draw(limner, "StableDiffusionPipeline", folders / "inpainting")
