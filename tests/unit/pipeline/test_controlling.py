@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from limner import GenerationRequest, load
 from limner.errors import InvalidRequest, ModelNotFound
 from limner.nn.controlnet import ControlNetConfig, ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from limner.pipeline.calls import ReadControl
 from limner.pipeline.controlling import Steering, UsedControl, residual_weights
 from limner.pipeline.engine import Engine
@@ -18,6 +19,7 @@ from limner.pipeline.generation import picture_of, watch
 from limner.pipeline.images import image_source
 from limner.preprocess import preprocessed
 from limner.request import Control
+from limner.weights.save import save_control
 
 ASK = {"prompt": "a cat", "negative_prompt": "fog", "seed": 3, "steps": 4, "width": 64, "height": 64}
 RESIDUALS = 5  # of the tiny U-Net: its first convolution, two levels of a block each, a resize, the middle
@@ -169,12 +171,17 @@ def test_guess_spares_the_negative_prompt(model, net):
 
 def test_requests_with_different_controls_in_company(model, net, tmp_path, networks):
     second = write_controlnet(tmp_path / "second", networks["unet"].config, seed=7)
+    adapter = tmp_path / "adapter"
+    config = T2IAdapterConfig(
+        channels=networks["unet"].config.block_out_channels, downscale_factor=2, num_res_blocks=1
+    )
+    save_control(adapter, T2IAdapter(config))
     sets = [
         [],
         [control(net)],
         [control(net, weight=0.4, end=0.5)],
-        [control(second)],
-        [control(net), control(second, weight=0.5)],
+        [control(adapter)],
+        [control(net), control(second, weight=0.5), control(adapter, weight=0.5, end=0.5)],
     ]
     asks = [
         GenerationRequest.of(
