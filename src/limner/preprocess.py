@@ -49,8 +49,8 @@ def preprocessor(name: str) -> tuple[str, dict[str, float]]:
         InvalidRequest: as `preprocessed`.
     """
     word, *values = name.split(":")
-    ours, settings = _ELSEWHERE.get(word.removesuffix(" (from white bg & black line)"), (word, {}))
-    ours = ours.removesuffix(" (from white bg & black line)")
+    word = word.removesuffix(" (from white bg & black line)")  # which AUTOMATIC1111 appends
+    ours, settings = _ELSEWHERE.get(word, (word, {}))
     if ours not in PREPROCESSORS:
         raise _unknown(word)
     options = list(inspect.signature(PREPROCESSORS[ours]).parameters.values())[1:]
@@ -112,7 +112,7 @@ def lineart(image: Image.Image, sigma: float = 6.0) -> Image.Image:
     Args:
         sigma: of "around", in pixels.
     """
-    _require(0 < sigma <= 256, f"sigma is {sigma}", "more than 0, up to 256")
+    _require(0 < sigma <= 64, f"sigma is {sigma}", "more than 0, up to 64")
     x = _pixels(image).astype(np.float32)
     darker = np.min(opencv().GaussianBlur(x, (0, 0), sigma) - x, axis=2).clip(0, 255)
     lines = darker[darker > 8]
@@ -130,9 +130,7 @@ def scribble(image: Image.Image, level: float = 32.0) -> Image.Image:
     _require(0 <= level <= 510, f"level is {level}", "0 to 510")
     x, blur = _pixels(image).astype(np.float32), opencv().GaussianBlur
     darker = np.min(blur(x, (0, 0), 5.0) - blur(x, (0, 0), 0.5), axis=2)
-    # Cut to whole numbers first, as ControlNet does: the strokes of 1.0 and 1.1 are the same.
-    strokes = 255 - (255 - darker).clip(0, 255).astype(np.uint8)
-    return _white(2.0 * strokes > level)
+    return _white(2.0 * np.ceil(darker.clip(0, 255)) > level)
 
 
 def softedge(image: Image.Image, sigma: float = 1.0) -> Image.Image:
@@ -143,7 +141,7 @@ def softedge(image: Image.Image, sigma: float = 1.0) -> Image.Image:
     Args:
         sigma: of the blur before, in pixels.
     """
-    _require(0 < sigma <= 256, f"sigma is {sigma}", "more than 0, up to 256")
+    _require(0 < sigma <= 64, f"sigma is {sigma}", "more than 0, up to 64")
     cv2 = opencv()
     x = cv2.GaussianBlur(_pixels(image).astype(np.float32), (0, 0), sigma)
     slope = np.hypot(cv2.Sobel(x, cv2.CV_32F, 1, 0), cv2.Sobel(x, cv2.CV_32F, 0, 1)).max(axis=2)
@@ -169,7 +167,7 @@ def blur(image: Image.Image, sigma: float = 9.0) -> Image.Image:
     Args:
         sigma: in pixels.
     """
-    _require(0 < sigma <= 256, f"sigma is {sigma}", "more than 0, up to 256")
+    _require(0 < sigma <= 64, f"sigma is {sigma}", "more than 0, up to 64")
     return Image.fromarray(opencv().GaussianBlur(_pixels(image), (0, 0), sigma))
 
 
@@ -200,7 +198,7 @@ def shuffle(image: Image.Image, cell: int = 256, seed: int = 0) -> Image.Image:
         cell: pixels over which neighbours stay together.
         seed: of where they go.
     """
-    _require(2 <= cell <= 4096, f"cell is {cell}", "2 to 4096")
+    _require(2 <= cell <= 1024, f"cell is {cell}", "2 to 1024")
     cv2, pixels, rng = opencv(), _pixels(image), np.random.default_rng(seed)
     height, width = pixels.shape[:2]
 
