@@ -125,7 +125,26 @@ class Lora(BaseModel):
         return dict(zip(("name", "weight", "text_weight"), (match[1], *weights), strict=False))
 
 
-class Control(BaseModel):
+class _ForSomeSteps(BaseModel):
+    """What holds for some of the steps: between the shares `start` and `end` of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    start: Share = 0.0
+    end: Share = 1.0
+
+    def holds_at(self, step: int, steps: int) -> bool:
+        """Whether it does at a step, from 1, of so many."""
+        return self.start <= (step - 1) / steps and step / steps <= self.end
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError(f"start is {self.start} and end {self.end}; expected the lower one first")
+        return self
+
+
+class Control(_ForSomeSteps):
     """A picture that says where things are to be, through a ControlNet or a T2I-Adapter.
 
     Attributes:
@@ -139,14 +158,10 @@ class Control(BaseModel):
             layers; or "guess", where the picture does, as only what is drawn towards is steered.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
     model: Annotated[str, Field(min_length=1, max_length=4096)]
     image: Source
     preprocessor: Annotated[str, Field(min_length=1, max_length=64)] = "none"
     weight: Annotated[float, Field(ge=0, le=10)] = 1.0
-    start: Share = 0.0
-    end: Share = 1.0
     mode: Literal["balanced", "prompt", "guess"] = "balanced"
 
     @model_validator(mode="before")
@@ -161,11 +176,40 @@ class Control(BaseModel):
         numbers = {"weight", "start", "end"} & fields.keys()
         return {**fields, **{name: float(fields[name]) for name in numbers}}
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.start >= self.end:
-            raise ValueError(f"start is {self.start} and end {self.end}; expected the lower one first")
-        return self
+
+class ImagePrompt(_ForSomeSteps):
+    """Pictures that stand beside the prompt, through an IP-Adapter.
+
+    Attributes:
+        model: the adapter: its file, or that of a repository on the hub, organisation/name:folder/file.
+        images: pictures, by their paths or data URLs.
+        weight: of what they add to the prompt.
+        start, end: the shares of the steps between which they do.
+        image_encoder: that the adapter was trained with: a folder, or one of a repository on the hub. None is
+            `image_encoder` beside the adapter, or `models/image_encoder` beside its folder.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=4096)]
+    images: Annotated[tuple[Source, ...], Field(min_length=1, max_length=64)]
+    weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    image_encoder: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, given: Any) -> Any:
+        """ "model=…,image=…,image=…,weight=0.6": fields in any order."""
+        if isinstance(given, Mapping):
+            images = given.get("images")
+            return {**given, "images": tuple(images)} if isinstance(images, list) else given
+        if not isinstance(given, str):
+            return given
+        pairs = [part.partition("=")[::2] for part in re.split(r",\s*(?=[a-z_]+=)", given)]
+        fields: dict[str, Any] = {name: text for name, text in pairs if name != "image"}
+        if not fields.keys() <= cls.model_fields.keys() - {"images"}:
+            raise ValueError("expected fields with their values: model=…,image=…,weight=0.6")
+        numbers = {"weight", "start", "end"} & fields.keys()
+        images = tuple(text for name, text in pairs if name == "image")
+        return {**fields, **{name: float(fields[name]) for name in numbers}, "images": images}
 
 
 class GenerationRequest(BaseModel):
@@ -208,6 +252,7 @@ class GenerationRequest(BaseModel):
         wildcards: the prompts are templates: `{red|blue}` and `__animal__` are chosen by each picture's seed.
         loras: adapters, beside those that the prompt names as <lora:name:0.8>.
         controls: pictures that say where things are to be.
+        image_prompts: pictures that stand beside the prompt.
         image: a picture to begin with: its path or a data URL. Models for inpainting, editing or depth maps
             need one.
         strength: how much of it is drawn anew, 0 to 1; None is all of it for models that are made for
@@ -277,6 +322,7 @@ class GenerationRequest(BaseModel):
     wildcards: bool = False
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
     image: Source | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     mask: Source | None = None
@@ -449,10 +495,16 @@ _TUPLES = (
     "styles",
     "loras",
     "controls",
+    "image_prompts",
     "extend",
 )
 # What parts the elements of a tuple in a table, where it is not blanks: names of styles have blanks in them.
-_BETWEEN = {"styles": re.compile(r"\s*,\s*"), "controls": re.compile(r";\s*(?=[a-z]+=)")}
+_BETWEEN_ITEMS = re.compile(r";\s*(?=[a-z_]+=)")
+_BETWEEN = {
+    "styles": re.compile(r"\s*,\s*"),
+    "controls": _BETWEEN_ITEMS,
+    "image_prompts": _BETWEEN_ITEMS,
+}
 
 
 def parts_of(name: str, text: str) -> tuple[str, ...]:

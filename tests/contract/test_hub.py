@@ -22,7 +22,7 @@ from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 from limner.weights import hub
 from limner.weights.checkpoint import load_unet, read_checkpoint
-from limner.weights.hub import list_models, locate_model, locate_network
+from limner.weights.hub import list_models, locate_file, locate_model, locate_network
 from limner.weights.save import save_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -77,6 +77,8 @@ class Hub:
     def _file(self, repo: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
         if repo in self.gated:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
+        if repo not in self.repos:
+            return 401, {"X-Error-Code": "RepoNotFound"}, b""
         path = self.repos[repo] / name
         if not path.is_file():
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
@@ -308,6 +310,28 @@ def test_settings_come_from_the_environment(online, tmp_path):
     assert f"home/hub/models--someone--tiny/snapshots/{COMMIT} ()" in offline
     assert "HF_HUB_OFFLINE forbids" in offline
     assert online.asked == []
+
+
+def test_single_files(online, tmp_path, monkeypatch):
+    adapter = online.repos["someone/adapters"] = tmp_path / "repo"
+    (adapter / "models" / "image_encoder").mkdir(parents=True)
+    (adapter / "models" / "image_encoder" / "config.json").write_text("{}")
+    (adapter / "models" / "a.safetensors").write_text("weights")
+    reference = "someone/adapters:models/a.safetensors"
+    path = locate_file(reference)
+    assert path.read_text() == "weights"
+    assert locate_file("someone/adapters:models/image_encoder/config.json").is_relative_to(path.parent)
+    assert locate_file(str(path)) == path
+    with pytest.raises(ModelNotFound, match=r"someone/adapters on the hub has no file b\.safetensors"):
+        locate_file("someone/adapters:b.safetensors")
+    with pytest.raises(ModelNotFound, match="no model nobody/adapters on the hub"):
+        locate_file("nobody/adapters:a.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert locate_file(reference) == path
+    with pytest.raises(ModelNotFound, match="cannot be asked"):
+        locate_file("someone/adapters:b.safetensors")
+    with pytest.raises(ModelNotFound, match="there is no file nowhere"):
+        locate_file("nowhere")
 
 
 def test_folders_and_shipped_models(checkpoint, tmp_path, monkeypatch):

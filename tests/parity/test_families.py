@@ -18,7 +18,8 @@ from PIL import Image
 
 from limner import GenerationRequest, ModelCache, load
 from limner.errors import InvalidRequest
-from limner.nn.clip import CLIPTextConfig
+from limner.nn.clip import CLIPTextConfig, CLIPVisionConfig
+from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
 from limner.nn.unet import UNetConfig
 from limner.nn.vae import VAEConfig
 from limner.pipeline.calls import DecodeLatents, EncodeImage
@@ -404,3 +405,72 @@ def _drawn(pipeline, output_type="latent", **fields):
     generator = torch.Generator("cpu").manual_seed(ASK["seed"])
     fields = {**ask, "num_inference_steps": ASK["steps"], "generator": generator, **fields}
     return pipeline(output_type=output_type, **fields).images
+
+
+VISION = CLIPVisionConfig(
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    image_size=28,
+    projection_dim=24,
+    projection=True,
+)
+FORMS = {
+    "plain": ("linear", 24, {"tokens": 4}),
+    "plus": ("resampler", 48, {"tokens": 5, "channels": 64, "heads": 1, "depth": 4}),
+    "full-face": ("mlp", 48, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def image_prompts(tmp_path_factory, randomise):
+    """A folder with an image encoder, and a maker of files of IP-Adapters in it."""
+    folder = tmp_path_factory.mktemp("image prompts")
+    encoder = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**VISION.to_dict()))
+    randomise(encoder, 7)
+    encoder.save_pretrained(folder / "image_encoder")
+
+    def make(form, unet, seed=0):
+        kind, channels, more = FORMS[form]
+        layers = tuple(attended_layers(unet).values())
+        adapter = IPAdapter(IPAdapterConfig(kind, channels, unet.cross_attention_dim, layers, **more))
+        randomise(adapter, seed)
+        path = folder / f"{form} {unet.cross_attention_dim} {seed}.safetensors"
+        write_tensors(path, adapter.state_dict())
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("family", "forms"),
+    [
+        ("img2img", ("plain",)),
+        ("img2img", ("plus",)),
+        ("img2img", ("full-face",)),
+        ("img2img", ("plain", "plus")),
+        ("xl", ("plus", "plain")),
+    ],
+)
+def test_image_prompts(folders, image_prompts, picture, family, forms):
+    """Two pictures for the first adapter, one for the second, in other proportions than the encoder's."""
+    tall = picture.rotate(90, expand=True)
+    unet = FAMILIES[family][1]
+    prompts = [
+        (image_prompts(form, unet, seed), [tall] if seed else [picture, tall], 0.9 - 0.3 * seed)
+        for seed, form in enumerate(forms)
+    ]
+    fields = {"image": picture, "strength": 0.8} if family == "img2img" else SIZE
+    asked = [
+        {"model": str(path), "images": tuple(map(image_source, pictures)), "weight": weight}
+        for path, pictures, weight in prompts
+    ]
+    plain = ours(folders, family, **fields)
+    found = ours(folders, family, **fields, image_prompts=asked)
+    assert (found - plain).abs().max() > 0.1 * plain.std()
+    theirs = _pipeline(folders / family, FAMILIES[family][0])
+    files = [path for path, _, _ in prompts]
+    theirs.load_ip_adapter(str(files[0].parent), subfolder="", weight_name=[path.name for path in files])
+    theirs.set_ip_adapter_scale([weight for _, _, weight in prompts])
+    assert_same(found, _drawn(theirs, **fields, ip_adapter_image=[pictures for _, pictures, _ in prompts]))

@@ -9,10 +9,13 @@ import inspect
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL as TheirAutoencoderKL
 from diffusers import UNet2DConditionModel as TheirUNet
+from PIL import Image
+from transformers import CLIPImageProcessor
 from transformers import CLIPTextConfig as TheirTextConfig
 from transformers import CLIPTextModel as TheirTextModel
 from transformers import CLIPTextModelWithProjection as TheirProjectedTextModel
@@ -23,6 +26,7 @@ from transformers import CLIPVisionModelWithProjection as TheirProjectedVisionMo
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.pipeline.images import clip_pixels
 
 TOLERANCE = 1e-5
 
@@ -256,6 +260,15 @@ def test_image_encoder(vision_pair, assert_close):
     assert_close(
         pooled, expected.image_embeds if ours.config.projection else expected.pooler_output, TOLERANCE
     )
+
+
+@pytest.mark.parametrize("size", [(300, 211), (97, 160), (224, 224), (33, 700)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_what_an_image_encoder_is_given(size, mode):
+    rows = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    image = Image.fromarray(rows).convert(mode)
+    expected = CLIPImageProcessor()(image, return_tensors="pt").pixel_values
+    torch.testing.assert_close(clip_pixels(image, 224), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("unet_pair", ["sd15", "sd21"], indirect=True)

@@ -15,21 +15,15 @@ from limner.errors import InvalidCheckpoint, UnsupportedModel
 from limner.nn.clip import CLIPVisionConfig, CLIPVisionModel
 from limner.nn.ip_adapter import HEAD, IPAdapter, IPAdapterConfig, attended_layers
 from limner.nn.unet import UNetConfig
-from limner.weights.checkpoint import read_config
-from limner.weights.load import (
-    build_on_meta,
-    describe,
-    image_encoder_name,
-    load_module,
-    refuse_unless_fitting,
-)
+from limner.weights.checkpoint import load_image_encoder, read_config
+from limner.weights.load import build_on_meta, describe, load_module, refuse_unless_fitting
 from limner.weights.pickles import read_pickle
 from limner.weights.tensors import LazyTensor, open_tensors
 
 _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IPAdapterFile:
     """A file that was checked, and whose tensors are mapped or not read yet."""
 
@@ -43,7 +37,7 @@ class IPAdapterFile:
         return load_module(lambda: IPAdapter(self.config), read, source=self.path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageEncoderFile:
     """The weights of an image encoder, which are not read or even fetched yet, and its geometry."""
 
@@ -51,13 +45,8 @@ class ImageEncoderFile:
     config: CLIPVisionConfig
 
     def load(self) -> CLIPVisionModel:
-        """The network with its weights, as they are stored. Raises as `load_module`."""
-        return load_module(
-            lambda: CLIPVisionModel(self.config),
-            open_tensors(self.path),
-            source=self.path,
-            names=image_encoder_name,
-        )
+        """The network with its weights, as they are stored. Raises as `load_image_encoder`."""
+        return load_image_encoder(self.path.parent)
 
     def fits(self, adapter: IPAdapterConfig) -> bool:
         """Whether it gives what an adapter takes."""

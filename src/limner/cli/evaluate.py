@@ -234,21 +234,14 @@ def _retrieval(
     import torch
     from torch.nn.functional import normalize
 
-    from limner.nn.clip import CLIPVisionConfig, CLIPVisionModel
     from limner.picturebook.evaluation import preferred, retrieved
     from limner.picturebook.world import caption, swapped
     from limner.prompts.tokenizer import Tokenizer
     from limner.training.components import read_text_encoder
-    from limner.weights.checkpoint import read_config
+    from limner.weights.checkpoint import load_image_encoder
     from limner.weights.files import read_json
-    from limner.weights.load import load_module
-    from limner.weights.tensors import open_tensors
 
-    source = folder / "image_encoder" / "model.safetensors"
-    config = read_config(source.with_name("config.json"), CLIPVisionConfig)
-    image_encoder = load_module(
-        lambda: CLIPVisionModel(config), open_tensors(source), source=source, names=str, dtype=torch.float32
-    )
+    image_encoder = load_image_encoder(folder / "image_encoder", torch.float32)
     text_encoder = read_text_encoder(folder / "text_encoder")
     tokenizer = Tokenizer.from_folder(folder / "tokenizer")
     scaling = read_json(folder / "feature_extractor" / "preprocessor_config.json")
@@ -257,7 +250,7 @@ def _retrieval(
     @torch.inference_mode()
     def embedded(captions: Sequence[str]) -> "Tensor":
         if not captions:
-            return torch.empty(0, config.projection_dim)
+            return torch.empty(0, image_encoder.config.projection_dim)
         ids = torch.tensor([tokenizer.encode_padded(text)[0] for text in captions])
         return normalize(text_encoder(ids)[1], dim=-1)
 

@@ -66,6 +66,10 @@ _CONTROL = (
     "A picture that says where things are: model=FOLDER,image=PICTURE and if need be, after more commas, "
     "preprocessor=canny weight=0.8 start=0 end=0.7 mode=guess. May be repeated."
 )
+_IMAGE_PROMPT = (
+    "Pictures beside the prompt: model=ADAPTER,image=PICTURE and if need be, after more commas, "
+    "image=PICTURE weight=0.6 start=0 end=0.7 image_encoder=FOLDER. May be repeated."
+)
 _SPEED = "exact, balanced or fast: the latter two change the picture a little to draw it sooner."
 _EXACT = "Draw each picture by itself, so that its bits do not depend on the others, or (default) share work."
 
@@ -152,6 +156,9 @@ class RequestOptions(_Options):
         option("Pixels to draw beyond its left, top, right and bottom.", PART, metavar="L T R B"),
     ] = None
     controls: Annotated[list[str] | None, option(_CONTROL, GUIDES, "--control", metavar="FIELDS")] = None
+    image_prompts: Annotated[
+        list[str] | None, option(_IMAGE_PROMPT, GUIDES, "--image-prompt", metavar="FIELDS")
+    ] = None
     hires_scale: Annotated[Number, option("Enlarge the picture so many times, and draw it again.", HIRES)] = (
         None
     )

@@ -68,6 +68,7 @@ def _seldom(request: "GenerationRequest") -> set[str]:
     names = {
         "loras",
         "controls",
+        "image_prompts",
         "image_guidance_scale",
         "crop",
         "aesthetic_score",

@@ -16,6 +16,7 @@ from limner.request import Tiling
 
 from .adapting import UsedAdapter
 from .controlling import Controlled, UsedControl
+from .image_prompts import SeenPictures, UsedImagePrompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,7 @@ class Denoise:
         deep: such features of an earlier step, by conditioning; the blocks that made them are not run.
         controls: ControlNets that add to what the U-Net makes at this step.
         features: what T2I-Adapters add to it, together: [1, C, h, w] for each level.
+        pictures: that stand beside the text.
         paired: the answer is to hold the unguided estimate too.
         adapters: that change the U-Net.
         exact: they change its weights, rather than what single rows of a forward pass are.
@@ -96,6 +98,7 @@ class Denoise:
     deep: Mapping[str, Tensor] | None = None
     controls: tuple[Controlled, ...] = ()
     features: tuple[Tensor, ...] = ()
+    pictures: tuple[SeenPictures, ...] = ()
     paired: bool = False
     role: Role = "model"
     adapters: tuple[UsedAdapter, ...] = ()
@@ -172,7 +175,15 @@ class ReadControl:
     tiling: Tiling | None = None
 
 
-Call = EncodeText | Denoise | DecodeLatents | EncodeImage | ReadControl
+@dataclass(frozen=True)
+class ReadImagePrompt:
+    """Look at the pictures of an image prompt. Answered by `SeenPictures`."""
+
+    role: ClassVar[Role] = "model"
+    prompt: UsedImagePrompt
+
+
+Call = EncodeText | Denoise | DecodeLatents | EncodeImage | ReadControl | ReadImagePrompt
 
 
 @dataclass(frozen=True, eq=False)

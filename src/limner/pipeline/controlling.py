@@ -139,7 +139,7 @@ class Steering:
         nets: list[Controlled] = []
         features: list[Tensor] = []
         for control, used, read in zip(self.controls, self.used, self.read, strict=True):
-            if (step - 1) / steps < control.start or step / steps > control.end:
+            if not control.holds_at(step, steps):
                 continue
             if used.residuals:
                 weights, spares = residual_weights(control, used), control.mode == "guess" or used.pooled

@@ -29,7 +29,17 @@ from limner.errors import (
 )
 from limner.request import GenerationRequest
 
-from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText, Role
+from .calls import (
+    Answer,
+    Call,
+    DecodeLatents,
+    Denoise,
+    Denoised,
+    EncodeImage,
+    EncodeText,
+    ReadImagePrompt,
+    Role,
+)
 from .generation import Generation, passes_of, picture_of, rows_of, script_of
 from .handle import Handle, Progress
 from .limits import Limits
@@ -404,7 +414,7 @@ class Engine:
                 self._advance(drawing, answer)
 
     def _choose(self) -> list[_Drawing]:
-        """The calls to answer next: texts first, for they are short and let others join, then by waiting."""
+        """The calls to answer next: prompts first, as they are short and let others join, then by waiting."""
         groups: dict[Hashable, list[_Drawing]] = defaultdict(list)
         for drawing in sorted(self._drawings, key=lambda drawing: drawing.rank):
             groups[drawing.group].append(drawing)
@@ -412,8 +422,8 @@ class Engine:
             return []
 
         def urgency(group: list[_Drawing]) -> tuple[bool, int, tuple[int, ...]]:
-            is_text = isinstance(group[0].call, EncodeText)
-            return not is_text, min(drawing.ready for drawing in group), group[0].rank
+            is_prompt = isinstance(group[0].call, EncodeText | ReadImagePrompt)
+            return not is_prompt, min(drawing.ready for drawing in group), group[0].rank
 
         group = min(groups.values(), key=urgency)
         model = group[0].model

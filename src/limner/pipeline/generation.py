@@ -24,7 +24,7 @@ from limner.diffusion.plan import Plan, make_plan
 from limner.diffusion.samplers import CFG_PP, SAMPLERS, AnySteps, Noise
 from limner.errors import InvalidRequest
 from limner.prompts.schedule import Part, compose, prompt_schedule
-from limner.request import GenerationRequest
+from limner.request import GenerationRequest, ImagePrompt
 from limner.weights.checkpoint import Kind
 
 from .adapting import UsedAdapter, with_loras
@@ -38,14 +38,17 @@ from .calls import (
     EncodeImage,
     EncodeText,
     ReadControl,
+    ReadImagePrompt,
     Role,
 )
 from .controlling import Steering, UsedControl
 from .enlarging import enlarged, works_on
+from .image_prompts import SeenPictures, UsedImagePrompt
 from .images import Canvas, canvas_of, control_picture, read_gray
 from .speed import SPEEDS, Speed
 
 Generation = Generator[Call, Any, Tensor]
+Sights = Sequence[tuple[ImagePrompt, SeenPictures]]
 
 
 class AnswersCalls(Protocol):
@@ -85,6 +88,7 @@ class Facts(Protocol):
     def adapters_of(self, request: GenerationRequest) -> tuple[UsedAdapter, ...]: ...
 
     def controls_of(self, request: GenerationRequest) -> tuple[UsedControl, ...]: ...
+    def image_prompts_of(self, request: GenerationRequest) -> tuple[UsedImagePrompt, ...]: ...
 
     def latent_shape(self, request: GenerationRequest) -> tuple[int, ...]: ...
 
@@ -253,8 +257,18 @@ def _denoised(
     done, steps = one.done or 0, one.steps
     ask = Denoise(x, plan.sigmas[0], 0.0, {}, script[0].guidance, done, steps, role=role, adapters=adapters)
     ask = replace(ask, exact=request.exact, tiling=request.tiling, paired=plan.sampler in CFG_PP)
+    sights = (yield from _sights(request, model)) if role == "model" else ()
     sampler = SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options)
-    return (yield from denoised(sampler, plan, script, told, SPEEDS[request.speed], ask, kept, steering))
+    speed = SPEEDS[request.speed]
+    return (yield from denoised(sampler, plan, script, told, speed, ask, kept, steering, sights))
+
+
+def _sights(request: GenerationRequest, model: Facts) -> Generator[Call, Any, Sights]:
+    """Have the pictures that stand beside the prompt looked at."""
+    sights = []
+    for prompt, used in zip(request.image_prompts, model.image_prompts_of(request), strict=True):
+        sights.append((prompt, (yield ReadImagePrompt(used))))
+    return sights
 
 
 @dataclass(frozen=True)
@@ -513,6 +527,7 @@ def denoised(
     ask: Denoise,
     kept: Kept | None = None,
     steering: Steering | None = None,
+    sights: Sights = (),
 ) -> Generator[Call, Denoised, Tensor]:
     """Walk a sampler to its end, asking the model at every sigma that it visits.
 
@@ -521,6 +536,7 @@ def denoised(
         ask: a call that says whatever is the same in all; its `step` is what all steps are counted from.
         kept: what stays as it is of the picture.
         steering: by which the layers run anew at every step.
+        sights: what stands beside the texts.
     """
     steering = steering or Steering()
     steps = plan.begun + len(plan.begins) + plan.left
@@ -532,7 +548,8 @@ def denoised(
         scene = next(index for index, scene in enumerate(script) if step <= scene.last)
         branches = set(script[scene].guidance.branches(sigma))
         anew = speed.runs_deep_layers(age, step, steps) or not deep.keys() >= branches
-        controls, features = steering.at(step - plan.begun, len(plan.begins) + plan.left)
+        now = step - plan.begun, len(plan.begins) + plan.left
+        controls, features = steering.at(*now)
         anew = anew or bool(controls or features)
         if kept is not None and sigma < plan.begins[0]:
             x = kept.noisy(x, sigma)
@@ -548,6 +565,7 @@ def denoised(
             deep=None if anew else deep,
             controls=controls,
             features=features,
+            pictures=tuple(seen for prompt, seen in sights if prompt.holds_at(*now)),
         )
         deep, age = (answer.deep, 1) if anew else (deep, age + 1)
         estimates = [answer.latents] if answer.unguided is None else [answer.latents, answer.unguided]

@@ -175,7 +175,11 @@ _CLIP_SPREAD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def clip_pixels(image: Image.Image, side: int) -> Tensor:
-    """What CLIP's image encoder is given of a picture: its middle square, [1, 3, side, side], normalised."""
+    """What CLIP's image encoder is given of a picture, on white where it is transparent: the middle square,
+    [1, 3, side, side], normalised."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     shorter = min(image.size)
     width, height = (int(side * length / shorter) for length in image.size)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)

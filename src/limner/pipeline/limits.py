@@ -13,7 +13,7 @@ import torch
 from limner.nn.unet import UNetConfig
 from limner.nn.vae import VAEConfig
 
-from .calls import Call, DecodeLatents, Denoise, EncodeImage, EncodeText, ReadControl
+from .calls import Call, DecodeLatents, Denoise, EncodeImage, EncodeText, ReadControl, ReadImagePrompt
 from .model import Model
 from .tiles import TILE
 from .tuning import Tuning, rows_estimate
@@ -57,7 +57,7 @@ class Limits:
         """How many calls like this one pay in a forward pass."""
         if isinstance(call, Denoise):
             return max(1, self.rows_of(model, call.x.shape[2], call.x.shape[3]) // len(call.branches))
-        if isinstance(call, EncodeText):
+        if isinstance(call, EncodeText | ReadImagePrompt):
             return 16
         height, width = call.latents.shape[2:] if isinstance(call, DecodeLatents) else call.image.shape[2:]
         return max(1, self.rows_of(model, height, width) // 4)
@@ -80,7 +80,7 @@ class Limits:
             case ReadControl():
                 height, width = call.image.shape[2:]
                 return _EMBEDDING_CHANNELS * height * width * size
-            case EncodeText():
+            case EncodeText() | ReadImagePrompt():
                 return 0  # next to nothing beside the others
 
     def most_for(self, model: Model, shape: tuple[int, ...], rows: int, controls: int = 0) -> int:

@@ -19,24 +19,44 @@ import torch
 from torch import Tensor
 
 from limner import __version__
+from limner.adapters.ip_adapter import ImageEncoderFile, IPAdapterFile
 from limner.device import computes_in_bf16, pick_device
 from limner.diffusion.config import SchedulerConfig
 from limner.diffusion.prediction import Scalings, scalings
 from limner.diffusion.samplers import CFG_PP
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, UnsupportedModel
 from limner.prompts.tokenizer import Tokenizer
-from limner.request import MAX_SEED, MAX_SIDE, MIN_SIDE, GenerationRequest, Tiling
+from limner.request import (
+    MAX_SEED,
+    MAX_SIDE,
+    MIN_SIDE,
+    Control,
+    GenerationRequest,
+    ImagePrompt,
+    Tiling,
+)
 from limner.weights.checkpoint import CARD, Checkpoint, Kind, read_checkpoint, weights_hash
-from limner.weights.hashes import lora_hash, network_hash
+from limner.weights.hashes import file_hash, lora_hash, network_hash
 from limner.weights.hub import locate_model
 from limner.weights.single import Prediction
 
 from .adapting import AdapterLibrary, UsedAdapter, Words, with_loras
 from .backends.base import AttentionName, Backend, ControlRows, OffloadName, Precision, Terms
 from .backends.native import NativeBackend
-from .calls import Answer, Call, DecodeLatents, Denoise, Denoised, EncodeImage, EncodeText, ReadControl
+from .calls import (
+    Answer,
+    Call,
+    DecodeLatents,
+    Denoise,
+    Denoised,
+    EncodeImage,
+    EncodeText,
+    ReadControl,
+    ReadImagePrompt,
+)
 from .controlling import ControlLibrary, UsedControl
 from .generation import Traits, passes_of, plan_of
+from .image_prompts import ImagePromptLibrary, UsedImagePrompt
 from .images import check_control, image_source, open_image, to_images
 from .metadata import LORA, Origin, Picture, Record
 from .result import GenerationResult
@@ -55,7 +75,7 @@ T = TypeVar("T")
 _ADAPTED_BYTES = 4 << 30  # of layers that adapters have changed, kept beside the model's own
 _FEW_ROWS = 4  # which pay together: then adapters are worth to be applied by row
 _IMAGES = {"image", "mask", "depth"}
-_NAMING_IMAGES = {"controls"}  # fields whose items have a picture each
+_NAMING_IMAGES = {"controls", "image_prompts"}  # fields whose items have pictures
 _NEEDED: dict[Kind, set[str]] = {
     "text": set(),
     "edit": {"image"},
@@ -118,7 +138,7 @@ class Model:
             for name in fields.keys() & _IMAGES:
                 fields[name] = None if fields[name] is None else image_source(fields[name])
             for name in fields.keys() & _NAMING_IMAGES:
-                fields[name] = tuple(map(_with_source, fields[name]))
+                fields[name] = tuple(map(_with_sources, fields[name]))
             request = GenerationRequest.of({"prompt": prompt, "model": self.name, **fields})
         elif prompt is not None or fields:
             raise InvalidRequest("both a request and fields of one were given", hint="give one of them")
@@ -170,6 +190,7 @@ class Model:
         self.controls_of(request)
         for control in request.controls:
             check_control(control, request)
+        self.image_prompts_of(request)
         layers = min(text.num_hidden_layers for text in self.checkpoint.text_configs.values())
         if request.clip_skip + self._skipped > layers:
             raise InvalidRequest(f"clip_skip is {request.clip_skip}; the text encoder has {layers} layers")
@@ -244,6 +265,18 @@ class Model:
     @cached_property
     def _controls(self) -> ControlLibrary:
         return ControlLibrary(self.checkpoint.unet_config, self.checkpoint.vae_config.downscale)
+
+    def image_prompts_of(self, request: GenerationRequest) -> tuple[UsedImagePrompt, ...]:
+        """The image prompts of a resolved request.
+
+        Raises:
+            ModelNotFound, InvalidCheckpoint, UnsupportedModel: an adapter or encoder that cannot be used.
+        """
+        return self._image_prompts.used(request.image_prompts)
+
+    @cached_property
+    def _image_prompts(self) -> ImagePromptLibrary:
+        return ImagePromptLibrary(self.checkpoint.unet_config)
 
     def refiner(self, request: GenerationRequest) -> "Model":
         """The refiner that a request names, loaded when it is first named. Raises as `load`."""
@@ -346,14 +379,17 @@ class Model:
             case Denoise():
                 weights = () if self._by_row(call) else call.adapters
                 nets = tuple(control.used for control in call.controls)
+                seen = tuple(pictures.wanted.shape for pictures in call.pictures)
                 shared = call.x.shape, call.deep is not None, weights, call.tiling
-                return Denoise, *shared, nets, len(call.features)
+                return Denoise, *shared, nets, len(call.features), seen
             case DecodeLatents():
                 return DecodeLatents, call.latents.shape, call.tiled, call.tiling
             case EncodeImage():
                 return EncodeImage, call.image.shape, call.tiled, call.tiling
             case ReadControl():
                 return ReadControl, call.used, call.image.shape, call.tiling
+            case ReadImagePrompt():
+                return ReadImagePrompt, call.prompt.adapter, call.prompt.encoder
 
     @torch.inference_mode()
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
@@ -379,6 +415,8 @@ class Model:
                 return self._encode_image(cast("Sequence[EncodeImage]", calls))
             case ReadControl():
                 return self._read_control(cast("Sequence[ReadControl]", calls))
+            case ReadImagePrompt():
+                return [self._read_image_prompt(call) for call in cast("Sequence[ReadImagePrompt]", calls)]
 
     def _encode_text(self, calls: Sequence[EncodeText]) -> list[Answer]:
         variant, used = self._variant(calls[0].adapters), calls[0].adapters
@@ -430,6 +468,8 @@ class Model:
         ]
         levels = range(len(calls[0].features))
         features = [torch.cat([call.features[level] for call, _ in rows]) for level in levels]
+        prompts = range(len(calls[0].pictures))
+        pictures = [torch.cat([call.pictures[i].beside(name) for call, name in rows]) for i in prompts]
 
         adapters = () if self._by_row(calls[0]) else calls[0].adapters
         terms: Terms = {}
@@ -445,6 +485,7 @@ class Model:
                 terms={name: (down[which], up[which]) for name, (down, up) in terms.items()},
                 controls=[control.of(which) for control in controls],
                 features=[feature[which] for feature in features],
+                pictures=[seen[which.to(seen.device)] for seen in pictures],
                 keep=keep,
                 deep=None if deep is None else deep[which.to(deep.device)],
             )
@@ -524,6 +565,19 @@ class Model:
             )
             for row in range(len(calls))
         ]
+
+    def _read_image_prompt(self, call: ReadImagePrompt) -> Answer:
+        warnings = list[str]()
+
+        def see(adapter: IPAdapterFile, encoder: ImageEncoderFile, pixels: Tensor | None) -> Tensor:
+            [seen], again, lost = self._finite(lambda backend, _: (backend.see(adapter, encoder, pixels),), 1)
+            answer = self._answer(seen, adapter.path.name, bool(again), bool(lost))
+            if answer.error is not None:
+                raise answer.error
+            warnings.extend(answer.warnings)
+            return seen
+
+        return Answer(self._image_prompts.seen(call.prompt, see), tuple(warnings))
 
     def _finite(
         self,
@@ -638,10 +692,7 @@ class Model:
         told = tuple(dict.fromkeys([*self.warnings, *warnings]))
         pictures: dict[str, Any] = {name: _digest(getattr(request, name)) for name in _IMAGES}
         for name in _NAMING_IMAGES:
-            items = getattr(request, name)
-            pictures[name] = tuple(
-                item.model_copy(update={"image": _digest(item.image) or item.image}) for item in items
-            )
+            pictures[name] = tuple(map(_with_digests, getattr(request, name)))
         request = request.model_copy(update={name: digest for name, digest in pictures.items() if digest})
         identity = dict(self.identity)
         if refiner is not None:
@@ -651,6 +702,8 @@ class Model:
             identity[f"{LORA} {used.path.stem}"] = lora_hash(used.path)
         for control, net in zip(request.controls, self.controls_of(request), strict=True):
             identity[f"control {control.model}"] = network_hash(net.path)
+        for prompt, seen in zip(request.image_prompts, self.image_prompts_of(request), strict=True):
+            identity[f"image prompt {prompt.model}"] = file_hash(seen.adapter[0])
         record = Record(
             request=request,
             origin=None if asked is None else Origin.of(asked),
@@ -947,11 +1000,24 @@ def _digest(source: str | None) -> str | None:
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
 
 
-def _with_source(item: Any) -> Any:
-    """An item of a request's field with its picture as the request holds it."""
-    if isinstance(item, Mapping) and "image" in item:
-        return {**item, "image": image_source(item["image"])}
+def _with_sources(item: Any) -> Any:
+    """An item of a request's field with its pictures as the request holds them."""
+    if not isinstance(item, Mapping):
+        return item
+    item = dict(item)
+    if "image" in item:
+        item["image"] = image_source(item["image"])
+    if "images" in item:
+        images = item["images"] if isinstance(item["images"], list | tuple) else [item["images"]]
+        item["images"] = tuple(map(image_source, images))
     return item
+
+
+def _with_digests(item: Control | ImagePrompt) -> Control | ImagePrompt:
+    """Likewise, with its pictures as a record holds them."""
+    if isinstance(item, Control):
+        return item.model_copy(update={"image": _digest(item.image) or item.image})
+    return item.model_copy(update={"images": tuple(_digest(image) or image for image in item.images)})
 
 
 def _ends(call: DecodeLatents | EncodeImage, height: int, width: int) -> tuple[Tiling | None, str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import InvalidCheckpoint, ModelNotFound, PickleRefused, UnsupportedModel
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig
+from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from limner.nn.controlnet import ControlNetConfig
 from limner.nn.t2i_adapter import T2IAdapterConfig
 from limner.nn.unet import EncoderConfig, UNet2DConditionModel, UNetConfig
@@ -24,7 +24,7 @@ from limner.nn.vae import AutoencoderKL, VAEConfig
 
 from .files import read_json
 from .hashes import file_hash
-from .load import Names, load_module, text_encoder_name, unet_name, vae_name
+from .load import Names, image_encoder_name, load_module, text_encoder_name, unet_name, vae_name
 from .single import Prediction, SingleFile, read_single_file, read_vae_file
 from .tensors import PICKLE_HINT, files_of, open_tensors, read_infos
 
@@ -274,6 +274,24 @@ def load_text_encoder(
 ) -> CLIPTextModel:
     """A text encoder with its weights, in `dtype` or as stored. Raises as `load_module`."""
     return _load(checkpoint, part, checkpoint.text_configs[part], CLIPTextModel, dtype)
+
+
+def load_image_encoder(folder: Path, dtype: torch.dtype | None = None) -> CLIPVisionModel:
+    """The image encoder in a folder as the hub has them, in `dtype` or as stored.
+
+    Raises:
+        InvalidCheckpoint, UnsupportedModel: as `read_config` and `load_module`.
+    """
+    described, path = folder / "config.json", folder / "model.safetensors"
+    return _load_module(
+        read_config(described, CLIPVisionConfig),
+        CLIPVisionModel,
+        open_tensors(path),
+        path,
+        names=image_encoder_name,
+        dtype=dtype,
+        described=described,
+    )
 
 
 def weights_hash(checkpoint: Checkpoint) -> str:
@@ -544,6 +562,21 @@ def _load(
         tensors, names = checkpoint.tensors(part), unet_name
     else:
         tensors = open_tensors(path)
+    described = checkpoint.folder / part / "config.json"
+    return _load_module(config, network, tensors, path, names=names, dtype=dtype, described=described)
+
+
+def _load_module(
+    config: K,
+    network: Callable[[K], M],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    *,
+    names: Names,
+    dtype: torch.dtype | None,
+    described: Path,
+) -> M:
+    """As `load_module`, for a config that nobody vouches for."""
     try:
         # Modules cost time even on the meta device, so a config may not ask for millions of them.
         if block_count(config) > max(1000, len(tensors)):
@@ -551,9 +584,7 @@ def _load(
         return load_module(lambda: network(config), tensors, source=path, names=names, dtype=dtype)
     except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         reason = str(error).partition("\n")[0]  # torch adds its own stack trace
-        raise InvalidCheckpoint(
-            f"{checkpoint.folder / part / 'config.json'} describes no network of this file: {reason}"
-        ) from error
+        raise InvalidCheckpoint(f"{described} describes no network of this file: {reason}") from error
 
 
 def block_count(

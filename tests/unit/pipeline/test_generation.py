@@ -26,6 +26,9 @@ class FakeModel:
     def controls_of(self, request):
         return ()
 
+    def image_prompts_of(self, request):
+        return ()
+
     def __init__(self):
         self.calls = []
 

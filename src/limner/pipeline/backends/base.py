@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from limner.adapters.adapter import Adapter
+from limner.adapters.ip_adapter import ImageEncoderFile, IPAdapterFile
 from limner.pipeline.calls import Call
 from limner.pipeline.controlling import UsedControl
 from limner.request import Tiling
@@ -98,6 +99,7 @@ class Backend(Protocol):
         terms: Terms | None = None,
         controls: Sequence[ControlRows] = (),
         features: Sequence[Tensor] = (),
+        pictures: Sequence[Tensor] = (),
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -110,11 +112,23 @@ class Backend(Protocol):
             terms: what the adapters of each row add to modules of `rowwise`.
             controls: ControlNets that add to its skips and its middle.
             features: what is added to the levels on the way down, [B, C, h, w] each.
+            pictures: keys and values [B, 2, T, S], as `see` gives them, of each image prompt.
             deep: features kept at an earlier step; the blocks that made them are not run.
         """
 
     def read_control(self, used: UsedControl, images: Tensor) -> Sequence[Tensor]:
         """Pictures [B, K, H, W] in [0, 1] -> what a control network makes of them, once for all steps."""
+
+    def see(self, adapter: IPAdapterFile, encoder: ImageEncoderFile, pixels: Tensor | None) -> Tensor:
+        """What an IP-Adapter makes of pictures: keys and values [B, 2, T, S], of all cross-attentions side by
+        side.
+
+        Args:
+            pixels: [B, 3, side, side], as the encoder takes them; None for no picture, B then being 1.
+
+        Returns:
+            on its device, in its dtype.
+        """
 
     @property
     def rowwise(self) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """The networks in PyTorch."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast, get_args
 from weakref import WeakKeyDictionary
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from limner.adapters.adapter import patched_weights
+from limner.adapters.ip_adapter import ImageEncoderFile, IPAdapterFile
 from limner.errors import InvalidRequest
 from limner.nn.clip import CLIPTextModel
 from limner.nn.controlnet import ControlNetModel
+from limner.nn.ip_adapter import attended_layers
 from limner.nn.layers import attention, attention_in_blocks
 from limner.nn.unet import CrossAttention, UNet2DConditionModel
 from limner.nn.vae import AutoencoderKL, SelfAttention2D
@@ -25,6 +27,7 @@ from limner.weights.control import read_control
 from limner.weights.load import build_on_meta
 
 from .base import Adapters, AttentionName, ControlRows, OffloadName, Precision, Terms
+from .beside import Pictures, beside_pictures
 from .offload import LARGEST, offload_blocks
 from .packed import can_pack, pack
 from .rowwise import Slot, rowwise, rowwise_modules
@@ -32,7 +35,7 @@ from .seamless import seamless
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_CONTROL_BYTES = 4 << 30  # of control networks that are kept
+_GUEST_BYTES = 4 << 30  # of networks beside the checkpoint's that are kept
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -129,22 +132,28 @@ class NativeBackend:
     def vae(self) -> AutoencoderKL:
         return self._prepared(load_vae(self.checkpoint))
 
-    def _control(self, used: UsedControl) -> nn.Module:
-        """A control network; the last few are kept."""
-        known = self._controls
-        if used not in known:
-            known[used] = self._prepared(read_control(used.path).load(self._dtype))
-        known.move_to_end(used)
-        while len(known) > 1 and self._bytes_of(known) > _CONTROL_BYTES:
+    def _guest(self, key: Hashable, load: Callable[[], nn.Module]) -> nn.Module:
+        """A network that is no part of the checkpoint. The last few are kept."""
+        known = self._guests
+        if key not in known:
+            network = load()
+            size = sum(parameter.numel() for parameter in network.parameters()) * self._dtype.itemsize
+            known[key] = self._prepared(network), size
+        known.move_to_end(key)
+        while len(known) > 1 and self._guest_bytes > _GUEST_BYTES:
             known.popitem(last=False)
-        return known[used]
+        return known[key][0]
 
     @cached_property
-    def _controls(self) -> OrderedDict[UsedControl, nn.Module]:
-        return OrderedDict()
+    def _guests(self) -> OrderedDict[Hashable, tuple[nn.Module, int]]:
+        return OrderedDict()  # with their bytes, which cannot be told once they are packed
 
-    def _bytes_of(self, controls: Iterable[UsedControl]) -> int:
-        return sum(used.parameters for used in controls) * self._dtype.itemsize
+    @property
+    def _guest_bytes(self) -> int:
+        return sum(size for _, size in self._guests.values())
+
+    def _control(self, used: UsedControl) -> nn.Module:
+        return self._guest(used, lambda: read_control(used.path).load(self._dtype))
 
     def _prepared(self, network: Network) -> Network:
         """On its device, in the form that is fastest there."""
@@ -191,6 +200,18 @@ class NativeBackend:
         return rowwise(self.unet, self._slot)
 
     @cached_property
+    def _pictures(self) -> Pictures:
+        return Pictures()
+
+    @cached_property
+    def _seeing_unet(self) -> UNet2DConditionModel:
+        return beside_pictures(self.unet, attended_layers(self.unet.config), self._pictures)
+
+    @cached_property
+    def _seeing_rowwise_unet(self) -> UNet2DConditionModel:
+        return beside_pictures(self._rowwise_unet, attended_layers(self.unet.config), self._pictures)
+
+    @cached_property
     def _compiled_unet(self) -> Callable[..., Tensor]:
         return torch.compile(self.unet, mode="reduce-overhead", dynamic=False)
 
@@ -199,7 +220,7 @@ class NativeBackend:
         sizes = [count * self._dtype.itemsize for count in self.checkpoint.parameters_by_part.values()]
         if self.offload == "sequential":
             return min(max(sizes), LARGEST * self._dtype.itemsize)
-        return max(sizes) if self.offload == "model" else sum(sizes) + self._bytes_of(self._controls)
+        return max(sizes) if self.offload == "model" else sum(sizes) + self._guest_bytes
 
     @property
     def details(self) -> dict[str, str | int]:
@@ -244,6 +265,7 @@ class NativeBackend:
         terms: Terms | None = None,
         controls: Sequence[ControlRows] = (),
         features: Sequence[Tensor] = (),
+        pictures: Sequence[Tensor] = (),
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -264,12 +286,15 @@ class NativeBackend:
         unet = self._ready(self.unet)
         if terms:
             self._slot.terms, unet = terms, self._rowwise_unet
+        if pictures:
+            self._pictures.seen = [self._in(seen) for seen in pictures]
+            unet = self._seeing_rowwise_unet if terms else self._seeing_unet
         if deep is not None:
             return unet.forward_reusing(**given, deep=deep).float().cpu(), None
         if keep:
             output, deep = unet.forward_keeping(**given, **added)
             return output.float().cpu(), deep
-        if self.compiled and not terms and not added:
+        if self.compiled and not terms and not added and not pictures:
             filled = self._compiled_unet(**{name: _filled_up(rows) for name, rows in given.items()})
             return filled[: len(x)].float().cpu(), None
         return unet(**given, **added).float().cpu(), None
@@ -301,6 +326,18 @@ class NativeBackend:
         pictures = self._in(images)
         read = [network.embed(pictures)] if isinstance(network, ControlNetModel) else network(pictures)
         return [tensor.float().cpu() for tensor in read]
+
+    def see(self, adapter: IPAdapterFile, encoder: ImageEncoderFile, pixels: Tensor | None) -> Tensor:
+        pooled = adapter.config.form == "linear"
+        if pixels is None and pooled:
+            seen = torch.zeros(1, adapter.config.image_channels)
+        else:
+            side = encoder.config.image_size
+            given = torch.zeros(1, 3, side, side) if pixels is None else pixels
+            network = self._ready(self._guest(encoder, encoder.load))
+            seen = network(self._in(given), clip_skip=2)[pooled]
+        keys_and_values: Tensor = self._ready(self._guest(adapter, adapter.load))(self._in(seen))
+        return keys_and_values
 
     def decode(self, latents: Tensor) -> Tensor:
         images: Tensor = self._ready(self.vae).decode(self._in(latents))

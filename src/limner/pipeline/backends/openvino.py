@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from limner import __version__
+from limner.adapters.ip_adapter import ImageEncoderFile, IPAdapterFile
 from limner.diffusion.config import SchedulerConfig
 from limner.errors import InvalidRequest, OutputError, UnsupportedModel
 from limner.nn import layers
 from limner.nn.clip import CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, timestep_embedding
-from limner.pipeline.calls import Call, Denoise, ReadControl
+from limner.pipeline.calls import Call, Denoise, ReadControl, ReadImagePrompt
 from limner.pipeline.controlling import UsedControl
 from limner.pipeline.generation import picture_of, watch
 from limner.request import GenerationRequest, Tiling
@@ -113,7 +114,9 @@ class OpenVINOBackend:
 
     def refusal(self, call: Call) -> str | None:
         controlled = isinstance(call, Denoise) and (call.controls or call.features)
-        return "runs no control networks" if controlled or isinstance(call, ReadControl) else None
+        if controlled or isinstance(call, ReadControl):
+            return "runs no control networks"
+        return "takes no image prompts" if isinstance(call, ReadImagePrompt) else None
 
     def encode_text(
         self,
@@ -143,13 +146,12 @@ class OpenVINOBackend:
         terms: Terms | None = None,
         controls: Sequence[ControlRows] = (),
         features: Sequence[Tensor] = (),
+        pictures: Sequence[Tensor] = (),
         keep: bool = False,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         assert pooled is sizes is guidance is None
-        assert not terms
-        assert not controls
-        assert not features
+        assert not any((terms, controls, features, pictures))
         # Within the graph the timestep would be rounded to bfloat16's eight bits, before its sines are taken.
         time = timestep_embedding(timesteps, self.checkpoint.unet_config.block_out_channels[0])
         if deep is not None:
@@ -160,6 +162,9 @@ class OpenVINOBackend:
             return output, kept
         [output] = self._run("unet", x, time, context)
         return output, None
+
+    def see(self, adapter: IPAdapterFile, encoder: ImageEncoderFile, pixels: Tensor | None) -> Tensor:
+        raise UnsupportedModel("OpenVINO's graphs take no image prompts", hint="use --backend torch")
 
     rowwise = frozenset[str]()
 

@@ -1,0 +1,283 @@
+"""Image prompts of requests: named, seen, in company, for some of the steps, and in a picture's record."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from limner import GenerationRequest, load
+from limner.errors import InvalidRequest, ModelNotFound, UnsupportedModel
+from limner.nn.clip import CLIPVisionConfig, CLIPVisionModel
+from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
+from limner.nn.layers import attention
+from limner.pipeline.calls import ReadImagePrompt
+from limner.pipeline.engine import Engine
+from limner.pipeline.images import image_source
+from limner.request import ImagePrompt
+from limner.weights.checkpoint import load_unet
+from limner.weights.hashes import file_hash
+from limner.weights.save import write_json
+from limner.weights.tensors import write_tensors
+
+ASK = {"prompt": "a cat", "negative_prompt": "fog", "seed": 3, "steps": 4, "width": 64, "height": 64}
+VISION = CLIPVisionConfig(
+    hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28,
+    projection_dim=24, projection=True,
+)  # fmt: skip
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+FORMS = {
+    "plain": ("linear", 24, {"tokens": 4}),
+    "plus": ("resampler", 48, {"tokens": 4, "channels": 32, "heads": 1, "depth": 2}),
+}
+
+
+def write_encoder(folder, config=VISION):
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", config.to_dict())
+    write_tensors(folder / "model.safetensors", CLIPVisionModel(config).state_dict())
+
+
+def write_adapter(path, unet, form="plain", seed=0):
+    """With values that change a picture visibly."""
+    torch.manual_seed(seed)
+    kind, channels, more = FORMS[form]
+    layers = tuple(attended_layers(unet).values())
+    adapter = IPAdapter(IPAdapterConfig(kind, channels, unet.cross_attention_dim, layers, **more))
+    write_tensors(path, {name: 3 * tensor for name, tensor in adapter.state_dict().items()})
+    return str(path)
+
+
+@pytest.fixture
+def model(checkpoint_folder):
+    return load(checkpoint_folder, precision="fp32")
+
+
+@pytest.fixture
+def adapter(tmp_path, model):
+    torch.manual_seed(1)
+    write_encoder(tmp_path / "adapters" / "image_encoder")
+    return write_adapter(tmp_path / "adapters" / "plain.safetensors", model.checkpoint.unet_config)
+
+
+@pytest.fixture
+def plus(tmp_path, model, adapter):
+    return write_adapter(tmp_path / "adapters" / "plus.safetensors", model.checkpoint.unet_config, "plus", 2)
+
+
+def noise_picture(seed, width=40, height=30):
+    rows = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(rows)
+
+
+def draw(model, *prompts, **fields):
+    return model.generate(**{**ASK, **fields}, image_prompts=list(prompts)).images[0]
+
+
+def bits(picture):
+    return picture.tobytes()
+
+
+def apart(one, other):
+    one, other = (torch.frombuffer(bytearray(bits(p)), dtype=torch.uint8).int() for p in (one, other))
+    return int((one - other).abs().max())
+
+
+def test_as_text_and_as_fields():
+    text = "model=a/b.safetensors,image=c,d.png,image=e.png,weight=0.6,end=0.5,image_encoder=f"
+    fields = {"model": "a/b.safetensors", "images": ["c,d.png", "e.png"], "weight": 0.6, "end": 0.5}
+    prompts = [{**fields, "image_encoder": "f"}]
+    request = GenerationRequest.of({"prompt": "", "image_prompts": [text]})
+    assert request == GenerationRequest.of({"prompt": "", "image_prompts": prompts})
+    cells = {"prompt": "", "image_prompts": f"{text}; model=g, image=h.png"}
+    more = ImagePrompt(model="g", images=("h.png",))
+    assert GenerationRequest.of(GenerationRequest.read_texts(cells)).image_prompts == (
+        *request.image_prompts,
+        more,
+    )
+    assert GenerationRequest.model_validate_json(request.model_dump_json()) == request
+    for wrong in ("cat.png", "model=a", "image=a.png", "model=a,image=b,size=3", "model=a,image=b,start=1"):
+        with pytest.raises(InvalidRequest, match="image_prompts"):
+            GenerationRequest.of({"prompt": "", "image_prompts": [wrong]})
+
+
+def test_the_network_is_that_of_the_formula(model, adapter):
+    """Ye et al. 2023, equation 5, in one attention; the others add nothing."""
+    torch.manual_seed(4)
+    layers = attended_layers(model.checkpoint.unet_config)
+    keys_and_values = [torch.randn(3, 2, tokens, sum(layers.values())) for tokens in (4, 6)]
+    for pictures in keys_and_values:
+        pictures[:, 1, :, layers[LAYER] :] = 0.0  # it is the first
+    x, times, context = torch.randn(3, 4, 8, 8), torch.tensor([900.0, 500.0, 20.0]), torch.randn(3, 16, 32)
+    network = load_unet(model.checkpoint)
+
+    def attend(q, k, v, heads):
+        y = attention(q, k, v, heads)
+        for pictures in keys_and_values:
+            keys, values = pictures[..., : layers[LAYER]].unbind(1)
+            y = y + attention(q, keys, values, heads)
+        return y
+
+    with torch.inference_mode():
+        plain = network(x, times, context)
+        network.get_submodule(LAYER).attend = attend
+        expected = network(x, times, context)
+        found, _ = model.backend.denoise(x, times, context, pictures=keys_and_values)
+        again, _ = model.backend.denoise(x, times, context)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again, plain, atol=1e-5, rtol=1e-5)
+    assert (found - plain).abs().max() > 0.01
+
+
+def test_image_prompts_come_and_go(model, adapter):
+    picture = noise_picture(0)
+    plain = bits(draw(model))
+    drawn = draw(model, {"model": adapter, "images": picture})
+    assert bits(drawn) != plain
+    assert bits(draw(model)) == plain
+    assert bits(draw(model, {"model": adapter, "images": [picture]})) == bits(drawn)
+    assert bits(draw(model, {"model": adapter, "images": picture, "weight": 0.0})) == plain
+    assert bits(draw(model, {"model": adapter, "images": noise_picture(1)})) != bits(drawn)
+
+
+def test_for_some_of_the_steps(model, adapter):
+    prompt = {"model": adapter, "images": noise_picture(0)}
+    plain, whole = bits(draw(model)), bits(draw(model, prompt))
+    first, last = (draw(model, {**prompt, **part}) for part in ({"end": 0.5}, {"start": 0.5}))
+    assert len({plain, whole, bits(first), bits(last)}) == 4
+    assert bits(draw(model, {**prompt, "start": 0.1, "end": 0.2})) == plain  # within one step
+
+
+def test_rows_of_one_forward_pass_see_pictures_of_their_own(model, adapter, plus):
+    """Whoever else is there: other pictures, weights and adapters."""
+    one, other = (image_source(noise_picture(seed)) for seed in (0, 1))
+    asks = [
+        GenerationRequest.of({**ASK, "prompt": "a cat" + " and a dog" * (n % 2), "image_prompts": prompts})
+        for n, prompts in enumerate(
+            [
+                [ImagePrompt(model=adapter, images=(one,))],
+                [ImagePrompt(model=adapter, images=(other,), weight=-0.5)],
+                [ImagePrompt(model=plus, images=(other,))],
+                [ImagePrompt(model=adapter, images=(one, other))],
+                [ImagePrompt(model=adapter, images=(one,)), ImagePrompt(model=plus, images=(one,), end=0.5)],
+                [],
+            ]
+        )
+    ]
+    alone = [model.generate(request=ask).images[0] for ask in asks]
+    exact = [model.generate(request=ask.model_copy(update={"exact": True})).images[0] for ask in asks]
+    with Engine(model) as engine:
+        handles = [engine.submit(ask) for ask in asks]
+        together = [handle.result().images[0] for handle in handles]
+        stats = engine.stats()
+    assert stats.rows["Denoise"] > 1.5 * stats.forwards["Denoise"]
+    for pictures in zip(alone, together, exact, strict=True):
+        assert max(apart(pictures[0], other) for other in pictures[1:]) <= 1
+    assert len({bits(picture) for picture in alone}) == len(asks)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_beside_a_lora(model, adapter, tmp_path, exact):
+    """Applied by row, and to the weights: of the very attention that sees the picture."""
+    name = f"lora_unet_{LAYER}.to_q".replace(".", "_")
+    torch.manual_seed(5)
+    up, down = torch.randn(32, 2), torch.randn(2, 32)
+    write_tensors(
+        tmp_path / "lora.safetensors", {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+    )
+    prompt, loras = {"model": adapter, "images": noise_picture(0)}, (f"{tmp_path}/lora.safetensors",)
+    neither, seen, adapted, both = (
+        draw(model, *prompts, loras=names, exact=exact)
+        for prompts, names in (([], ()), ([prompt], ()), ([], loras), ([prompt], loras))
+    )
+    assert len({bits(picture) for picture in (neither, seen, adapted, both)}) == 4
+    network = load_unet(model.checkpoint)
+    weight = network.get_parameter(f"{LAYER}.to_q.weight")
+    weight.data = weight.data + up @ down
+    model.backend.__dict__["unet"] = network  # the layers that are derived from it come anew
+    for derived in ("_seeing_unet", "_rowwise_unet", "_seeing_rowwise_unet"):
+        model.backend.__dict__.pop(derived, None)
+    assert apart(draw(model, prompt, exact=exact), both) <= 1
+
+
+def test_packed_in_bf16(checkpoint_folder, adapter, model):
+    narrow = load(checkpoint_folder, precision="bf16")
+    prompt = {"model": adapter, "images": noise_picture(0)}
+    wide, found, plain = draw(model, prompt), draw(narrow, prompt), draw(narrow)
+    assert 0 < apart(found, wide) < apart(found, plain)
+
+
+def test_pictures_are_seen_once(model, adapter, monkeypatch):
+    seen = []
+    see = type(model.backend).see
+
+    def counting(self, file, encoder, pixels):
+        seen.append(pixels is not None)
+        return see(self, file, encoder, pixels)
+
+    monkeypatch.setattr(type(model.backend), "see", counting)
+    prompt = {"model": adapter, "images": [noise_picture(0), noise_picture(1)]}
+    draw(model, prompt)
+    assert sorted(seen) == [False, True, True]
+    draw(model, {**prompt, "images": [noise_picture(1)], "weight": 0.5}, prompt="a dog")
+    assert len(seen) == 3
+
+
+def test_the_record_names_them(model, adapter, tmp_path):
+    noise_picture(0).save(tmp_path / "cat.png")
+    images = [str(tmp_path / "cat.png"), noise_picture(1)]
+    picture = draw(model, {"model": adapter, "images": images, "weight": 0.5})
+    [prompt] = picture.record.request.image_prompts
+    assert prompt.images[0] == images[0]
+    assert prompt.images[1].startswith("sha256:")
+    assert picture.record.model[f"image prompt {adapter}"] == file_hash(
+        tmp_path / "adapters/plain.safetensors"
+    )
+
+
+def test_encoders(model, adapter, tmp_path):
+    """Beside the adapter, beside its folder as on the hub, or named; the first that fits."""
+    picture = noise_picture(0)
+    expected = bits(draw(model, {"model": adapter, "images": picture}))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "adapters" / "image_encoder").rename(tmp_path / "models" / "image_encoder")
+    assert bits(draw(model, {"model": adapter, "images": picture})) == expected
+    write_encoder(
+        tmp_path / "adapters" / "image_encoder",
+        CLIPVisionConfig.from_dict({**VISION.to_dict(), "projection_dim": 30}),
+    )
+    assert bits(draw(model, {"model": adapter, "images": picture})) == expected
+    (tmp_path / "models").rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelNotFound, match="adapters/image_encoder gives something else than the 24"):
+        draw(model, {"model": adapter, "images": picture})
+    named = str(tmp_path / "elsewhere" / "image_encoder")
+    assert bits(draw(model, {"model": adapter, "images": picture, "image_encoder": named})) == expected
+
+
+def test_what_cannot_be_had_or_used(model, adapter, tmp_path):
+    with pytest.raises(ModelNotFound, match=r"no file .*none\.safetensors"):
+        draw(model, {"model": str(tmp_path / "none.safetensors"), "images": noise_picture(0)})
+    (tmp_path / "text.png").write_text("no picture")
+    broken = {"model": adapter, "images": str(tmp_path / "text.png")}
+    with Engine(model) as engine:
+        asks = [
+            {**broken, "images": [broken["images"]]},
+            {**broken, "images": [image_source(noise_picture(0))]},
+        ]
+        lost, fine = (
+            engine.submit(GenerationRequest.of({**ASK, "image_prompts": [prompt]})) for prompt in asks
+        )
+        with pytest.raises(InvalidRequest, match="cannot be read as a picture"):
+            lost.result()
+        assert len(fine.result().images) == 1
+
+
+def test_openvino_refuses(model, adapter):
+    pytest.importorskip("openvino")
+    from limner.pipeline.backends.openvino import OpenVINOBackend
+
+    request = GenerationRequest(prompt="", image_prompts=(ImagePrompt(model=adapter, images=("a.png",)),))
+    backend = OpenVINOBackend(model.checkpoint, torch.device("cpu"), "fp32")
+    with pytest.raises(UnsupportedModel, match="takes no image prompts"):
+        replace(model, backend=backend).answer([ReadImagePrompt(*model.image_prompts_of(request))])
