@@ -167,11 +167,13 @@ TWO_CALLS = {"heun", "dpm2", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde"}
 
 @pytest.mark.parametrize("function", K_DIFFUSION)
 def test_golden_k_diffusion_trajectories(reference, bench, function):
-    name, options = K_DIFFUSION[function]
     compared = 0
     for entry in golden(reference, "k-diffusion.index.jsonl"):
         if entry["function"] != function:
             continue
+        name, options = K_DIFFUSION[function]
+        if entry["kwargs"].pop("solver_type", "midpoint") == "heun":
+            name += "_heun"
         tensors, prefix = load_file(reference / entry["file"]), entry["prefix"]
         sigmas, latents = tensors[f"{prefix}.sigmas"].tolist(), tensors[f"{prefix}.latents"]
         draws = iter(bench.noise_bank)

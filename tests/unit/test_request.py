@@ -79,6 +79,10 @@ def test_no_negative_prompt_is_not_an_empty_one():
         ({"eta": 2.0}, ["eta is 2.0"]),
         ({"guidance_scale": 0.5, "sampler": "euler"}, ["guidance_scale is 0.5", "CFG++"]),
         ({"guidance_scale": 7.5, "sampler": "ddim_cfg_pp"}, ["guidance_scale is 7.5", "0 to 5", "0.6"]),
+        (
+            {"sampler": "euler_cfg_pp", "guidance_scale": 0.6, "hires_scale": 2.0, "hires_sampler": "euler"},
+            ["CFG++"],
+        ),
         ({"perp_neg": 1.0}, ["perp_neg", "there is none"]),
         ({"s_tmin": 0.1}, ["s_tmin", "s_churn"]),
         ({"s_tmax": 5.0, "s_churn": 0.0}, ["s_tmax", "s_churn"]),
