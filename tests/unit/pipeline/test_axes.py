@@ -133,7 +133,7 @@ def test_another_model_has_no_revision_of_this_one():
     [
         ({"num_images": 2}, ["steps=1,2"], "num_images is 2"),
         ({}, ["steps=1,2", "steps=3"], "two axes are the same"),
-        ({}, ["eta=0.5", "sampler=ddim,euler"], "eta is of ddim"),
+        ({}, ["refiner_start=0.6,0.8"], "refiner and refiner_start go together"),
     ],
 )
 def test_requests_that_cannot_be(fields, axes, words):
