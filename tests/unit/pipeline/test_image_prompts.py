@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from limner import GenerationRequest, load
+from limner.cli.main import main
 from limner.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from limner.nn.clip import CLIPVisionConfig, CLIPVisionModel
 from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
@@ -281,3 +282,21 @@ def test_openvino_refuses(model, adapter):
     backend = OpenVINOBackend(model.checkpoint, torch.device("cpu"), "fp32")
     with pytest.raises(UnsupportedModel, match="takes no image prompts"):
         replace(model, backend=backend).answer([ReadImagePrompt(*model.image_prompts_of(request))])
+
+
+def test_from_the_command_line_and_back(model, adapter, tmp_path, capsys):
+    noise_picture(0).save(tmp_path / "cat.png")
+    path = tmp_path / "drawn.png"
+    prompt = f"model={adapter},image={tmp_path}/cat.png,weight=0.5"
+    draws = ["generate", "a cat", "--model", model.checkpoint.folder, "--precision", "fp32", "--steps", "2"]
+    for arguments in (
+        [*draws, "--width", "64", "--height", "64", "--seed", "3", "--image-prompt", prompt, "--out", path],
+        ["show", path],
+        ["generate", "--from", path, "--out", tmp_path / "again.png"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert ended.value.code == 0
+    assert "cat.png" in capsys.readouterr().out
+    with Image.open(path) as first, Image.open(tmp_path / "again.png") as again:
+        assert bits(first) == bits(again)
