@@ -128,7 +128,7 @@ class Axis:
     @property
     def texts(self) -> tuple[str, ...]:
         """The values as `read` takes them."""
-        between = {"styles": ", ", "controls": "; "}.get(self.name, " ")
+        between = {"styles": ", ", "controls": "; ", "image_prompts": "; "}.get(self.name, " ")
         return tuple(_text(value, between) for value in self.values)
 
 

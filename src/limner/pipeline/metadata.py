@@ -20,7 +20,7 @@ from limner.prompts.infotext import (
     write_infotext,
 )
 from limner.prompts.names import SAMPLERS, SIGMA_SCHEDULES, UPSCALERS
-from limner.request import Control, GenerationRequest, Lora
+from limner.request import Control, GenerationRequest, ImagePrompt, Lora
 from limner.weights.files import whole_file
 
 _EMPHASES = {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}  # webui's names; else "Original"
@@ -85,6 +85,7 @@ class Record(BaseModel):
         """The `parameters` text."""
         request = self.request
         sampler, schedule = sampler_to_a1111(request.sampler or "", request.sigma_schedule or "")
+        units: list[Control | ImagePrompt] = [*request.controls, *request.image_prompts]
         fields: dict[str, object] = {
             "Steps": request.steps,
             "Sampler": sampler,
@@ -114,7 +115,7 @@ class Record(BaseModel):
             **self._made_of(),
             "Tiling": True if request.tiling == "xy" else None,  # webui has no other
             **_second_pass(request),
-            **{f"ControlNet {index}": _unit(control) for index, control in enumerate(request.controls)},
+            **{f"ControlNet {index}": _unit(unit) for index, unit in enumerate(units)},
             "Version": f"limner {self.environment['limner']}",
         }
         return write_infotext(request.prompt + _tags(request), request.negative_prompt or "", fields)
@@ -191,15 +192,15 @@ _MODES = {
 }
 
 
-def _unit(control: Control) -> str:
-    """As AUTOMATIC1111's extension for ControlNet writes it."""
+def _unit(unit: Control | ImagePrompt) -> str:
+    """As AUTOMATIC1111's extension for ControlNet writes it, which IP-Adapters are part of."""
     fields = {
-        "Module": control.preprocessor,
-        "Model": Path(control.model).stem,
-        "Weight": f"{control.weight:g}",
-        "Guidance Start": f"{control.start:g}",
-        "Guidance End": f"{control.end:g}",
-        "Control Mode": _MODES[control.mode],
+        "Module": unit.preprocessor if isinstance(unit, Control) else "ip-adapter-auto",
+        "Model": Path(unit.model).stem,
+        "Weight": f"{unit.weight:g}",
+        "Guidance Start": f"{unit.start:g}",
+        "Guidance End": f"{unit.end:g}",
+        "Control Mode": _MODES[unit.mode if isinstance(unit, Control) else "balanced"],
     }
     return ", ".join(f"{name}: {value}" for name, value in fields.items())
 

@@ -232,6 +232,8 @@ def test_the_record_names_them(model, adapter, tmp_path):
     [prompt] = picture.record.request.image_prompts
     assert prompt.images[0] == images[0]
     assert prompt.images[1].startswith("sha256:")
+    unit = "Module: ip-adapter-auto, Model: plain, Weight: 0.5, Guidance Start: 0, Guidance End: 1"
+    assert unit in picture.record.infotext()
     assert picture.record.model[f"image prompt {adapter}"] == file_hash(
         tmp_path / "adapters/plain.safetensors"
     )
