@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from inspect import signature
+from itertools import pairwise
 
 import diffusers
 import numpy as np
@@ -17,6 +18,7 @@ import transformers
 from PIL import Image
 
 from limner import GenerationRequest, ModelCache, load
+from limner.diffusion.plan import make_plan
 from limner.errors import InvalidRequest
 from limner.nn.clip import CLIPTextConfig, CLIPVisionConfig
 from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
@@ -90,6 +92,7 @@ FAMILIES = {
         {"depth_estimator": None, "feature_extractor": None},
     ),
     "img2img": ("StableDiffusionImg2ImgPipeline", UNET, (TEXT,), "sd15", {}),
+    "plain": ("StableDiffusionPipeline", UNET, (TEXT,), "sd15", {}),
     "plain inpainting": ("StableDiffusionInpaintPipeline", UNET, (TEXT,), "sd15", {}),
     "distilled": (
         "StableDiffusionPipeline", replace(UNET, time_cond_proj_dim=12), (TEXT,), "sd15", {},
@@ -222,6 +225,34 @@ def test_what_xl_is_told_of_sizes(folders):
     crops = {"crops_coords_top_left": (5, 11), "negative_crops_coords_top_left": (5, 11)}
     expected = theirs(folders, "xl", **SIZE, **sizes, **negative, **crops)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("family", "empty"), [("xl", None), ("plain", ""), ("inpainting", "")])
+def test_perp_neg_with_the_prompt_for_its_negative_goes_away_from_the_empty_one(
+    folders, picture, mask, family, empty
+):
+    """Nothing of it is perpendicular, so what is left is guidance of diffusers' without a negative prompt."""
+    fields = SIZE if family != "inpainting" else {"image": picture, "strength": 1.0}
+    masks = {"mask": mask, "mask_blur": 0.0} if family == "inpainting" else {}
+    found = ours(folders, family, **fields, **masks, negative_prompt=PROMPT, perp_neg=1.0)
+    their_masks = {"mask_image": mask, **SIZE} if masks else {}
+    assert_same(found, theirs(folders, family, **fields, **their_masks, negative_prompt=empty))
+
+
+@pytest.mark.parametrize("family", ["xl", "plain"])
+def test_cfg_pp_is_guidance_whose_scale_goes_with_the_step(folders, family):
+    """diffusers' DDIM with guidance at scale / (1 - sigma_next / sigma), which its caller may set anew."""
+    steps, scale = ASK["steps"], 1.5  # below 1 diffusers would leave guidance out
+    scheduler = load(folders / family).scheduler
+    plan = make_plan(scheduler, steps, sampler="ddim")
+    scales = [scale / (1.0 - after / before) for before, after in pairwise(plan.sigmas)]
+
+    def set_scale(pipeline, step, timestep, kwargs):
+        pipeline._guidance_scale = [*scales, 0.0][step + 1]
+        return {}
+
+    expected = theirs(folders, family, **SIZE, guidance_scale=scales[0], callback_on_step_end=set_scale)
+    assert_same(ours(folders, family, **SIZE, sampler="ddim_cfg_pp", guidance_scale=scale), expected)
 
 
 def test_a_picture_to_begin_with(folders, picture):

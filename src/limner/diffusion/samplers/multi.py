@@ -98,8 +98,8 @@ def pndm(
 def ipndm(x: Tensor, sigmas: Sequence[float], noise: Noise, *, order: int = 4) -> Steps:
     """Linear multistep with the weights for evenly spaced steps, whatever the sigmas: improved PNDM.
 
-    Zhang & Chen 2023 (arXiv:2204.13902). Order 2, or up to `order` on evenly spaced sigmas but for
-    the first steps. ComfyUI's `sample_ipndm`; diffusers' `IPNDMScheduler` is over other sigmas.
+    Zhang & Chen 2023 (arXiv:2204.13902). Order 2, or up to `order` on evenly spaced sigmas but for the first
+    steps. ComfyUI's `sample_ipndm`; diffusers' `IPNDMScheduler` is over other sigmas.
 
     Args:
         order: how many slopes, 1 to 4.
@@ -382,6 +382,7 @@ def sa_solver(
     sigmas: Sequence[float],
     noise: Noise,
     *,
+    s_noise: float = 1.0,
     predictor: int = 2,
     corrector: int = 2,
     lower_order_final: bool = True,
@@ -392,6 +393,7 @@ def sa_solver(
     Xue et al. 2023 (arXiv:2309.05019). `SASolverScheduler`, which draws at every step.
 
     Args:
+        s_noise: a factor on the fresh noise.
         predictor, corrector: how many predictions each uses.
         lower_order_final: whether the last steps use fewer. A step to 0 always uses one.
         taus: for each step the share of fresh noise, 0 (the probability flow) to 1 (the usual reverse
@@ -409,7 +411,7 @@ def sa_solver(
             x = _adams_step(before, sigmas[i - 1], sigma, used, tau, fresh)
         if sigma_next == 0.0:
             return denoised
-        before, fresh, tau = x, noise(), 1.0 if taus is None else taus[i]
+        before, fresh, tau = x, noise() * s_noise, 1.0 if taus is None else taus[i]
         x = _adams_step(x, sigma, sigma_next, known[: min(predictor, left)], tau, fresh)
     return x
 
