@@ -510,7 +510,10 @@ def _check_plain_guidance(request: GenerationRequest, plan: Plan) -> None:
     }
     idle = [name for name, given in asked.items() if given]
     if idle:
-        raise InvalidRequest(f"{' and '.join(idle)} is not for {request.model}", hint="leave it out")
+        raise InvalidRequest(
+            f"{request.model} guides in a way of its own and has no use for {' and '.join(idle)}",
+            hint="leave it out",
+        )
 
 
 def rows_of(script: Script) -> int:

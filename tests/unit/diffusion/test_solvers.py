@@ -163,7 +163,6 @@ def test_few_steps_rank_the_samplers():
         ("dpm_fast", {"eta": 1.0}),
         ("dpmpp_2m_sde_heun", {}),
         ("seeds_2", {}),
-        ("seeds_2", {"eta": 0.5}),
         ("seeds_3", {}),
         ("er_sde", {}),
         ("er_sde", {"scale": lambda sigma: sigma**2}),
