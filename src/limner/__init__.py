@@ -101,6 +101,12 @@ _HOMES = {
             "classes": (
                 *("AutoPipelineForImage2Image", "AutoPipelineForInpainting", "AutoPipelineForText2Image"),
             ),
+            "control": (
+                *("ControlNetModel", "StableDiffusionControlNetImg2ImgPipeline"),
+                *("StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPipeline"),
+                *("StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLControlNetPipeline"),
+                *("StableDiffusionXLControlNetInpaintPipeline",),
+            ),
             "pipelines": ("DiffusionPipeline",),
             "stable_diffusion": (
                 *("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),

@@ -1,11 +1,13 @@
 """Pipelines of the face against those of diffusers under the same name: final latents within 1e-4 of their
 standard deviation, from the same generator, in whatever order the two draw."""
 
+from inspect import signature
+
 import diffusers
 import numpy as np
 import pytest
 import torch
-from test_families import folders, mask, picture  # noqa: F401 (fixtures)
+from test_families import UNET, XL_UNET, folders, mask, picture  # noqa: F401 (fixtures)
 
 import limner
 from limner import InvalidRequest
@@ -25,8 +27,10 @@ def seeded(number):
     return torch.Generator("cpu").manual_seed(number)
 
 
-def draw(library, name, folder, scheduler=None, generators=1, **given):
-    pipe = getattr(library, name).from_pretrained(folder)
+def draw(library, name, folder, scheduler=None, generators=1, controlnets=(), **given):
+    nets = [library.ControlNetModel.from_pretrained(net) for net in controlnets]
+    own = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
+    pipe = getattr(library, name).from_pretrained(folder, **own)
     pipe.set_progress_bar_config(disable=True)
     if scheduler is not None:
         pipe.scheduler = getattr(library, scheduler).from_config(pipe.scheduler.config)
@@ -114,6 +118,41 @@ def test_a_model_that_guides_itself(folders):  # noqa: F811
     compare(
         "StableDiffusionPipeline", folders / "distilled", **SIZE, negative_prompt=None, guidance_scale=4.5
     )
+
+
+@pytest.fixture(scope="module")
+def controlnets(tmp_path_factory, randomise):
+    """Folders of one for plain models and one for XL, as diffusers saves them."""
+    root = tmp_path_factory.mktemp("controlnets")
+    known = signature(diffusers.ControlNetModel.__init__).parameters
+    for seed, (name, unet) in enumerate((("plain", UNET), ("xl", XL_UNET))):
+        shared = {key: value for key, value in unet.to_dict().items() if key in known}
+        net = diffusers.ControlNetModel(**shared, conditioning_embedding_out_channels=(8, 8, 16, 16))
+        randomise(net, 50 + seed)
+        net.save_pretrained(root / name)
+    return root
+
+
+def test_control_pictures(folders, controlnets, picture, mask):  # noqa: F811
+    one, both = [controlnets / "plain"], [controlnets / "plain"] * 2
+    compare(
+        "StableDiffusionControlNetPipeline",
+        folders / "img2img",
+        controlnets=both,
+        image=[picture, mask.convert("RGB")],
+        controlnet_conditioning_scale=[0.7, 0.4],
+        control_guidance_start=[0.0, 0.3],
+        **TWO,
+    )
+    name, image = "StableDiffusionControlNetImg2ImgPipeline", picture.rotate(180)
+    given = {"image": picture, "control_image": image, "strength": 0.6, "guess_mode": True}
+    compare(name, folders / "img2img", controlnets=one, **given)
+
+
+def test_control_pictures_for_xl(folders, controlnets, picture, mask):  # noqa: F811
+    name = "StableDiffusionXLControlNetInpaintPipeline"
+    given = {"image": picture, "mask_image": mask, "control_image": picture.rotate(180)}
+    compare(name, folders / "xl", controlnets=[controlnets / "xl"], **given)
 
 
 def test_a_pipeline_for_another_model_is_refused(folders):  # noqa: F811

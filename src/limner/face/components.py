@@ -52,10 +52,14 @@ class Network(nn.Module):
 
     Attributes:
         config: a dict whose keys are attributes too.
+        path: of the file that it was read from.
+        as_read: its state then, by `state_of`.
     """
 
     stem: ClassVar[str] = "diffusion_pytorch_model"
     config: Any
+    path: Path
+    as_read: tuple[tuple[int, int], ...]
 
     @staticmethod
     def names(key: str) -> str | None:
@@ -112,6 +116,7 @@ class Network(nn.Module):
         known = cls._read(values)
         network = load_module(lambda: cls(known), tensors, source=source, names=names, dtype=dtype)
         network.config = NetworkConfig(values, known)
+        network.path, network.as_read = source, state_of(network)
         return network.eval()
 
     @classmethod
@@ -150,6 +155,11 @@ class Network(nn.Module):
         """No effect: attention never holds all scores at once."""
 
 
+def state_of(network: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What changes when weights do."""
+    return tuple((id(p), 0 if p.is_inference() else p._version) for p in network.parameters())
+
+
 @dataclass
 class UNet2DConditionOutput(Output):
     """What the U-Net says, [B, C, h, w]."""
@@ -171,6 +181,8 @@ class UNet2DConditionModel(Network, limner.nn.unet.UNet2DConditionModel):
         encoder_hidden_states: Tensor,
         *,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
         return_dict: bool = True,
         **without: Any,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
@@ -181,6 +193,7 @@ class UNet2DConditionModel(Network, limner.nn.unet.UNet2DConditionModel):
             timestep: one number, or one for each row.
             encoder_hidden_states: [B, T, channels].
             added_cond_kwargs: "text_embeds" [B, P] and "time_ids" [B, 6 or 5], for XL.
+            down_block_additional_residuals, mid_block_additional_residual: what a ControlNet adds.
             without: arguments of diffusers that must be None.
 
         Raises:
@@ -191,7 +204,12 @@ class UNet2DConditionModel(Network, limner.nn.unet.UNet2DConditionModel):
         pooled, sizes = more.pop("text_embeds", None), more.pop("time_ids", None)
         refuse(more, ())
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
-        output = super().forward(sample, timesteps, encoder_hidden_states, pooled, sizes)
+        residuals = None
+        if down_block_additional_residuals is not None and mid_block_additional_residual is not None:
+            residuals = [*down_block_additional_residuals, mid_block_additional_residual]
+        elif down_block_additional_residuals is not None or mid_block_additional_residual is not None:
+            raise InvalidRequest("residuals of the way down and of the middle go together: give both")
+        output = super().forward(sample, timesteps, encoder_hidden_states, pooled, sizes, residuals=residuals)
         return UNet2DConditionOutput(output) if return_dict else (output,)
 
 
@@ -200,8 +218,6 @@ _UNET_WITHOUT = (
     "timestep_cond",
     "attention_mask",
     "cross_attention_kwargs",
-    "down_block_additional_residuals",
-    "mid_block_additional_residual",
     "down_intrablock_additional_residuals",
     "encoder_attention_mask",
 )

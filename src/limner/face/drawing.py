@@ -6,7 +6,7 @@ two steps the latents of all lie side by side, for whoever wants to look at them
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from limner.diffusion.plan import Plan
 from limner.diffusion.samplers import SAMPLERS
 from limner.pipeline.adapting import UsedAdapter
 from limner.pipeline.calls import Call, Conditioning, DecodeLatents, Denoise, EncodeImage
+from limner.pipeline.controlling import Controlled
 from limner.pipeline.generation import Scene, denoised
 from limner.pipeline.limits import Limits
 from limner.pipeline.model import Model
@@ -82,6 +83,7 @@ class Drawing:
         latents: [B, C, h, w] at the scheduler's scale; where they stand.
         told: for each picture, what the U-Net is told in each branch.
         guidance: at the next step.
+        controls: for each picture, the ControlNets at work at the next step.
     """
 
     answers: Answers
@@ -92,20 +94,21 @@ class Drawing:
     guidance: ClassifierFreeGuidance
     noise: SharedNoise
     adapters: tuple[UsedAdapter, ...] = ()
-    _sigma: float = field(init=False)
+    controls: Sequence[tuple[Controlled, ...]] = ()
 
     def steps(self) -> Iterator[None]:
         """Draw, and stop after each call of the U-Net. The drawing goes on with what is written then to
-        `latents`, `told` and `guidance`."""
+        `latents`, `told`, `guidance` and `controls`."""
         level = self.plan.sigmas[0]
         generations = [
             self._generation(row[None] * self.norm(level), number) for number, row in enumerate(self.latents)
         ]
         calls = [next(generation) for generation in generations]
         while calls:
+            controls = self.controls or [()] * len(calls)
             asked = [
-                replace(call, conditionings=told, guidance=self.guidance)
-                for call, told in zip(calls, self.told, strict=True)
+                replace(call, conditionings=told, guidance=self.guidance, controls=own)
+                for call, told, own in zip(calls, self.told, controls, strict=True)
             ]
             answers = self.answers(asked)
             standing, calls, level = [], [], self.plan.sigmas[-1]

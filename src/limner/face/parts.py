@@ -30,6 +30,7 @@ from .components import (
     CLIPTokenizer,
     Network,
     UNet2DConditionModel,
+    state_of,
 )
 
 _PRECISIONS: dict[torch.dtype, Precision] = {
@@ -138,7 +139,7 @@ class Parts:
                 made: Any = CLIPTokenizer(read_tokenizers(self._checkpoint)[_TOKENIZERS[name]])
             else:
                 made = self._network(self._checkpoint, name)
-                self._from_file[name] = _state(made)
+                self._from_file[name] = state_of(made)
             self._made[name] = made
         return self._made[name]
 
@@ -169,9 +170,9 @@ class Parts:
         own = {
             name: made
             for name, made in self._made.items()
-            if isinstance(made, Network) and _state(made) != self._from_file.get(name)
+            if isinstance(made, Network) and state_of(made) != self._from_file.get(name)
         }
-        key = self.device, self.dtype, self.offload, {name: _state(made) for name, made in own.items()}
+        key = self.device, self.dtype, self.offload, {name: state_of(made) for name, made in own.items()}
         if self._backend is None or self._backend[0] != key:
             self._backend = None  # before another one takes memory
             self._model = None
@@ -222,8 +223,3 @@ class Parts:
             weights={**before.weights, **weights},
             held=held,
         )
-
-
-def _state(network: Network) -> tuple[tuple[int, int], ...]:
-    """What changes when weights do."""
-    return tuple((id(p), 0 if p.is_inference() else p._version) for p in network.parameters())

@@ -19,6 +19,7 @@ from limner.diffusion.guidance import ClassifierFreeGuidance
 from limner.errors import InvalidRequest, UnsupportedModel
 from limner.pipeline.adapting import UsedAdapter
 from limner.pipeline.calls import Conditioning, EncodeText
+from limner.pipeline.controlling import Controlled
 from limner.pipeline.images import to_images
 from limner.pipeline.model import Model, find
 from limner.weights.checkpoint import MODEL_INDEX
@@ -36,8 +37,11 @@ from .values import Output
 Prompts = str | Sequence[str] | None
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 Size = tuple[int, int]
+Controls = Callable[[int, int], Sequence[tuple[Controlled, ...]]]
+"""Which ControlNets are at work on each picture at a call of the U-Net, from 0, of so many."""
 
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
+_OWN = ("scheduler", "controlnet")  # components that a pipeline itself keeps
 _ANY: Any = object()
 
 
@@ -161,12 +165,15 @@ class DiffusionPipeline(Adapters):
         for name in _ABSENT:
             if given.pop(name, None) is not None:
                 raise InvalidRequest(f"{name} is not offered", hint=f"say {name}=None")
-        scheduler = given.pop("scheduler")
-        self._adopt(_parts_of(given, force_zeros_for_empty_prompt and self.is_xl), scheduler)
+        own = {name: given.pop(name) for name in _OWN if name in given}
+        self._adopt(_parts_of(given, force_zeros_for_empty_prompt and self.is_xl), own)
 
-    def _adopt(self, parts: Parts, scheduler: Scheduler) -> None:
+    def _adopt(self, parts: Parts, own: Mapping[str, Any]) -> None:
+        """Take components: those that pipelines share, and the scheduler and ControlNets."""
         super().__init__()
-        self._parts, self.scheduler = parts, scheduler
+        self._parts = parts
+        for name, component in own.items():
+            setattr(self, name, component)
         self._guidance_scale = self._guidance_rescale = 0.0
         self._num_timesteps = 0
         self._interrupt = self._tiled = self._sliced = False
@@ -178,11 +185,15 @@ class DiffusionPipeline(Adapters):
         return "text_encoder_2" in self.component_names
 
     @classmethod
-    def from_pipe(cls, pipeline: "DiffusionPipeline") -> Self:
-        """A pipeline of this class with the components of another one, and its adapters."""
+    def from_pipe(cls, pipeline: "DiffusionPipeline", **given: Any) -> Self:
+        """A pipeline of this class with the components of another one, and its adapters.
+
+        Args:
+            given: components that the other one does not have: controlnet.
+        """
         made = cls.__new__(cls)
         made.force_zeros_for_empty_prompt = pipeline.force_zeros_for_empty_prompt
-        made._adopt(pipeline._parts, pipeline.scheduler)
+        made._adopt(pipeline._parts, cls._own_of(given, pipeline.scheduler))
         made.take_adapters(pipeline)
         return made
 
@@ -282,14 +293,29 @@ class DiffusionPipeline(Adapters):
         if unknown := given.keys() - {*kind.component_names}:
             raise TypeError(f"{kind.__name__} has no component {', '.join(sorted(unknown))}")
         scheduler = given.pop("scheduler", None) or scheduler_from(source.checkpoint.scheduler_config)
+        held = kind._own_of({name: given.pop(name) for name in _OWN if name in given}, scheduler)
         own = {name: given[name] for name in given if given[name] is not None}
         zero = source.checkpoint.zero_negative
         parts = Parts(source.checkpoint, own, name=str(where), dtype=torch.float32, zero_negative=zero)
         pipeline = kind.__new__(kind)
         pipeline.force_zeros_for_empty_prompt = zero
-        pipeline._adopt(parts, scheduler)
+        pipeline._adopt(parts, held)
         parts.move(None, torch_dtype or dtype)
         return pipeline
+
+    @classmethod
+    def _own_of(cls, given: Mapping[str, Any], scheduler: Scheduler) -> dict[str, Any]:
+        """The components that a pipeline itself keeps.
+
+        Raises:
+            TypeError: one that is missing or unknown.
+        """
+        own = {"scheduler": scheduler, **given}
+        expected = {name for name in cls.component_names if name in _OWN}
+        if wrong := own.keys() ^ expected:
+            what = "needs" if wrong <= expected else "has no component"
+            raise TypeError(f"{cls.__name__} {what} {', '.join(sorted(wrong))}")
+        return own
 
     @classmethod
     def _of(cls, index: Mapping[str, Any]) -> "type[DiffusionPipeline]":
@@ -306,8 +332,8 @@ class DiffusionPipeline(Adapters):
     @property
     def components(self) -> dict[str, Any]:
         """The components by name, of which another pipeline can be made: `Other(**pipe.components)`."""
-        own = {name: self._parts.stored(name) for name in self.component_names if name != "scheduler"}
-        return {**own, "scheduler": self.scheduler, **dict.fromkeys(_ABSENT)}
+        own = {name: getattr(self, name) for name in self.component_names if name in _OWN}
+        return {**self._networks, **own, **dict.fromkeys(_ABSENT)}
 
     def __getattr__(self, name: str) -> Any:
         if name in type(self).component_names:
@@ -319,14 +345,14 @@ class DiffusionPipeline(Adapters):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _ABSENT and value is not None:
             raise InvalidRequest(f"{name} is not offered", hint="leave it at None")
-        if name in self.component_names and name != "scheduler":
+        if name in self.component_names and name not in _OWN:
             self._parts = _parts_of({**self._networks, name: value}, self._parts.zero_negative)
         elif name not in _ABSENT:
             super().__setattr__(name, value)
 
     @property
     def _networks(self) -> dict[str, Any]:
-        names = [name for name in self.component_names if name != "scheduler"]
+        names = [name for name in self.component_names if name not in _OWN]
         return {name: self._parts.stored(name) for name in names}
 
     @property
@@ -420,7 +446,7 @@ class DiffusionPipeline(Adapters):
         folder.mkdir(parents=True, exist_ok=True)
         index: dict[str, Any] = {"_class_name": type(self).__name__}
         for name in self.component_names:
-            component = self.scheduler if name == "scheduler" else self._parts.component(name)
+            component = getattr(self, name)
             component.save_pretrained(folder / name)
             library = "transformers" if name.startswith(("text", "token")) else "diffusers"
             index[name] = [library, type(component).__name__]
@@ -479,9 +505,8 @@ class DiffusionPipeline(Adapters):
         Raises:
             InvalidRequest: they are no multiples of 8.
         """
-        unit = self.vae_scale_factor
-        if not height or not width:
-            height = width = self._model.checkpoint.unet_config.sample_size * unit
+        own = self._model.checkpoint.unet_config.sample_size * self.vae_scale_factor
+        height, width = height or own, width or own
         if height % 8 or width % 8:
             raise InvalidRequest(f"{width}x{height} pixels: width and height must be multiples of 8")
         return height, width
@@ -520,29 +545,39 @@ class DiffusionPipeline(Adapters):
         ask: Any,
         size: Size,
         start: Callable[[], Start],
-        end: Callable[[], int | None] = lambda: None,
         finish: Callable[[list[Image.Image]], list[Image.Image]] | None = None,
+        controls: Callable[[Any, Size], Controls] | None = None,
     ) -> Any:
         """Draw what is asked for.
 
         Args:
             size: height and width in pixels.
             start: tells where it begins, once the scheduler's timesteps are set; what it draws comes first.
-            end: tells which of those timesteps is the first that is left out.
             finish: does something to finished pictures.
+            controls: has ControlNets read their pictures, given `ask` and `size`.
         """
         scale = self.lora_scale(ask.cross_attention_kwargs)
         tensors = self._told_tensors(ask, size, scale)
         options = self._begin(ask)
+        steering = None if controls is None else controls(ask, size)
         begun = start()
         tensors |= {"latents": begun.latents, **begun.tensors}
-        drawn = self._draw(ask, tensors, begun, end(), options, self.used_adapters(self._model, scale))
+        adapters = self.used_adapters(self._model, scale)
+        drawn = self._draw(ask, tensors, begun, options, adapters, steering)
         images = self._finished(drawn, ask.output_type)
         if finish is not None:
             images = finish(images)
         if ask.return_dict:
             return self.output(images)
         return (images, None) if self.output is StableDiffusionPipelineOutput else (images,)
+
+    def _begun_at(self, ask: Any) -> int | None:
+        """At which of the scheduler's timesteps another pipeline has left off; None if none has."""
+        return None
+
+    def _end(self, ask: Any) -> int | None:
+        """The first of the scheduler's timesteps that is left to another pipeline; None if none is."""
+        return None
 
     def _told_tensors(self, ask: Any, size: Size, scale: float | None) -> dict[str, Any]:
         """What the U-Net is told, in the form that callbacks know."""
@@ -583,21 +618,20 @@ class DiffusionPipeline(Adapters):
         ask: Ask,
         tensors: dict[str, Any],
         start: Start,
-        end: int | None,
         options: Mapping[str, Any],
         adapters: tuple[UsedAdapter, ...],
+        controls: Controls | None,
     ) -> Tensor:
         """Draw pictures in step with each other.
 
         Args:
             tensors: "latents" [B, C, h, w] and what else a callback may see and change, by name.
-            end: which of the scheduler's timesteps is the first that is left out.
             options: of the sampler.
 
         Returns:
             latents [B, C, h, w], where the last step left them.
         """
-        order, pictures = self.scheduler.order, len(tensors["latents"])
+        order, pictures, end = self.scheduler.order, len(tensors["latents"]), self._end(ask)
         plan = self.scheduler.plan(start.begin, options)
         timesteps = self.scheduler.timesteps[start.begin : end]
         if len(timesteps) == 0:
@@ -614,6 +648,7 @@ class DiffusionPipeline(Adapters):
             self._guidance(),
             SharedNoise(tensors["latents"].shape, ask.generator, self.dtype),
             adapters,
+            () if controls is None else controls(0, len(timesteps)),
         )
         with self.progress_bar(-(-len(timesteps) // order)) as bar:
             for number, _ in enumerate(drawing.steps()):
@@ -627,6 +662,8 @@ class DiffusionPipeline(Adapters):
                         drawing.latents = changed["latents"]
                     tensors |= {name: changed[name] for name in changed.keys() & tensors.keys()}
                     drawing.told, drawing.guidance = self._told(tensors, pictures), self._guidance()
+                if controls is not None and number + 1 < len(timesteps):
+                    drawing.controls = controls(number + 1, len(timesteps))
                 if (number + 1) % order == 0 or number + 1 == len(timesteps):
                     bar.update()
                 if self._interrupt:
@@ -640,7 +677,8 @@ class DiffusionPipeline(Adapters):
         if ask.latents is not None and ask.latents.shape != shape:
             raise InvalidRequest(f"latents are {tuple(ask.latents.shape)}, expected {shape}")
         latents = draw(shape, ask.generator, self.device, self.dtype) if ask.latents is None else ask.latents
-        return latents * self.scheduler.init_noise_sigma
+        first: Tensor = latents * self.scheduler.init_noise_sigma
+        return first
 
     def _guidance(self) -> ClassifierFreeGuidance:
         guided = self.do_classifier_free_guidance

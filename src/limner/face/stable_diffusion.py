@@ -1,6 +1,6 @@
 """The pipelines of Stable Diffusion 1.x and 2.x, and of XL."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ from .pipelines import (
 class _StableDiffusion(DiffusionPipeline):
     """What the pipelines of 1.x and 2.x have in common."""
 
-    component_names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    component_names: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
         "latents",
         "prompt_embeds",
@@ -123,7 +123,7 @@ class AskXL(Ask):
 class _StableDiffusionXL(DiffusionPipeline):
     """What the pipelines of XL have in common."""
 
-    component_names = (
+    component_names: ClassVar[tuple[str, ...]] = (
         *("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
     )
     optional = ("text_encoder", "tokenizer")  # which the refiner does without
@@ -272,7 +272,6 @@ class _StableDiffusionXL(DiffusionPipeline):
         return told
 
     def _end(self, ask: AskXL) -> int | None:
-        """The first of the scheduler's timesteps that `denoising_end` leaves out."""
         if ask.denoising_end is None:
             return None
         cutoff = self._cutoff("denoising_end", ask.denoising_end)
@@ -289,7 +288,6 @@ class _StableDiffusionXL(DiffusionPipeline):
         return round(len(self.scheduler) * (1 - share))
 
     def _begun_at(self, ask: AskXL) -> int | None:
-        """The timestep that `denoising_start` says."""
         if ask.denoising_start is None:
             return None
         left = int((self.scheduler.timesteps < self._cutoff("denoising_start", ask.denoising_start)).sum())
@@ -309,13 +307,12 @@ def _channels(tensors: Mapping[str, Any], pictures: int) -> list[Tensor | None]:
 class _FromText(DiffusionPipeline):
     """Pictures that begin with noise."""
 
-    def _from_noise(
-        self, given: Mapping[str, Any], end: Callable[[Any], int | None] = lambda ask: None
-    ) -> Any:
-        size = given.get("height"), given.get("width")
-        ask = self._asked({name: value for name, value in given.items() if name not in ("height", "width")})
-        sized = self._sized(*size)
-        return self._call(ask, sized, lambda: Start(self._first(ask, sized)), lambda: end(ask))
+    def _from_noise(self, given: Mapping[str, Any], **more: Any) -> Any:
+        """Draw pictures of a size that may be given; further arguments are those of `_call`."""
+        named = {name: value for name, value in given.items() if name not in ("height", "width")}
+        ask = self._asked(named)
+        size = self._sized(given["height"], given["width"])
+        return self._call(ask, size, lambda: Start(self._first(ask, size)), **more)
 
 
 class StableDiffusionPipeline(_StableDiffusion, _FromText):
@@ -352,7 +349,7 @@ class StableDiffusionXLPipeline(_StableDiffusionXL, _FromText):
     ) -> Any:
         """Draw pictures. As `StableDiffusionPipeline`; `AskXL` has all arguments."""
         own = {"prompt": prompt, "prompt_2": prompt_2, "height": height, "width": width}
-        return self._from_noise({**own, **given}, self._end)
+        return self._from_noise({**own, **given})
 
     def _negative_sizes(self, ask: AskXL, own: list[float]) -> list[float]:
         if ask.negative_original_size is None or ask.negative_target_size is None:
@@ -376,7 +373,8 @@ class _FromPicture(DiffusionPipeline):
         if count % len(pictures):
             raise InvalidRequest(f"{len(pictures)} pictures were given for {count} to be drawn")
         if pictures.shape[1] == self._model.checkpoint.vae_config.latent_channels:
-            return pictures.repeat(count // len(pictures), 1, 1, 1)
+            given: Tensor = pictures.repeat(count // len(pictures), 1, 1, 1)
+            return given
         if isinstance(generator, Sequence):
             generator = generator[: len(pictures)]
         means, spreads = Answers(self._model).encode(pictures)
@@ -394,19 +392,20 @@ class _FromPicture(DiffusionPipeline):
         order = self.scheduler.order
         steps = self.scheduler.num_inference_steps
         assert steps is not None
-        return (steps - min(int(steps * strength), steps)) * order
+        first: int = (steps - min(int(steps * strength), steps)) * order
+        return first
 
     def _noisy(self, latents: Tensor, noise: Tensor, call: int) -> Tensor:
         """Latents with the noise of one of the scheduler's timesteps."""
         timestep = self.scheduler.timesteps[call : call + 1]
-        return self.scheduler.add_noise(latents, noise, timestep.repeat(len(latents)))
+        noisy: Tensor = self.scheduler.add_noise(latents, noise, timestep.repeat(len(latents)))
+        return noisy
 
     def _from_picture(
         self,
         ask: Any,
         image: Pictures | None,
         strength: float,
-        begun_at: Callable[[], int | None],
         **more: Any,
     ) -> Any:
         channels, unit = self._model.checkpoint.vae_config.latent_channels, self.vae_scale_factor
@@ -415,7 +414,7 @@ class _FromPicture(DiffusionPipeline):
         size = (height * unit, width * unit) if pictures.shape[1] == channels else (height, width)
 
         def start() -> Start:
-            given = begun_at()
+            given = self._begun_at(ask)
             begin = self._begins_at(strength) if given is None else given
             if begin >= len(self.scheduler.timesteps):
                 raise InvalidRequest(f"strength is {strength}, which leaves no step to take", hint="raise it")
@@ -448,7 +447,7 @@ class StableDiffusionImg2ImgPipeline(_StableDiffusion, _FromPicture):
             given: as in diffusers; `Ask` has them all.
         """
         ask = self._asked({"prompt": prompt, **given})
-        return self._from_picture(ask, image, strength, lambda: None)
+        return self._from_picture(ask, image, strength)
 
 
 class StableDiffusionXLImg2ImgPipeline(_StableDiffusionXL, _FromPicture):
@@ -469,9 +468,7 @@ class StableDiffusionXLImg2ImgPipeline(_StableDiffusionXL, _FromPicture):
         not count.
         """
         ask = self._asked({"prompt": prompt, "prompt_2": prompt_2, **given})
-        return self._from_picture(
-            ask, image, strength, lambda: self._begun_at(ask), end=lambda: self._end(ask)
-        )
+        return self._from_picture(ask, image, strength)
 
 
 class _Inpainting(_FromPicture):
@@ -486,9 +483,8 @@ class _Inpainting(_FromPicture):
         mask_image: Pictures | None,
         size: Size,
         strength: float,
-        padding: int | None,
-        masked_image_latents: Tensor | None,
-        begun_at: Callable[[], int | None] = lambda: None,
+        padding: int | None = None,
+        masked_image_latents: Tensor | None = None,
         **more: Any,
     ) -> Any:
         channels, made = self._model.checkpoint.vae_config.latent_channels, self._model.traits.kind
@@ -503,7 +499,7 @@ class _Inpainting(_FromPicture):
         mask = masks_of(mask_image, size, box=box)
 
         def start() -> Start:
-            given = begun_at()
+            given = self._begun_at(ask)
             begin = self._begins_at(strength) if given is None else given
             if begin >= len(self.scheduler.timesteps):
                 raise InvalidRequest(f"strength is {strength}, which leaves no step to take", hint="raise it")
@@ -634,6 +630,4 @@ class StableDiffusionXLInpaintPipeline(_StableDiffusionXL, _Inpainting):
             strength,
             padding_mask_crop,
             masked_image_latents,
-            lambda: self._begun_at(ask),
-            end=lambda: self._end(ask),
         )
