@@ -14,6 +14,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from limner.errors import InvalidRequest
+
 # Headings of the help, in the order of their first options.
 PROMPT, PICTURE, SAMPLING, IMAGE = "Prompt", "Picture", "Sampling", "Picture to begin with"
 PART, GUIDES, HIRES, XL = "Part of a picture", "Guiding pictures", "Second pass", "Stable Diffusion XL"
@@ -220,8 +222,8 @@ class ModelOptions(_Options):
 
     def given(self) -> dict[str, Any]:
         options = super().given()
-        if options.pop("low_vram", False):
-            options.setdefault("offload", "model")
+        if options.pop("low_vram", False) and options.setdefault("offload", "model") != "model":
+            raise InvalidRequest(f"--low-vram is --offload model, and --offload {self.offload} was given too")
         return options
 
 
