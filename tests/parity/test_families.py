@@ -24,7 +24,7 @@ from limner.nn.clip import CLIPTextConfig, CLIPVisionConfig
 from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
 from limner.nn.unet import UNetConfig
 from limner.nn.vae import VAEConfig
-from limner.pipeline.calls import DecodeLatents, EncodeImage
+from limner.pipeline.calls import DecodeLatents, Denoise, EncodeImage
 from limner.pipeline.engine import Engine
 from limner.pipeline.generation import picture_of, watch
 from limner.pipeline.images import image_source, to_images
@@ -404,6 +404,31 @@ def test_a_second_pass_of_the_decoded_picture(folders):
     assert np.abs(np.asarray(picture, np.int16) - np.asarray(larger, np.int16)).max() <= 2
     second = diffusers.StableDiffusionImg2ImgPipeline(**first.components)
     assert_same(latents, _drawn(second, image=picture, strength=0.5))
+
+
+def test_the_refiner_takes_over_in_the_second_pass(folders):
+    base = _pipeline(folders / "xl", "StableDiffusionXLPipeline")
+    larger = torch.nn.functional.interpolate(_drawn(base, **SIZE), scale_factor=2, mode="bilinear")
+    second = diffusers.StableDiffusionXLImg2ImgPipeline(**base.components)
+    handed = _drawn(second, image=larger, strength=0.5, num_inference_steps=10, denoising_end=0.8)
+    refiner = _pipeline(folders / "refiner", "StableDiffusionXLImg2ImgPipeline")
+    size = (2 * HEIGHT, 2 * WIDTH)
+    sizes = {"original_size": size, "target_size": size}
+    expected = _drawn(refiner, image=handed, num_inference_steps=10, denoising_start=0.8, **sizes)
+
+    models = [load(folders / name, precision="fp32") for name in ("xl", "refiner")]
+    fields = {**ASK, **SIZE, **HIRES, "hires_steps": 5, "refiner": "refiner", "refiner_start": 0.8}
+    fields |= {"sampler": "ddim", "prompt_syntax": "literal"}
+    request = models[0].resolve(GenerationRequest.of(fields))
+    models[1].check_refines(models[0], request)
+    generation, answer = picture_of(request, *models), None
+    steps = []
+    while not isinstance(call := generation.send(answer), DecodeLatents):
+        [told] = models[call.role == "refiner"].answer([call])
+        answer = told.value
+        steps += [(call.step, call.role)] if isinstance(call, Denoise) else []
+    assert steps == [(step, "refiner" if step > 9 else "model") for step in range(1, 12)]
+    assert_same(call.latents, expected)
 
 
 @pytest.mark.parametrize("family", ["img2img", "xl"])
