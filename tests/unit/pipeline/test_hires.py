@@ -42,6 +42,9 @@ class FakeModel:
     def controls_of(self, request):
         return ()
 
+    def image_prompts_of(self, request):
+        return ()
+
     def latent_shape(self, request):
         return (1, 3, request.height // 8, request.width // 8)
 
