@@ -4,14 +4,16 @@
 """
 
 from dataclasses import replace
+from functools import cache
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_families import ASK, HEIGHT, UNET, WIDTH, XL_UNET, assert_same, ours, save_family
+from test_families import ASK, FAMILIES, HEIGHT, UNET, WIDTH, XL_UNET, assert_same, draw, save_family
 
+from limner import load
 from limner.nn.controlnet import ControlNetModel
 from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from limner.nn.unet import UNet2DConditionModel
@@ -43,7 +45,7 @@ CONTROLNETS = {
 def folders(tmp_path_factory, reference, randomise):
     """Models, and the networks beside them."""
     root = tmp_path_factory.mktemp("controlled")
-    for name in ("img2img", "inpainting", "xl"):
+    for name in ("img2img", "inpainting", "xl", "distilled"):
         save_family(name, root, reference, randomise)
     networks = {name: T2IAdapter(config) for name, config in ADAPTERS.items()}
     for name, (unet, own) in CONTROLNETS.items():
@@ -70,6 +72,22 @@ def of(folders, name, image, **fields):
     return {"model": str(folders / "networks" / name), "image": image_source(image), **fields}
 
 
+@cache
+def plain_pipeline(folders, family):
+    cls = getattr(diffusers, FAMILIES[family][0])
+    return cls.from_pretrained(folders / family, local_files_only=True)
+
+
+@cache
+def loaded(folders, family):
+    return load(folders / family, precision="fp32")
+
+
+def ours(folders, family, **fields):
+    """Final latents by Limner."""
+    return draw(loaded(folders, family), **fields)
+
+
 @torch.no_grad()
 def theirs(folders, family, cls, networks, **fields):
     """Final latents by a pipeline of diffusers with networks beside it."""
@@ -81,7 +99,7 @@ def theirs(folders, family, cls, networks, **fields):
     else:
         nets = [diffusers.T2IAdapter.from_pretrained(path) for path in paths]
         beside = {"adapter": diffusers.MultiAdapter(nets) if len(nets) > 1 else nets[0]}
-    pipeline = cls.from_pretrained(folders / family, local_files_only=True, **beside)
+    pipeline = cls.from_pipe(plain_pipeline(folders, family), **beside)
     pipeline.set_progress_bar_config(disable=True)
     named = {"seed": "generator", "steps": "num_inference_steps"}
     fields = {named.get(field, field): value for field, value in {**ASK, **fields}.items()}
@@ -99,12 +117,14 @@ def assert_steered(found, folders, family, **fields):
     ("name", "control", "their_fields"),
     [
         ("controlnet first", {}, {}),
-        ("controlnet first", {"weight": 0.6}, {"controlnet_conditioning_scale": 0.6}),
-        ("controlnet first", {"end": 0.5}, {"control_guidance_end": 0.5}),
         (
             "controlnet first",
-            {"start": 0.3, "end": 0.9},
-            {"control_guidance_start": 0.3, "control_guidance_end": 0.9},
+            {"weight": 0.6, "start": 0.3, "end": 0.8},
+            {
+                "controlnet_conditioning_scale": 0.6,
+                "control_guidance_start": 0.3,
+                "control_guidance_end": 0.8,
+            },
         ),
         (
             "controlnet first",
@@ -153,16 +173,30 @@ def test_a_controlnet_without_guidance(folders):
     assert_same(found, theirs(folders, "img2img", pipeline, [name], image=image, guidance_scale=1.0))
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_a_controlnet_and_a_picture_to_begin_with(folders, strength):
-    image, begun, name = picture(SIZE), picture(SIZE, 2), "controlnet first"
+def test_a_controlnet_beside_a_model_that_is_told_a_guidance_scale(folders):
+    image, name = picture(SIZE), "controlnet first"
+    found = ours(folders, "distilled", **SIZE, guidance_scale=4.0, controls=(of(folders, name, image),))
+    pipeline = "StableDiffusionControlNetPipeline"
+    expected = theirs(folders, "distilled", pipeline, [name], image=image, guidance_scale=4.0)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "strength", "name", "pipeline"),
+    [
+        ("img2img", 0.5, "controlnet first", "StableDiffusionControlNetImg2ImgPipeline"),
+        ("xl", 0.5, "controlnet xl", "StableDiffusionXLControlNetImg2ImgPipeline"),
+    ],
+)
+def test_a_controlnet_and_a_picture_to_begin_with(folders, family, strength, name, pipeline):
+    image, begun = picture(SIZE), picture(SIZE, 2)
     control = of(folders, name, image, start=0.1, end=0.7)
     fields = {"image": begun, "strength": strength}
-    found = ours(folders, "img2img", **fields, controls=(control,))
+    found = ours(folders, family, **fields, controls=(control,))
     expected = theirs(
         folders,
-        "img2img",
-        "StableDiffusionControlNetImg2ImgPipeline",
+        family,
+        pipeline,
         [name],
         **fields,
         control_image=image,
@@ -171,7 +205,7 @@ def test_a_controlnet_and_a_picture_to_begin_with(folders, strength):
         control_guidance_end=0.7,
     )
     assert_same(found, expected)
-    assert_steered(found, folders, "img2img", **fields)
+    assert_steered(found, folders, family, **fields)
 
 
 @pytest.mark.parametrize("family", ["img2img", "inpainting"])
@@ -253,8 +287,7 @@ def test_two_adapters(folders):
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.5])
-@pytest.mark.parametrize("names", [["xl"], ["xl", "xl 2"]])
+@pytest.mark.parametrize(("names", "factor"), [(["xl"], 1.0), (["xl", "xl 2"], 0.5)])
 def test_adapters_of_xl(folders, names, factor):
     images, weights = [picture(XL_SIZE), picture(XL_SIZE, 1)][: len(names)], [0.8, 0.4][: len(names)]
     controls = tuple(

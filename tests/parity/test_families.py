@@ -182,7 +182,10 @@ def theirs(folder, name, lora=None, **fields):
 
 def ours(folder, name, **fields):
     """Final latents by Limner."""
-    model = load(folder / name, precision="fp32")
+    return draw(load(folder / name, precision="fp32"), **fields)
+
+
+def draw(model, **fields):
     for field in {"image", "mask", "depth"} & fields.keys():
         fields[field] = image_source(fields[field])
     request = GenerationRequest.of({"prompt_syntax": "literal", "sampler": "ddim", **ASK, **fields})

@@ -399,7 +399,7 @@ def _resnet(in_channels: int, out_channels: int, config: EncoderConfig) -> Resne
 
 
 class Encoder(nn.Module):
-    """The way down and the middle.
+    """The way down and the middle, which a ControlNet has too.
 
     Args:
         guidance_channels: of an embedding of the guidance scale that joins the timestep's; None for none.

@@ -261,7 +261,8 @@ def _described(path: Path, shapes: Shapes) -> tuple[Config, Expected]:
 
 
 def _controlnet(path: Path, shapes: Shapes, shared: dict[str, Any], layers: list[str]) -> ControlNetConfig:
-    """
+    """Its geometry, by either names.
+
     Args:
         shared: fields that it has in common with a U-Net.
         layers: the modules that bring the picture to each of the sizes on the way to that of the latents.
@@ -279,7 +280,8 @@ def _controlnet(path: Path, shapes: Shapes, shared: dict[str, Any], layers: list
 
 
 def _adapter(shapes: Shapes, prefix: str, *, blocks: str) -> T2IAdapterConfig:
-    """
+    """Its geometry, by either names.
+
     Args:
         blocks: what the residual blocks of a level are called; those of full ones by their authors are not
             apart by level, of which all that are published have four.

@@ -67,7 +67,8 @@ def _encoder(
     middle: str,
     pooled: str,
 ) -> dict[str, Any]:
-    """
+    """The fields, by either names.
+
     Args:
         levels: channels and transformer blocks of each.
         first, pooled: keys of the first convolution, and of what takes the pooled text and sizes, if any.
