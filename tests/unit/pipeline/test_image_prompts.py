@@ -11,15 +11,16 @@ from limner import GenerationRequest, load
 from limner.cli.main import main
 from limner.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from limner.nn.clip import CLIPVisionConfig, CLIPVisionModel
+from limner.nn.controlnet import ControlNetModel
 from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
 from limner.nn.layers import attention
 from limner.pipeline.calls import ReadImagePrompt
 from limner.pipeline.engine import Engine
 from limner.pipeline.images import image_source
-from limner.request import ImagePrompt
+from limner.request import Control, ImagePrompt
 from limner.weights.checkpoint import load_unet
 from limner.weights.hashes import file_hash
-from limner.weights.save import write_json
+from limner.weights.save import save_control, write_json
 from limner.weights.tensors import write_tensors
 
 ASK = {"prompt": "a cat", "negative_prompt": "fog", "seed": 3, "steps": 4, "width": 64, "height": 64}
@@ -302,3 +303,23 @@ def test_from_the_command_line_and_back(model, adapter, tmp_path, capsys):
     assert "cat.png" in capsys.readouterr().out
     with Image.open(path) as first, Image.open(tmp_path / "again.png") as again:
         assert bits(first) == bits(again)
+
+
+def test_beside_a_control_in_second_passes_and_pictures_that_tile(model, adapter, tmp_path):
+    """Each has its effect beside the others, in company as alone."""
+    torch.manual_seed(6)
+    net = ControlNetModel.from_unet(load_unet(model.checkpoint), conditioning_embedding_out_channels=(8, 16))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter) * (not parameter.any()))
+    save_control(tmp_path / "net", net)
+    control = Control(model=str(tmp_path / "net"), image=image_source(noise_picture(2, 64, 64)))
+    prompt = ImagePrompt(model=adapter, images=(image_source(noise_picture(0)),))
+    whole = {"image_prompts": (prompt,), "controls": (control,), "tiling": "xy", "hires_scale": 1.5}
+    without = [{name: value for name, value in whole.items() if name != left_out} for left_out in whole]
+    asks = [GenerationRequest.of({**ASK, **fields, "steps": 2}) for fields in (whole, *without)]
+    with Engine(model) as engine:
+        handles = [engine.submit(ask) for ask in asks]
+        together = [handle.result().images[0] for handle in handles]
+    assert apart(together[0], model.generate(request=asks[0]).images[0]) <= 1
+    assert len({bits(picture) for picture in together}) == len(asks)
