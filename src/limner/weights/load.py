@@ -44,7 +44,10 @@ def text_encoder_name(key: str) -> str | None:
 
 
 def image_encoder_name(key: str) -> str | None:
-    """Positions 0, 1, 2 … were stored until transformers 4.31."""
+    """Hub files begin with `vision_model.`; transformers 5 saves files without a projection that do not.
+    Positions 0, 1, 2 … were stored until transformers 4.31."""
+    if key.startswith(("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")):
+        key = f"vision_model.{key}"
     return None if key == "vision_model.embeddings.position_ids" else key
 
 

@@ -148,9 +148,12 @@ def test_image_encoders(tmp_path, unet):
     write_tensors(tmp_path / "model.safetensors", tensors)
     encoder = read_image_encoder(tmp_path)
     pixels = torch.randn(1, 3, 28, 28)
-    with torch.inference_mode():
-        for ours, own in zip(encoder.load()(pixels), network(pixels), strict=True):
-            assert torch.equal(ours, own)
+    for _ in range(2):
+        with torch.inference_mode():
+            for ours, own in zip(encoder.load()(pixels), network(pixels), strict=True):
+                assert torch.equal(ours, own)
+        bare = {name.removeprefix("vision_model."): tensor for name, tensor in tensors.items()}
+        write_tensors(tmp_path / "model.safetensors", bare)
     assert all(encoder.fits(small(unet, form)) for form in ("linear", "mlp", "resampler"))
     assert not encoder.fits(replace(small(unet, "linear"), image_channels=48))
     write_json(tmp_path / "config.json", {**VISION.to_dict(), "num_hidden_layers": 3})
