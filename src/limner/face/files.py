@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 
 from limner.errors import ModelNotFound
+from limner.weights.hub import SHIPPED
 
 
 def find_file(reference: str | Path, name: str, subfolder: str | None, revision: str | None) -> Path:
     """A file of a model, fetched if need be.
 
     Args:
-        reference: a folder, or "organisation/name" on the hub.
+        reference: the name of the shipped model, a folder, or "organisation/name" on the hub.
         name: of the file.
         subfolder: that it is in.
         revision: branch, tag or commit on the hub.
@@ -19,7 +20,7 @@ def find_file(reference: str | Path, name: str, subfolder: str | None, revision:
         ModelNotFound: there is none.
     """
     inside = name if subfolder is None else f"{subfolder}/{name}"
-    folder = Path(os.path.expanduser(reference))
+    folder = SHIPPED.get(str(reference)) or Path(os.path.expanduser(reference))
     if folder.is_dir():
         if not (folder / inside).is_file():
             raise ModelNotFound(f"{folder} has no {inside}", hint="name the subfolder that it is in")
