@@ -32,9 +32,10 @@ def network(x, t):
     return 0.35 * x + 0.4 * torch.tanh(1.7 * x + 0.1) - 0.15 * float(t) / 1000
 
 
-def walk(scheduler, steps, *, begin=0, change=None, generator=None, **options):
+def walk(scheduler, steps, *, begin=0, change=None, timesteps=None, sigmas=None, **options):
     """Every sample on the way, with the class's own scale and timesteps."""
-    scheduler.set_timesteps(steps)
+    own = {"timesteps": timesteps, "sigmas": sigmas}
+    scheduler.set_timesteps(steps, **{name: value for name, value in own.items() if value is not None})
     if "generator" in scheduler.step.__code__.co_varnames:
         options["generator"] = torch.Generator().manual_seed(1)
     x = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -146,6 +147,25 @@ def test_settings(name, changes):
 def test_options_of_steps(name, options):
     ours, theirs = pair(name)
     assert_same(walk(ours, 7, **options), walk(theirs, 7, **options))
+
+
+OF_ONES_OWN = [
+    *("DDPMScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+    *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler"),
+]
+
+
+@pytest.mark.parametrize("name", OF_ONES_OWN)
+def test_timesteps_of_one_s_own(name):
+    ours, theirs = pair(name)
+    visits = [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]
+    assert_same(walk(ours, None, timesteps=visits), walk(theirs, None, timesteps=visits))
+
+
+def test_sigmas_of_one_s_own():
+    ours, theirs = pair("EulerDiscreteScheduler")
+    sigmas = [14.6, 6.3, 3.8, 1.2, 0.4, 0.0]
+    assert_same(walk(ours, None, sigmas=sigmas), walk(theirs, None, sigmas=sigmas))
 
 
 @pytest.mark.parametrize("name", NAMES)

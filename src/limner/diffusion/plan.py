@@ -12,7 +12,7 @@ class; `CONVENTIONS` has their answers, so that the same settings give the same 
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -209,6 +209,7 @@ def make_plan(
     spacing: Spacing | None = None,
     sigma_schedule: SigmaSchedule | None = None,
     options: Mapping[str, Any] | None = None,
+    visits: Sequence[float] | None = None,
 ) -> Plan:
     """Decide a run.
 
@@ -221,6 +222,7 @@ def make_plan(
             samplers and sigma schedules visit timesteps of their own, and take no other.
         sigma_schedule: None is the checkpoint's own where the sampler's class has that setting, or uniform.
         options: keyword arguments for the sampler, such as `eta`, over those that the checkpoint implies.
+        visits: as many timesteps as steps, decreasing, in the place of those that are spaced.
 
     Raises:
         ValueError: for a name, number or option that cannot be used; the message says which.
@@ -241,13 +243,22 @@ def make_plan(
     # In float32, as diffusers computes it: where a sigma's timestep is rounded, 1e-6 can make it another.
     schedule = config.noise_schedule_fp32.capped(peer.infinity)
 
-    if sigma_schedule in TIMESTEP_SCHEDULES:
+    if visits is not None:
+        if peer.stride is not None or sigma_schedule != "uniform":
+            what = name if sigma_schedule == "uniform" else sigma_schedule
+            raise ValueError(f"{what} visits timesteps of its own, and takes no others")
+        timesteps = [float(t) for t in visits]
+        if len(timesteps) != steps or timesteps[-1] < 0.0:
+            raise ValueError(f"timesteps are {timesteps}; expected {steps}, none below 0")
+    elif sigma_schedule in TIMESTEP_SCHEDULES:
         timesteps = TIMESTEP_SCHEDULES[sigma_schedule][1](steps, len(schedule))
     elif peer.distilled:
         timesteps = _distilled(steps, len(schedule), config.original_inference_steps)
     else:
         timesteps = _spaced(peer, spacing, steps, len(schedule), config.steps_offset)
     if timesteps[0] > len(schedule) - 1 or any(t <= t_next for t, t_next in pairwise(timesteps)):
+        if visits is not None:
+            raise ValueError(f"timesteps are {timesteps}; expected to decrease from {len(schedule) - 1} down")
         placed = spacing if sigma_schedule == "uniform" else sigma_schedule
         raise ValueError(
             f"steps is {steps}, more than {placed} spacing can place on {len(schedule)} timesteps"

@@ -87,6 +87,14 @@ class Parts:
         self.offload: OffloadName = "none"
         self._backend: tuple[Any, NativeBackend] | None = None
         self._model: tuple[Any, Model] | None = None
+        for name, component in given.items():
+            kind = CLIPTokenizer if name in _TOKENIZERS else Network
+            if not isinstance(component, kind):
+                raise InvalidRequest(
+                    f"{name} is a {type(component).__module__}.{type(component).__name__}, expected one of "
+                    "Limner's",
+                    hint="import it from limner",
+                )
         if checkpoint is None and not {"unet", "vae"} <= given.keys():
             raise InvalidRequest(f"{' and '.join(sorted({'unet', 'vae'} - given.keys()))} must be given")
 

@@ -130,6 +130,8 @@ class Scheduler:
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(total - 1, -1, -1)
         self._plan: Plan | None = None
+        self._visits: Sequence[float] | None = None
+        self._levels: Sequence[float] | None = None
         self._visited: tuple[float, ...] = ()  # the sigma of each timestep
         self._walk: _Walk | None = None
         self._begin_index: int | None = None
@@ -206,9 +208,22 @@ class Scheduler:
         Raises:
             InvalidRequest: that many steps cannot be had.
         """
-        if num_inference_steps is None:
-            raise InvalidRequest("num_inference_steps is missing", hint="say how many steps to take")
-        self.num_inference_steps, self._walk, self._begin_index = num_inference_steps, None, None
+        self._decide(num_inference_steps, device)
+
+    def _decide(
+        self,
+        steps: int | None,
+        device: str | torch.device | None,
+        visits: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """Decide on a run of so many steps, or at timesteps or sigmas of one's own."""
+        self._visits, self._levels = visits, sigmas
+        own = len(visits) if visits is not None else len(sigmas) - 1 if sigmas is not None else None
+        if (steps is None) == (own is None) or (visits is not None and sigmas is not None):
+            raise InvalidRequest("expected one of num_inference_steps, timesteps and sigmas")
+        self.num_inference_steps = own if steps is None else steps
+        self._walk = self._begin_index = None
         self._plan = self._planned({})
         self._visited = tuple(_visited(self._plan))
         told = [self._plan.timestep(sigma) for sigma in self._visited]
@@ -218,7 +233,13 @@ class Scheduler:
     def _planned(self, options: Mapping[str, Any]) -> Plan:
         assert self.num_inference_steps is not None
         try:
-            return make_plan(self._known, self.num_inference_steps, options=options)
+            plan = make_plan(self._known, self.num_inference_steps, options=options, visits=self._visits)
+            if self._levels is None:
+                return plan
+            levels = tuple(float(sigma) for sigma in self._levels)
+            told = tuple(plan.schedule.timestep_at(sigma) for sigma in levels[:-1])
+            start = math.sqrt(levels[0] ** 2 + 1.0) if plan.spacing == "leading" else levels[0]
+            return replace(plan, sigmas=levels, timesteps=told, start_scale=start)
         except ValueError as error:
             raise InvalidRequest(f"{type(self).__name__}: {error}") from None
 
@@ -392,6 +413,19 @@ class Scheduler:
         return plan if call == 0 else plan.part(call // self.order)
 
 
+class _OfOnesOwn(Scheduler):
+    """The classes that take timesteps of one's own."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """As `Scheduler.set_timesteps`, or at these timesteps."""
+        self._decide(num_inference_steps, device, timesteps)
+
+
 def _drawn(model_output: Tensor, generator: Generators) -> Noise:
     return lambda: draw(model_output.shape, generator, model_output.device, model_output.dtype).float()
 
@@ -448,7 +482,7 @@ class DDIMScheduler(Scheduler):
         return self._step(model_output, timestep, sample, noise, return_dict, eta=eta)
 
 
-class DDPMScheduler(Scheduler):
+class DDPMScheduler(_OfOnesOwn):
     """`ddpm`."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -514,7 +548,7 @@ class LMSDiscreteScheduler(Scheduler):
         return self._step(model_output, timestep, sample, noise, return_dict, order=order)
 
 
-class EulerDiscreteScheduler(Scheduler):
+class EulerDiscreteScheduler(_OfOnesOwn):
     """`euler`."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -531,6 +565,16 @@ class EulerDiscreteScheduler(Scheduler):
         "final_sigmas_type": "zero",
     }
     memoryless = True
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """As `Scheduler.set_timesteps`, or at these timesteps, or sigmas, the one to end at included."""
+        self._decide(num_inference_steps, device, timesteps, sigmas)
 
     def step(  # type: ignore[override]
         self,
@@ -561,7 +605,7 @@ class EulerAncestralDiscreteScheduler(Scheduler):
     memoryless = True
 
 
-class HeunDiscreteScheduler(Scheduler):
+class HeunDiscreteScheduler(_OfOnesOwn):
     """`heun`."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -585,7 +629,7 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
     """`dpm2_a`."""
 
 
-class DPMSolverMultistepScheduler(Scheduler):
+class DPMSolverMultistepScheduler(_OfOnesOwn):
     """`dpmpp_2m`; with `algorithm_type="sde-dpmsolver++"` `dpmpp_2m_sde`, and of order 3 `dpmpp_3m_sde`."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -622,7 +666,7 @@ class DPMSolverMultistepScheduler(Scheduler):
         return self._step(model_output, timestep, sample, noise, return_dict)
 
 
-class DPMSolverSinglestepScheduler(Scheduler):
+class DPMSolverSinglestepScheduler(_OfOnesOwn):
     """`dpmpp_2s`."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -698,7 +742,7 @@ class DEISMultistepScheduler(Scheduler):
     }
 
 
-class LCMScheduler(Scheduler):
+class LCMScheduler(_OfOnesOwn):
     """`lcm`."""
 
     defaults: ClassVar[Mapping[str, Any]] = {
