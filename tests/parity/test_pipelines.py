@@ -124,7 +124,7 @@ class Pair:
         own = {
             "timestep_spacing": spacing,
             "sigma_schedule": sigma_schedule,
-            "eta": eta,
+            **({"eta": eta} if sampler == "ddim" else {}),  # of theirs, others take none
             "clip_skip": clip_skip,
         }
         latents, image = draw(self.ours, **fields, sampler=sampler, **own)
