@@ -409,6 +409,21 @@ def test_a_second_pass_of_the_decoded_picture(folders):
     assert_same(latents, _drawn(second, image=picture, strength=0.5))
 
 
+@pytest.mark.parametrize(("family", "fields"), [("edit", {}), ("depth", {"strength": 0.7})])
+def test_what_a_model_is_shown_is_larger_in_the_second_pass(folders, picture, mask, family, fields):
+    """The picture or depth map is read anew at the larger size."""
+    shown = {"image": picture} if family == "edit" else {"image": picture, "depth": mask}
+    model = load(folders / family, precision="fp32")
+    ask = {**ASK, **HIRES, **fields, **{name: image_source(one) for name, one in shown.items()}}
+    request = model.resolve(GenerationRequest.of({**ask, "sampler": "ddim", "prompt_syntax": "literal"}))
+    calls = [call for call, _ in watch(picture_of(request, model), model)]
+    denoising = [call for call in calls if isinstance(call, Denoise)]
+    sizes = [tuple(call.conditionings["positive"].channels.shape[2:]) for call in denoising]
+    assert sizes == [(9, 13)] * (len(denoising) - 3) + [(18, 26)] * 3
+    encoded = [tuple(call.image.shape[2:]) for call in calls if isinstance(call, EncodeImage)]
+    assert encoded == [(HEIGHT, WIDTH)] + [(2 * HEIGHT, 2 * WIDTH)] * (family == "edit")
+
+
 def test_the_refiner_takes_over_in_the_second_pass(folders):
     base = _pipeline(folders / "xl", "StableDiffusionXLPipeline")
     larger = torch.nn.functional.interpolate(_drawn(base, **SIZE), scale_factor=2, mode="bilinear")

@@ -1,6 +1,7 @@
 """Pictures that tile: one moved around its edges is drawn the same, by networks that share all weights."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from limner.errors import InvalidRequest
 from limner.nn.controlnet import ControlNetModel
 from limner.pipeline import tiles
+from limner.pipeline.backends.openvino import OpenVINOBackend
 from limner.pipeline.backends.packed import can_pack, pack
 from limner.pipeline.backends.seamless import seamless
 from limner.pipeline.calls import DecodeLatents, EncodeImage
@@ -127,6 +129,14 @@ def test_tiling_and_not_at_the_same_time(model):
 def test_a_second_pass_tiles_too(model):
     image = model.generate(**ASK, tiling="xy", hires_scale=1.5, hires_upscaler="lanczos").images[0]
     assert image.size == (96, 96)
+
+
+def test_openvino_refuses_them():
+    """Its graphs are traced with the padding that they have."""
+    latents = torch.zeros(1, 4, 8, 8)
+    for call in (DecodeLatents(latents, tiling="x"), EncodeImage(latents[:, :3], tiling="xy")):
+        assert OpenVINOBackend.refusal(None, call) == "draws no pictures that tile"
+        assert OpenVINOBackend.refusal(None, replace(call, tiling=None)) is None
 
 
 def test_sizes_that_cannot_tile_are_refused(model):

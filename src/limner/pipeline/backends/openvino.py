@@ -116,6 +116,8 @@ class OpenVINOBackend:
         controlled = isinstance(call, Denoise) and (call.controls or call.features)
         if controlled or isinstance(call, ReadControl):
             return "runs no control networks"
+        if getattr(call, "tiling", None) is not None:
+            return "draws no pictures that tile"
         return "takes no image prompts" if isinstance(call, ReadImagePrompt) else None
 
     def encode_text(
