@@ -7,7 +7,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from test_families import UNET, XL_UNET, folders, mask, picture  # noqa: F401 (fixtures)
+from test_families import (  # noqa: F401 (fixtures)
+    UNET,
+    XL_UNET,
+    folders,
+    image_prompts,
+    mask,
+    picture,
+)
 
 import limner
 from limner import InvalidRequest
@@ -153,6 +160,22 @@ def test_control_pictures_for_xl(folders, controlnets, picture, mask):  # noqa: 
     name = "StableDiffusionXLControlNetInpaintPipeline"
     given = {"image": picture, "mask_image": mask, "control_image": picture.rotate(180)}
     compare(name, folders / "xl", controlnets=[controlnets / "xl"], **given)
+
+
+def test_pictures_as_prompts(folders, image_prompts, picture):  # noqa: F811
+    files = [image_prompts("plus", UNET, 1), image_prompts("plain", UNET, 2)]
+    looks = [[picture, picture.rotate(90, expand=True)], picture.rotate(180)]
+
+    def drawn(library):
+        pipe = library.StableDiffusionPipeline.from_pretrained(folders / "img2img")
+        pipe.set_progress_bar_config(disable=True)
+        pipe.load_ip_adapter(str(files[0].parent), subfolder="", weight_name=[path.name for path in files])
+        pipe.set_ip_adapter_scale([0.6, 0.4])
+        ask = {"num_inference_steps": 3, "output_type": "latent", **SIZE, **TWO}
+        return pipe("a cat", ip_adapter_image=looks, generator=seeded(5), **ask).images
+
+    theirs, ours = drawn(diffusers), drawn(limner)
+    assert (ours - theirs).abs().max() <= TOLERANCE * theirs.std()
 
 
 def test_a_pipeline_for_another_model_is_refused(folders):  # noqa: F811

@@ -1,14 +1,18 @@
-"""LoRA and textual inversion as pipelines of diffusers load them."""
+"""LoRA, textual inversion and IP-Adapter as pipelines of diffusers load them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from limner.errors import InvalidRequest
 from limner.pipeline.adapting import UsedAdapter
+from limner.pipeline.image_prompts import UsedImagePrompt
+from limner.pipeline.images import image_source
 from limner.pipeline.model import Model
-from limner.request import GenerationRequest, Lora
+from limner.request import GenerationRequest, ImagePrompt, Lora
 
 from .files import find_file
 
@@ -26,6 +30,15 @@ class _Loaded:
     fused: float | None = None
 
 
+@dataclass
+class _IPAdapter:
+    """The file of an IP-Adapter, the folder of its image encoder, and how much it counts."""
+
+    file: str
+    encoder: str
+    scale: float = 1.0
+
+
 class Adapters:
     """What of a pipeline is about adapters. They never change its networks: each call says what counts.
 
@@ -36,12 +49,14 @@ class Adapters:
     def __init__(self) -> None:
         self._loras: dict[str, _Loaded] = {}
         self._loras_off = False
+        self._ip_adapters: list[_IPAdapter] = []
         self.words: Mapping[str, Path] = {}
 
     def take_adapters(self, other: "Adapters") -> None:
         """Have the adapters of another pipeline, as they are now."""
         self._loras = {name: replace(one) for name, one in other._loras.items()}
         self._loras_off, self.words = other._loras_off, other.words
+        self._ip_adapters = [replace(one) for one in other._ip_adapters]
 
     def load_lora_weights(
         self,
@@ -171,6 +186,93 @@ class Adapters:
             raise InvalidRequest(f"there is no word {', '.join(strange)}")
         self.words = {word: path for word, path in self.words.items() if word not in named}
 
+    def load_ip_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | Sequence[str | Path],
+        subfolder: str | Sequence[str],
+        weight_name: str | Sequence[str],
+        image_encoder_folder: str = "image_encoder",
+    ) -> None:
+        """Load IP-Adapters, in the place of those that are loaded; each call then takes `ip_adapter_image`.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: folder or hub id, one for all or one for each file.
+            subfolder: the same of folders within it.
+            weight_name: of the file, or of several.
+            image_encoder_folder: beside the first file; if it has a slash, in the folder or repository.
+
+        Raises:
+            InvalidRequest: as many folders as files are needed.
+            ModelNotFound, InvalidCheckpoint, UnsupportedModel: when something is drawn.
+        """
+        files = [weight_name] if isinstance(weight_name, str) else list(weight_name)
+        where = pretrained_model_name_or_path_or_dict
+        roots = [where] if isinstance(where, str | Path) else list(where)
+        folders = [subfolder] if isinstance(subfolder, str) else list(subfolder)
+        if not all(isinstance(root, str | Path) for root in roots):
+            raise InvalidRequest("tensors in memory are not offered", hint="name a file")
+        roots = roots * len(files) if len(roots) == 1 else roots
+        folders = folders * len(files) if len(folders) == 1 else folders
+        if len(roots) != len(files) or len(folders) != len(files):
+            raise InvalidRequest(f"{len(files)} files, {len(roots)} places and {len(folders)} subfolders")
+        inside = "/" in image_encoder_folder
+        encoder = _within(roots[0], "" if inside else folders[0], image_encoder_folder)
+        self._ip_adapters = [
+            _IPAdapter(_within(root, folder, file), encoder)
+            for root, folder, file in zip(roots, folders, files, strict=True)
+        ]
+
+    def set_ip_adapter_scale(self, scale: float | Sequence[float]) -> None:
+        """Say how much IP-Adapters count: one number for all, or one for each.
+
+        Raises:
+            InvalidRequest: scales by block, or as many as there are IP-Adapters are needed.
+        """
+        scales = [scale] * len(self._ip_adapters) if isinstance(scale, int | float) else list(scale)
+        if not all(isinstance(one, int | float) for one in scales):
+            raise InvalidRequest(
+                "scales by block are not offered", hint="give one number for each IP-Adapter"
+            )
+        if len(scales) != len(self._ip_adapters):
+            raise InvalidRequest(f"{len(scales)} scales were given for {len(self._ip_adapters)} IP-Adapters")
+        for adapter, one in zip(self._ip_adapters, scales, strict=True):
+            adapter.scale = float(one)
+
+    def unload_ip_adapter(self) -> None:
+        """Forget IP-Adapters."""
+        self._ip_adapters = []
+
+    def image_prompts(self, model: Model, image: Any) -> tuple[UsedImagePrompt, ...]:
+        """What IP-Adapters are to look at.
+
+        Args:
+            image: a PIL image; or one, or a list of them, for each IP-Adapter.
+
+        Raises:
+            InvalidRequest: no image for an IP-Adapter, none for an image, or something else than PIL images.
+        """
+        given = [] if image is None else [*image] if isinstance(image, list | tuple) else [image]
+        if len(given) != len(self._ip_adapters):
+            raise InvalidRequest(
+                f"ip_adapter_image has {len(given)} items for {len(self._ip_adapters)} IP-Adapters"
+            )
+        prompts = []
+        for adapter, one in zip(self._ip_adapters, given, strict=True):
+            pictures = [*one] if isinstance(one, list | tuple) else [one]
+            if not all(isinstance(picture, Image.Image) for picture in pictures):
+                raise InvalidRequest("ip_adapter_image takes PIL images, or lists of them")
+            prompts.append(
+                ImagePrompt(
+                    model=adapter.file,
+                    image_encoder=adapter.encoder,
+                    images=tuple(map(image_source, pictures)),
+                    weight=adapter.scale,
+                )
+            )
+        if not prompts:
+            return ()
+        return model.image_prompts_of(GenerationRequest(prompt="", image_prompts=tuple(prompts)))
+
     def lora_scale(self, cross_attention_kwargs: Mapping[str, Any] | None) -> float | None:
         """What `cross_attention_kwargs` says. Raises InvalidRequest for anything but a scale."""
         given = dict(cross_attention_kwargs or {})
@@ -206,6 +308,12 @@ def _file(where: Any, name: str, subfolder: str | None, revision: str | None) ->
     if not isinstance(where, str | Path):
         raise InvalidRequest("tensors in memory are not offered", hint="name a safetensors file")
     return Path(where) if Path(where).is_file() else find_file(where, name, subfolder, revision)
+
+
+def _within(root: str | Path, *parts: str) -> str:
+    """A place in a folder, or in a repository of the hub, as `locate_file` takes it."""
+    inside = "/".join(part for part in parts if part)
+    return f"{root}/{inside}" if Path(root).is_dir() else f"{root}:{inside}"
 
 
 def _word_in(path: Path) -> str:

@@ -19,6 +19,7 @@ from limner.pipeline.adapting import UsedAdapter
 from limner.pipeline.calls import Call, Conditioning, DecodeLatents, Denoise, EncodeImage
 from limner.pipeline.controlling import Controlled
 from limner.pipeline.generation import Scene, denoised
+from limner.pipeline.image_prompts import SeenPictures
 from limner.pipeline.limits import Limits
 from limner.pipeline.model import Model
 from limner.pipeline.speed import SPEEDS
@@ -84,6 +85,7 @@ class Drawing:
         told: for each picture, what the U-Net is told in each branch.
         guidance: at the next step.
         controls: for each picture, the ControlNets at work at the next step.
+        pictures: what IP-Adapters have seen.
     """
 
     answers: Answers
@@ -95,6 +97,7 @@ class Drawing:
     noise: SharedNoise
     adapters: tuple[UsedAdapter, ...] = ()
     controls: Sequence[tuple[Controlled, ...]] = ()
+    pictures: tuple[SeenPictures, ...] = ()
 
     def steps(self) -> Iterator[None]:
         """Draw, and stop after each call of the U-Net. The drawing goes on with what is written then to
@@ -107,7 +110,13 @@ class Drawing:
         while calls:
             controls = self.controls or [()] * len(calls)
             asked = [
-                replace(call, conditionings=told, guidance=self.guidance, controls=own)
+                replace(
+                    call,
+                    conditionings=told,
+                    guidance=self.guidance,
+                    controls=own,
+                    pictures=self.pictures,
+                )
                 for call, told, own in zip(calls, self.told, controls, strict=True)
             ]
             answers = self.answers(asked)
@@ -128,7 +137,15 @@ class Drawing:
     def _generation(self, x: Tensor, row: int) -> Any:
         """One picture, as a generation."""
         ask = Denoise(
-            x, self.plan.sigmas[0], 0.0, {}, self.guidance, 0, 0, adapters=self.adapters, exact=True
+            x,
+            self.plan.sigmas[0],
+            0.0,
+            {},
+            self.guidance,
+            0,
+            0,
+            adapters=self.adapters,
+            exact=True,
         )
         noise = self.noise.of(row)
         sampler = SAMPLERS[self.plan.sampler](x, self.plan.sigmas, noise.__next__, **self.plan.options)

@@ -18,8 +18,9 @@ from limner.device import pick_device
 from limner.diffusion.guidance import ClassifierFreeGuidance
 from limner.errors import InvalidRequest, UnsupportedModel
 from limner.pipeline.adapting import UsedAdapter
-from limner.pipeline.calls import Conditioning, EncodeText
+from limner.pipeline.calls import Conditioning, EncodeText, ReadImagePrompt
 from limner.pipeline.controlling import Controlled
+from limner.pipeline.image_prompts import SeenPictures
 from limner.pipeline.images import to_images
 from limner.pipeline.model import Model, find
 from limner.weights.checkpoint import MODEL_INDEX
@@ -62,7 +63,7 @@ class Ask:
     latents: Tensor | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
-    ip_adapter_image: None = None
+    ip_adapter_image: Any = None
     ip_adapter_image_embeds: None = None
     output_type: str = "pil"
     return_dict: bool = True
@@ -521,9 +522,8 @@ class DiffusionPipeline(Adapters):
         if unknown := given.keys() - {one.name for one in fields(self.ask)}:
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}")
         ask = self.ask(**{**self.defaults, **given})
-        for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
-            if getattr(ask, name) is not None:
-                raise InvalidRequest(f"{name} is not offered", hint="leave it out")
+        if ask.ip_adapter_image_embeds is not None:
+            raise InvalidRequest("ip_adapter_image_embeds is not offered", hint="give ip_adapter_image")
         if strange := {*ask.callback_on_step_end_tensor_inputs} - {*self._callback_tensor_inputs}:
             raise InvalidRequest(
                 f"callback_on_step_end_tensor_inputs has {', '.join(sorted(strange))}; "
@@ -649,6 +649,7 @@ class DiffusionPipeline(Adapters):
             SharedNoise(tensors["latents"].shape, ask.generator, self.dtype),
             adapters,
             () if controls is None else controls(0, len(timesteps)),
+            self._seen(ask),
         )
         with self.progress_bar(-(-len(timesteps) // order)) as bar:
             for number, _ in enumerate(drawing.steps()):
@@ -669,6 +670,12 @@ class DiffusionPipeline(Adapters):
                 if self._interrupt:
                     break
         return drawing.latents.float().cpu()
+
+    def _seen(self, ask: Ask) -> tuple[SeenPictures, ...]:
+        """What IP-Adapters make of their pictures."""
+        answers = Answers(self._model)
+        used = self.image_prompts(self._model, ask.ip_adapter_image)
+        return tuple(seen for one in used for seen in answers([ReadImagePrompt(one)]))
 
     def _first(self, ask: Ask, size: Size) -> Tensor:
         """The first latents, of noise or of what was given."""

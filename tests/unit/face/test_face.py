@@ -24,7 +24,8 @@ def pipe():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ip_adapter_image": "a picture"}, "ip_adapter_image is not offered"),
+        ({"ip_adapter_image": "a picture"}, "ip_adapter_image has 1 items for 0 IP-Adapters"),
+        ({"ip_adapter_image_embeds": []}, "ip_adapter_image_embeds is not offered"),
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
         ({"eta": 0.5}, "eta is 0.5, but .* has none"),
         ({"timesteps": [900, 500], "sigmas": [3.0, 0.0]}, "timesteps|sigmas"),
