@@ -1,6 +1,6 @@
 """Making latents or a picture larger between two passes of a drawing."""
 
-from collections.abc import Callable
+from math import gcd
 from typing import Literal
 
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ _OF_LATENTS: dict[Upscaler, tuple[str, bool]] = {
     "latent_nearest_exact": ("nearest-exact", False),
 }
 _OF_PICTURES = {"lanczos": Image.Resampling.LANCZOS, "nearest": Image.Resampling.NEAREST}
+_SEEN = 8  # pixels, and more than that no upscaler looks to either side
 
 
 def works_on(upscaler: Upscaler) -> Literal["latents", "pictures"]:
@@ -45,18 +46,22 @@ def enlarged(x: Tensor, size: Size, upscaler: Upscaler, tiling: Tiling | None = 
     """
     (height, width), (h, w) = size, x.shape[2:]
     covering = max(height, width * h // w), max(width, height * w // h)
+    margins = [
+        _margin(side, larger) if axis in (tiling or "") else 0
+        for axis, side, larger in zip("yx", (h, w), covering, strict=True)
+    ]
+    around = [margin * larger // side for margin, side, larger in zip(margins, (h, w), covering, strict=True)]
     resize = _resize_latents if upscaler in _OF_LATENTS else _resize_picture
-    y = _joined_at_the_ends(x, covering, tiling or "", lambda x, size: resize(x, size, upscaler))
-    top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
+    x = F.pad(x, (margins[1], margins[1], margins[0], margins[0]), mode="circular")
+    y = resize(x, (covering[0] + 2 * around[0], covering[1] + 2 * around[1]), upscaler)
+    top, left = (around[i] + (covering[i] - size[i]) // 2 for i in (0, 1))
     return y[:, :, top : top + height, left : left + width]
 
 
-def _joined_at_the_ends(x: Tensor, size: Size, axes: str, resize: Callable[[Tensor, Size], Tensor]) -> Tensor:
-    """Resize so that pixels at one end know those at the other: the middle one of three copies."""
-    copies = [3 if axis in axes else 1 for axis in "yx"]
-    larger = resize(x.repeat(1, 1, *copies), (copies[0] * size[0], copies[1] * size[1]))
-    top, left = (size[i] * (copies[i] // 2) for i in (0, 1))
-    return larger[:, :, top : top + size[0], left : left + size[1]]
+def _margin(side: int, larger: int) -> int:
+    """How many pixels of the opposite end to resize along, so that they become whole pixels."""
+    step = side // gcd(side, larger)
+    return min(side, step * -(-_SEEN // step))
 
 
 def _resize_latents(latents: Tensor, size: Size, upscaler: Upscaler) -> Tensor:
