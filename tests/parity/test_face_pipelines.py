@@ -166,12 +166,18 @@ def test_pictures_as_prompts(folders, image_prompts, picture):  # noqa: F811
     files = [image_prompts("plus", UNET, 1), image_prompts("plain", UNET, 2)]
     looks = [[picture, picture.rotate(90, expand=True)], picture.rotate(180)]
 
+    def less(pipe, number, timestep, tensors):
+        if number == 1:
+            pipe.set_ip_adapter_scale([0.0, 0.9])
+        return tensors
+
     def drawn(library):
         pipe = library.StableDiffusionPipeline.from_pretrained(folders / "img2img")
         pipe.set_progress_bar_config(disable=True)
         pipe.load_ip_adapter(str(files[0].parent), subfolder="", weight_name=[path.name for path in files])
         pipe.set_ip_adapter_scale([0.6, 0.4])
         ask = {"num_inference_steps": 3, "output_type": "latent", **SIZE, **TWO}
+        ask["callback_on_step_end"] = less
         return pipe("a cat", ip_adapter_image=looks, generator=seeded(5), **ask).images
 
     theirs, ours = drawn(diffusers), drawn(limner)

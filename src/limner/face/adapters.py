@@ -242,6 +242,11 @@ class Adapters:
         """Forget IP-Adapters."""
         self._ip_adapters = []
 
+    @property
+    def ip_adapter_scales(self) -> tuple[float, ...]:
+        """How much each IP-Adapter counts."""
+        return tuple(adapter.scale for adapter in self._ip_adapters)
+
     def image_prompts(self, model: Model, image: Any) -> tuple[UsedImagePrompt, ...]:
         """What IP-Adapters are to look at.
 

@@ -639,6 +639,7 @@ class DiffusionPipeline(Adapters):
         if end is not None:
             plan = plan.part(0, -(-len(timesteps) // order))
         self._num_timesteps, self._interrupt = len(timesteps), False
+        scales = self.ip_adapter_scales
         drawing = Drawing(
             Answers(self._model),
             plan,
@@ -663,6 +664,8 @@ class DiffusionPipeline(Adapters):
                         drawing.latents = changed["latents"]
                     tensors |= {name: changed[name] for name in changed.keys() & tensors.keys()}
                     drawing.told, drawing.guidance = self._told(tensors, pictures), self._guidance()
+                    if self.ip_adapter_scales != scales:
+                        scales, drawing.pictures = self.ip_adapter_scales, self._seen(ask)
                 if controls is not None and number + 1 < len(timesteps):
                     drawing.controls = controls(number + 1, len(timesteps))
                 if (number + 1) % order == 0 or number + 1 == len(timesteps):
