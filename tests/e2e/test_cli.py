@@ -10,6 +10,8 @@ import signal
 import struct
 import subprocess
 import sysconfig
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -389,14 +391,20 @@ def test_the_command_on_a_terminal_stopped_by_ctrl_c(tiny, tmp_path):
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True)
     os.close(theirs)
     said = bytearray()
+
+    def listen():  # from the start: a terminal that nobody reads is soon full, and holds up who writes to it
+        while chunk := read(terminal):
+            said.extend(chunk)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
     assert process.stdout is not None
     first = process.stdout.readline()
     seen = len(said)  # the first picture is done: the bar after it tells that we are in mid-generation
     while b"200 images" not in said[seen:]:
-        said += os.read(terminal, 4096)
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    while chunk := read(terminal):
-        said += chunk
+    listener.join(timeout=60)
     with process.stdout as pipe:  # `communicate` would pass over what `readline` has read ahead
         rest = pipe.read()
     process.wait(timeout=60)
