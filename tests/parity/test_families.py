@@ -524,10 +524,11 @@ def image_prompts(tmp_path_factory, randomise):
         ("img2img", ("plus",)),
         ("img2img", ("full-face",)),
         ("img2img", ("plain", "plus")),
+        ("plain inpainting", ("plus",)),
         ("xl", ("plus", "plain")),
     ],
 )
-def test_image_prompts(folders, image_prompts, picture, family, forms):
+def test_image_prompts(folders, image_prompts, picture, mask, family, forms):
     """Two pictures for the first adapter, one for the second, in other proportions than the encoder's."""
     tall = picture.rotate(90, expand=True)
     unet = FAMILIES[family][1]
@@ -535,7 +536,10 @@ def test_image_prompts(folders, image_prompts, picture, family, forms):
         (image_prompts(form, unet, seed), [tall] if seed else [picture, tall], 0.9 - 0.3 * seed)
         for seed, form in enumerate(forms)
     ]
-    fields = {"image": picture, "strength": 0.8} if family == "img2img" else SIZE
+    fields = theirs_too = SIZE if family == "xl" else {"image": picture, "strength": 0.8}
+    if family == "plain inpainting":
+        fields, theirs_too = ({**fields, name: mask, **SIZE} for name in ("mask", "mask_image"))
+        fields["mask_blur"] = 0.0
     asked = [
         {"model": str(path), "images": tuple(map(image_source, pictures)), "weight": weight}
         for path, pictures, weight in prompts
@@ -547,4 +551,5 @@ def test_image_prompts(folders, image_prompts, picture, family, forms):
     files = [path for path, _, _ in prompts]
     theirs.load_ip_adapter(str(files[0].parent), subfolder="", weight_name=[path.name for path in files])
     theirs.set_ip_adapter_scale([weight for _, _, weight in prompts])
-    assert_same(found, _drawn(theirs, **fields, ip_adapter_image=[pictures for _, pictures, _ in prompts]))
+    given = [pictures for _, pictures, _ in prompts]
+    assert_same(found, _drawn(theirs, **theirs_too, ip_adapter_image=given))

@@ -262,6 +262,31 @@ def test_image_encoder(vision_pair, assert_close):
     )
 
 
+@pytest.mark.parametrize(
+    ("hidden", "intermediate", "layers", "projection"),
+    [(1280, 5120, 32, 1024), (1664, 8192, 48, 1280)],
+    ids=["ViT-H", "ViT-bigG"],
+)
+def test_image_encoders_of_full_size(hidden, intermediate, layers, projection):
+    """Those of published IP-Adapters: the same names and shapes."""
+    values = {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+        "projection_dim": projection,
+    }
+    with torch.device("meta"):
+        ours = CLIPVisionModel(CLIPVisionConfig.from_dict(values)).state_dict()
+        theirs = TheirProjectedVisionModel(TheirVisionConfig(**values)).state_dict()
+    assert {name: tensor.shape for name, tensor in ours.items()} == {
+        name: tensor.shape for name, tensor in theirs.items()
+    }
+
+
 @pytest.mark.parametrize("size", [(300, 211), (97, 160), (224, 224), (33, 700)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
 def test_what_an_image_encoder_is_given(size, mode):
