@@ -121,13 +121,13 @@ class Axis:
         """What stands beside the pictures: a text alone, anything else with its name."""
         name = self.adapter or self.name.replace("_", " ")
         return tuple(
-            value if isinstance(value, str) else f"{name}: {text}"
+            text if isinstance(value, str) else f"{name}: {text}"
             for value, text in zip(self.values, self.texts, strict=True)
         )
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The values as `read` takes them."""
+        """The values as `read` takes them, but for whole pictures, of which only the beginning is told."""
         between = {"styles": ", ", "controls": "; ", "image_prompts": "; "}.get(self.name, " ")
         return tuple(_text(value, between) for value in self.values)
 
@@ -216,4 +216,7 @@ def _read_value(name: str, given: Any) -> Any:
 def _text(value: Any, between: str) -> str:
     if isinstance(value, float):
         return f"{value:g}"
-    return between.join(_text(part, between) for part in value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return between.join(_text(part, between) for part in value)
+    text = str(value)
+    return f"{text[:32]}…" if text.startswith("data:") else text

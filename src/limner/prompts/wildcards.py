@@ -97,8 +97,12 @@ class Wildcards:
             PromptError: a template that cannot be read, a wildcard or variable that is not there, or one that
                 has no end.
         """
-        drawing = _Drawing(self, random)
-        prompt = drawing.text(_parse(template), {}, ()).strip()
+        try:
+            prompt = _Drawing(self, random).text(_parse(template), {}, ()).strip()
+        except RecursionError:  # braces within wildcards within variables, each no deeper than it may be
+            raise PromptError(
+                "the prompt nests too deep", hint="name fewer things by way of others"
+            ) from None
         check_length(prompt)
         return prompt
 

@@ -79,6 +79,7 @@ def test_labels():
     assert Axis.read("replace=a cat,dog").labels == ("a cat", "dog")
     assert Axis.read("lora:ink=0.1").labels == ("ink: 0.1",)
     assert Axis.read("crop=1 2").labels == ("crop: 1 2",)
+    assert len(Axis("image", ["data:image/png;base64," + "A" * 10_000]).labels[0]) < 40
 
 
 def test_texts_are_read_back():

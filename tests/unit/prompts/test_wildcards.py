@@ -159,6 +159,7 @@ def test_a_file_that_changes_is_read_again(folder):
         ("__outfit(red)__", ["(red)"]),
         ("{a|b}" * 10_001, ["10,000 choices"]),
         ("a" * 65_537, ["65,536"]),
+        ("".join(f"${{v{n + 1}=${{v{n}}}}}" for n in range(2000)) + "${v2000}", ["nests too deep"]),
     ],
 )
 def test_what_is_refused(drawn, template, words):
