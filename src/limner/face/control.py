@@ -24,6 +24,7 @@ from .pictures import Pictures, pictures_of
 from .pipelines import Ask, Controls, DiffusionPipeline, Prompts, Size
 from .stable_diffusion import (
     AskXL,
+    AskXLPicture,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -111,6 +112,11 @@ class AskControl(Ask):
 @dataclass(frozen=True)
 class AskControlXL(AskControl, AskXL):
     """What calls of XL with ControlNets may say."""
+
+
+@dataclass(frozen=True)
+class AskControlXLPicture(AskControl, AskXLPicture):
+    """What calls of XL with ControlNets may say that begin with a picture."""
 
 
 class _Controlled(DiffusionPipeline):
@@ -263,7 +269,7 @@ class StableDiffusionXLControlNetImg2ImgPipeline(_Controlled, StableDiffusionXLI
     """Picture to picture with XL that keeps to a control picture."""
 
     component_names = (*StableDiffusionXLImg2ImgPipeline.component_names, "controlnet")
-    ask = AskControlXL
+    ask = AskControlXLPicture
     defaults: ClassVar[Mapping[str, Any]] = {"guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
 
     @torch.no_grad()
@@ -276,7 +282,7 @@ class StableDiffusionXLControlNetImg2ImgPipeline(_Controlled, StableDiffusionXLI
         strength: float = 0.8,
         **given: Any,
     ) -> Any:
-        """Draw a picture anew, as `control_image` says. `AskControlXL` has all arguments."""
+        """Draw a picture anew, as `control_image` says. `AskControlXLPicture` has all arguments."""
         ask = self._asked({"prompt": prompt, "prompt_2": prompt_2, **given})
         controls = partial(self._controls, control_image)
         return self._from_picture(ask, image, strength, controls=controls)
@@ -316,7 +322,7 @@ class StableDiffusionXLControlNetInpaintPipeline(_Controlled, StableDiffusionXLI
     """Inpainting with XL that keeps to a control picture."""
 
     component_names = (*StableDiffusionXLInpaintPipeline.component_names, "controlnet")
-    ask = AskControlXL
+    ask = AskControlXLPicture
     defaults: ClassVar[Mapping[str, Any]] = {"guidance_scale": 5.0}
 
     @torch.no_grad()
@@ -333,7 +339,7 @@ class StableDiffusionXLControlNetInpaintPipeline(_Controlled, StableDiffusionXLI
         **given: Any,
     ) -> Any:
         """Draw a picture anew where a mask is white. As `StableDiffusionControlNetInpaintPipeline`;
-        `AskControlXL` has all arguments."""
+        `AskControlXLPicture` has all arguments."""
         ask = self._asked({"prompt": prompt, "prompt_2": prompt_2, **given})
         size = self._sized(*_size_of(control_image, height, width))
         controls = partial(self._controls, control_image)

@@ -1,7 +1,7 @@
 """Noise in the order in which diffusers draws it: of a whole batch at once, or for each picture by its own
 generator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 
 import torch
@@ -42,19 +42,20 @@ class SharedNoise:
     """The noise of pictures that are drawn in step with each other: each draw is of all of them at once.
 
     Args:
-        shape: [B, C, h, w] of all pictures.
+        draw: gives unit normal noise [B, C, h, w].
+        pictures: B.
     """
 
-    def __init__(self, shape: Sequence[int], generator: Generators, dtype: torch.dtype) -> None:
-        self._shape, self._generator, self._dtype = shape, generator, dtype
+    def __init__(self, draw: Callable[[], Tensor], pictures: int) -> None:
+        self._draw, self._pictures = draw, pictures
         self._draws: dict[int, Tensor] = {}
 
     def of(self, row: int) -> Iterator[Tensor]:
         """The draws [1, C, h, w] of one picture. They take each in the order of their rows."""
         for number in count():
             if number not in self._draws:
-                self._draws[number] = draw(self._shape, self._generator, dtype=self._dtype).float()
+                self._draws[number] = self._draw()
             noise = self._draws[number][row : row + 1]
-            if row == self._shape[0] - 1:
+            if row == self._pictures - 1:
                 del self._draws[number]
             yield noise

@@ -108,9 +108,11 @@ class Parts:
             raise InvalidRequest(f"dtype is {dtype}; expected {', '.join(map(str, _PRECISIONS))}")
         self.dtype = dtype or self.dtype
         self.device = self.device if device is None else pick_device(str(device))
-        for made in self._made.values():
+        for name, made in self._made.items():
             if isinstance(made, Network):
+                same = state_of(made) == self._from_file.get(name)
                 made.to(self.device, self.dtype)
+                self._from_file |= {name: state_of(made)} if same else {}
 
     def stored(self, name: str) -> Any:
         """A component to hand to another pipeline."""
@@ -124,11 +126,10 @@ class Parts:
         return self._made.get(name)
 
     def with_components(self, given: Mapping[str, Any]) -> "Parts":
-        """The same with other components in the place of some."""
-        own = {name: made for name, made in self._made.items() if name not in self._from_file}
+        """What comes from the same checkpoint but for these components."""
         parts = Parts(
             self._checkpoint,
-            {**own, **given},
+            given,
             name=self.name,
             dtype=self.dtype,
             zero_negative=self.zero_negative,
@@ -208,7 +209,7 @@ class Parts:
         """The checkpoint with networks of our own in the place of its files."""
         held = {name: dict(network.state_dict()) for name, network in own.items()}
         configs: dict[str, Any] = {name: network.config._known for name, network in own.items()}
-        texts = {name: config for name, config in configs.items() if name in TOKENIZER_OF}
+        texts = {name: configs[name] for name in TOKENIZER_OF if name in configs}
         weights = {name: Path(f"the given {name}") for name in own}
         if self._checkpoint is None:
             return Checkpoint(

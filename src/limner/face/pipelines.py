@@ -647,7 +647,7 @@ class DiffusionPipeline(Adapters):
             tensors["latents"].float().cpu(),
             self._told(tensors, pictures),
             self._guidance(),
-            SharedNoise(tensors["latents"].shape, ask.generator, self.dtype),
+            SharedNoise(lambda: self._drawn(tensors["latents"].shape, ask.generator), pictures),
             adapters,
             () if controls is None else controls(0, len(timesteps)),
             self._seen(ask),
@@ -686,9 +686,13 @@ class DiffusionPipeline(Adapters):
         shape = (ask.pictures, channels, size[0] // unit, size[1] // unit)
         if ask.latents is not None and ask.latents.shape != shape:
             raise InvalidRequest(f"latents are {tuple(ask.latents.shape)}, expected {shape}")
-        latents = draw(shape, ask.generator, self.device, self.dtype) if ask.latents is None else ask.latents
+        latents = self._drawn(shape, ask.generator) if ask.latents is None else ask.latents
         first: Tensor = latents * self.scheduler.init_noise_sigma
         return first
+
+    def _drawn(self, shape: Sequence[int], generator: Generators) -> Tensor:
+        """Noise as it would be drawn on the pipeline's device, in its dtype."""
+        return draw(shape, generator, self.device, self.dtype).float().cpu()
 
     def _guidance(self) -> ClassifierFreeGuidance:
         guided = self.do_classifier_free_guidance
@@ -710,7 +714,7 @@ class DiffusionPipeline(Adapters):
         if output_type == "pil":
             return to_images(pictures)
         pictures = (pictures / 2 + 0.5).clamp(0.0, 1.0)
-        return pictures if output_type == "pt" else np.asarray(pictures.permute(0, 2, 3, 1))
+        return self._out(pictures) if output_type == "pt" else np.asarray(pictures.permute(0, 2, 3, 1))
 
     @staticmethod
     def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
@@ -725,9 +729,10 @@ def _parts_of(given: Mapping[str, Any], zero_negative: bool) -> Parts:
         [parts] = owners.values()
         if all(parts.stored(name) is value or isinstance(value, Stored) for name, value in given.items()):
             return parts
-        own = {name: value for name, value in given.items() if not isinstance(value, Stored)}
+        own = {n: value for n, value in given.items() if value is not None and not isinstance(value, Stored)}
         return parts.with_components(own)
     plain = {name: value.component if isinstance(value, Stored) else value for name, value in given.items()}
+    plain = {name: value for name, value in plain.items() if value is not None}
     parts = Parts(None, plain, zero_negative=zero_negative)
     first = plain["unet"]
     parts.dtype, parts.device = first.dtype, first.device

@@ -14,7 +14,7 @@ from limner.pipeline.adapting import UsedAdapter
 from limner.pipeline.calls import Conditioning
 
 from .drawing import Answers
-from .noise import Generators, draw
+from .noise import Generators
 from .pictures import Box, Pictures, box_around, masks_of, pasted, pictures_of
 from .pipelines import (
     Ask,
@@ -114,10 +114,16 @@ class AskXL(Ask):
     negative_original_size: Size | None = None
     negative_crops_coords_top_left: Size = (0, 0)
     negative_target_size: Size | None = None
-    aesthetic_score: float = 6.0
-    negative_aesthetic_score: float = 2.5
-    denoising_start: float | None = None
     denoising_end: float | None = None
+
+
+@dataclass(frozen=True)
+class AskXLPicture(AskXL):
+    """What calls of XL that begin with a picture may say besides; aesthetic scores are for its refiner."""
+
+    aesthetic_score: float | None = None
+    negative_aesthetic_score: float | None = None
+    denoising_start: float | None = None
 
 
 class _StableDiffusionXL(DiffusionPipeline):
@@ -127,7 +133,7 @@ class _StableDiffusionXL(DiffusionPipeline):
         *("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler"),
     )
     optional = ("text_encoder", "tokenizer")  # which the refiner does without
-    ask = AskXL
+    ask: ClassVar[type[Ask]] = AskXL
     defaults: ClassVar[Mapping[str, Any]] = {"guidance_scale": 5.0}
     output = StableDiffusionXLPipelineOutput
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
@@ -233,25 +239,20 @@ class _StableDiffusionXL(DiffusionPipeline):
             "add_time_ids": self._out(torch.cat([each(other, ask.pictures), ids])),
         }
 
-    def _time_ids(self, ask: AskXL, size: Size) -> tuple[list[float], list[float]]:
-        """What the U-Net is told of sizes, and in the negative branch."""
-        original, target = ask.original_size or size, ask.target_size or size
-        crop, negative_crop = ask.crops_coords_top_left, ask.negative_crops_coords_top_left
-        negative = ask.negative_original_size or original
-        if self._model.traits.sizes == 5:
-            return (
-                [*original, *crop, ask.aesthetic_score],
-                [*negative, *negative_crop, ask.negative_aesthetic_score],
-            )
-        own: list[float] = [*original, *crop, *target]
-        return own, self._negative_sizes(ask, own)
-
-    def _negative_sizes(self, ask: AskXL, own: list[float]) -> list[float]:
-        return [
-            *(ask.negative_original_size or own[:2]),
-            *ask.crops_coords_top_left,  # sic, in diffusers: not those of the negative branch
-            *(ask.negative_target_size or own[4:]),
+    def _time_ids(self, ask: Any, size: Size) -> tuple[list[float], list[float]]:
+        """What the U-Net is told of sizes, and in the negative branch: of the whole run if only one of its
+        sizes is given."""
+        own: list[float] = [
+            *(ask.original_size or size),
+            *ask.crops_coords_top_left,
+            *(ask.target_size or size),
         ]
+        original, crop, target = (
+            ask.negative_original_size,
+            ask.negative_crops_coords_top_left,
+            ask.negative_target_size,
+        )
+        return own, own if original is None or target is None else [*original, *crop, *target]
 
     def _told(self, tensors: Mapping[str, Any], pictures: int) -> list[dict[str, Conditioning]]:
         guidance = self._guidance_scale if self._model.traits.guides_itself else None
@@ -287,7 +288,28 @@ class _StableDiffusionXL(DiffusionPipeline):
             raise InvalidRequest(f"{name} is {share}; expected a share of the way, between 0 and 1")
         return round(len(self.scheduler) * (1 - share))
 
-    def _begun_at(self, ask: AskXL) -> int | None:
+
+class _StableDiffusionXLPicture(_StableDiffusionXL):
+    """What the pipelines of XL that begin with a picture have in common."""
+
+    ask: ClassVar[type[Ask]] = AskXLPicture
+
+    def _time_ids(self, ask: AskXLPicture, size: Size) -> tuple[list[float], list[float]]:
+        original, crop = ask.original_size or size, ask.crops_coords_top_left
+        negative, negative_crop = ask.negative_original_size or original, ask.negative_crops_coords_top_left
+        scores = ask.aesthetic_score, ask.negative_aesthetic_score
+        if self._model.traits.sizes == 5:
+            score, other = (
+                default if given is None else given for given, default in zip(scores, (6.0, 2.5), strict=True)
+            )
+            return [*original, *crop, score], [*negative, *negative_crop, other]
+        if scores != (None, None):
+            raise InvalidRequest("aesthetic_score is for the refiner of XL", hint="leave it out")
+        target = ask.target_size or size
+        # The crop is that of the positive branch in both, as in diffusers.
+        return [*original, *crop, *target], [*negative, *crop, *(ask.negative_target_size or target)]
+
+    def _begun_at(self, ask: AskXLPicture) -> int | None:
         if ask.denoising_start is None:
             return None
         left = int((self.scheduler.timesteps < self._cutoff("denoising_start", ask.denoising_start)).sum())
@@ -351,12 +373,6 @@ class StableDiffusionXLPipeline(_StableDiffusionXL, _FromText):
         own = {"prompt": prompt, "prompt_2": prompt_2, "height": height, "width": width}
         return self._from_noise({**own, **given})
 
-    def _negative_sizes(self, ask: AskXL, own: list[float]) -> list[float]:
-        if ask.negative_original_size is None or ask.negative_target_size is None:
-            return own
-        crop = ask.negative_crops_coords_top_left
-        return [*ask.negative_original_size, *crop, *ask.negative_target_size]
-
 
 class _FromPicture(DiffusionPipeline):
     """Pictures that begin with another picture."""
@@ -378,22 +394,26 @@ class _FromPicture(DiffusionPipeline):
         if isinstance(generator, Sequence):
             generator = generator[: len(pictures)]
         means, spreads = Answers(self._model).encode(pictures)
-        latents = means + spreads * draw(means.shape, generator, dtype=self.dtype).float()
+        latents = means + spreads * self._drawn(means.shape, generator)
         return latents.repeat(count // len(latents), 1, 1, 1)
 
-    def _begins_at(self, strength: float) -> int:
-        """The first of the scheduler's timesteps that counts, if a share of the steps does.
+    def _begins_at(self, ask: Any, strength: float) -> tuple[int, bool]:
+        """The first of the scheduler's timesteps that counts, and whether another pipeline left off there.
+
+        Args:
+            strength: the share of the steps that counts, where none has.
 
         Raises:
-            InvalidRequest: it is no share.
+            InvalidRequest: it is no share, or leaves no step.
         """
         if not 0 <= strength <= 1:
             raise InvalidRequest(f"strength is {strength}; expected 0 to 1")
-        order = self.scheduler.order
-        steps = self.scheduler.num_inference_steps
-        assert steps is not None
-        first: int = (steps - min(int(steps * strength), steps)) * order
-        return first
+        begun, steps = self._begun_at(ask), self.scheduler.num_inference_steps
+        own = (steps - min(int(steps * strength), steps)) * self.scheduler.order
+        begin = own if begun is None else begun
+        if begin >= len(self.scheduler.timesteps):
+            raise InvalidRequest(f"strength is {strength}, which leaves no step to take", hint="raise it")
+        return begin, begun is not None
 
     def _noisy(self, latents: Tensor, noise: Tensor, call: int) -> Tensor:
         """Latents with the noise of one of the scheduler's timesteps."""
@@ -414,18 +434,15 @@ class _FromPicture(DiffusionPipeline):
         size = (height * unit, width * unit) if pictures.shape[1] == channels else (height, width)
 
         def start() -> Start:
-            given = self._begun_at(ask)
-            begin = self._begins_at(strength) if given is None else given
-            if begin >= len(self.scheduler.timesteps):
-                raise InvalidRequest(f"strength is {strength}, which leaves no step to take", hint="raise it")
+            begin, goes_on = self._begins_at(ask, strength)
             if ask.latents is not None:
                 return Start(ask.latents, begin)
             own = pictures
             if isinstance(ask.generator, Sequence) and ask.pictures % len(pictures) == 0:
                 own = pictures.repeat(ask.pictures // len(pictures), 1, 1, 1)  # each draws for its own
             latents = self._latents_of(own, ask.pictures, ask.generator)
-            if given is None:
-                noise = draw(latents.shape, ask.generator, dtype=self.dtype).float()
+            if not goes_on:
+                noise = self._drawn(latents.shape, ask.generator)
                 latents = self._noisy(latents, noise, begin)
             return Start(latents, begin)
 
@@ -450,7 +467,7 @@ class StableDiffusionImg2ImgPipeline(_StableDiffusion, _FromPicture):
         return self._from_picture(ask, image, strength)
 
 
-class StableDiffusionXLImg2ImgPipeline(_StableDiffusionXL, _FromPicture):
+class StableDiffusionXLImg2ImgPipeline(_StableDiffusionXLPicture, _FromPicture):
     """Picture to picture with Stable Diffusion XL and its refiner."""
 
     @torch.no_grad()
@@ -462,7 +479,7 @@ class StableDiffusionXLImg2ImgPipeline(_StableDiffusionXL, _FromPicture):
         strength: float = 0.3,
         **given: Any,
     ) -> Any:
-        """Draw a picture anew. As `StableDiffusionImg2ImgPipeline`; `AskXL` has all arguments.
+        """Draw a picture anew. As `StableDiffusionImg2ImgPipeline`; `AskXLPicture` has all arguments.
 
         With `denoising_start`, `image` are latents that another pipeline left on the way, and `strength` does
         not count.
@@ -499,25 +516,19 @@ class _Inpainting(_FromPicture):
         mask = masks_of(mask_image, size, box=box)
 
         def start() -> Start:
-            given = self._begun_at(ask)
-            begin = self._begins_at(strength) if given is None else given
-            if begin >= len(self.scheduler.timesteps):
-                raise InvalidRequest(f"strength is {strength}, which leaves no step to take", hint="raise it")
-            anew, count, generator = strength == 1.0 and given is None, ask.pictures, ask.generator
+            begin, goes_on = self._begins_at(ask, strength)
+            anew, count, generator = strength == 1.0 and not goes_on, ask.pictures, ask.generator
             latents = None
             if made == "text" or (ask.latents is None and not anew) or pictures.shape[1] == channels:
                 latents = self._latents_of(pictures, count, generator)
             unit = self.vae_scale_factor
             shape = (count, channels, size[0] // unit, size[1] // unit)
-            if ask.latents is None:
-                noise = draw(shape, generator, dtype=self.dtype).float()
-            else:
-                noise = ask.latents.float().cpu()
+            noise = self._drawn(shape, generator) if ask.latents is None else ask.latents.float().cpu()
             if ask.latents is not None or anew:
                 first = noise * self.scheduler.init_noise_sigma
             else:
                 assert latents is not None
-                first = latents if given is not None else self._noisy(latents, noise, begin)
+                first = latents if goes_on else self._noisy(latents, noise, begin)
             if count % len(mask):
                 raise InvalidRequest(f"{len(mask)} masks were given for {count} pictures")
             small = F.interpolate(mask, shape[2:]).repeat(count // len(mask), 1, 1, 1)
@@ -594,7 +605,7 @@ class StableDiffusionInpaintPipeline(_StableDiffusion, _Inpainting):
         return self._inpaint(ask, image, mask_image, size, strength, padding_mask_crop, masked_image_latents)
 
 
-class StableDiffusionXLInpaintPipeline(_StableDiffusionXL, _Inpainting):
+class StableDiffusionXLInpaintPipeline(_StableDiffusionXLPicture, _Inpainting):
     """Inpainting with Stable Diffusion XL, whether it was made for it or not."""
 
     defaults: ClassVar[Mapping[str, Any]] = {"guidance_scale": 7.5}
@@ -618,8 +629,8 @@ class StableDiffusionXLInpaintPipeline(_StableDiffusionXL, _Inpainting):
         strength: float = 0.9999,
         **given: Any,
     ) -> Any:
-        """Draw a picture anew where a mask is white. As `StableDiffusionInpaintPipeline`; `AskXL` has all
-        arguments."""
+        """Draw a picture anew where a mask is white. As `StableDiffusionInpaintPipeline`; `AskXLPicture` has
+        all arguments."""
         ask = self._asked({"prompt": prompt, "prompt_2": prompt_2, **given})
         size = self._sized(height, width)
         return self._inpaint(
