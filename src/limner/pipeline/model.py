@@ -625,7 +625,8 @@ class Model:
     @cached_property
     def _in_fp32(self) -> NativeBackend:
         """The same networks in full precision, each read when it is first needed."""
-        return NativeBackend(self.checkpoint, self.backend.device, "fp32")
+        options = {name: self.options[name] for name in ("attention", "offload") if name in self.options}
+        return NativeBackend(self.checkpoint, self.backend.device, "fp32", **options)
 
     def _variant(self, adapters: tuple[UsedAdapter, ...]) -> "_Variant":
         """The model with these adapters. The last few are kept."""
@@ -957,8 +958,7 @@ def load(
         precision: of the networks; "auto" is fp16 on CUDA, and on the CPU bf16 where it computes in that.
         backend: what runs the networks.
         compiled: compile the U-Net for a GPU, which takes minutes once and pays for many pictures.
-        attention: "fused" in one kernel, or "sliced" into blocks, which takes less memory; "auto" is what is
-            faster.
+        attention: "fused" in PyTorch's kernel, or "sliced" into blocks of scores; "auto" is what is faster.
         offload: "model" keeps only the network that is running on the GPU, "sequential" only the block of it.
         vae: an autoencoder in a file of its own, to take the place of the model's.
         prediction_type: what the U-Net predicts, "epsilon" or "v_prediction", where the files do not say so

@@ -51,8 +51,8 @@ class NativeBackend:
     Args:
         compiled: compile the U-Net, for GPUs: once for each of a few numbers of rows, which batches are
             filled up to, and captured as CUDA graphs.
-        attention: "fused" in one kernel, "sliced" into blocks, which takes less memory; "auto" is whichever
-            was measured to be faster.
+        attention: "fused" in PyTorch's kernel, or "sliced" into blocks of scores; "auto" is whichever was
+            measured to be faster.
         offload: what stays in the machine's memory while it does not run on the GPU: "none" of the networks,
             each "model", or in "sequential" order each block of a network.
 
