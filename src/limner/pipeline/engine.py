@@ -17,7 +17,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count
-from math import inf, lcm
+from math import inf, lcm, prod
 
 import torch
 
@@ -86,7 +86,7 @@ class _Job:
     plan: "_Resolved | None" = None  # once its model was there
     begun: int = 0  # pictures
     since: float = 0.0  # when the first began
-    steps: int = 0  # taken, of all pictures
+    work: int = 0  # done: numbers of latents in all steps of all pictures
     pictures: dict[int, Picture] = field(default_factory=dict)
 
     def expired(self) -> bool:
@@ -95,11 +95,13 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Resolved:
-    """A request with its defaults filled in, the steps of one of its pictures and the rows that it takes at
-    most, and what pictures must have in common with it to share its forward passes."""
+    """A request with its defaults filled in, the steps of one of its pictures, the numbers of latents in all
+    of them and the rows that it takes at most, and what pictures must have in common with it to share its
+    forward passes."""
 
     request: GenerationRequest
     steps: int
+    work: int
     rows: int
     place: Hashable
 
@@ -371,7 +373,9 @@ class Engine:
                 f"{limits.memory / 1e9:.1f} GB may be used",
                 hint="ask for fewer pixels",
             )
-        return _Resolved(request, passes[0].steps, max(rows), (id(model), shapes[0]))
+        steps, done = passes[-1].steps, passes[-1].done or 0
+        work = done * prod(shapes[0]) + (steps - done) * prod(shapes[-1])
+        return _Resolved(request, steps, work, max(rows), (id(model), shapes[0]))
 
     def _limits_of(self, model: Model) -> Limits:
         if self._limits is None:
@@ -477,7 +481,7 @@ class Engine:
         except Exception as error:
             self._end(job, "failed", _told(error))
         if isinstance(call, Denoise) and isinstance(answer.value, Denoised):
-            job.steps += call.step - drawing.step
+            job.work += (call.step - drawing.step) * call.x.numel()
             drawing.step = call.step
             job.handle.publish(self._progress(drawing, answer.value.latents))
 
@@ -485,7 +489,7 @@ class Engine:
         job = drawing.job
         assert job.plan is not None
         steps, images, spent = job.plan.steps, job.plan.request.num_images, time.monotonic() - job.since
-        left = spent / job.steps * (images * steps - job.steps) if job.steps else inf
+        left = spent / job.work * (images * job.plan.work - job.work) if job.work else inf
         return Progress(drawing.index + 1, images, drawing.step, steps, latents, left, picture)
 
     def _finish(self, drawing: _Drawing, image: torch.Tensor, latents: torch.Tensor) -> None:

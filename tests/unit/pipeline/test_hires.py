@@ -244,6 +244,7 @@ def test_in_company_with_others(model):
     assert [progress.step for progress in seen if progress.picture is None] == [1, 2, 3, 4, 5, 6]
     assert {progress.steps for progress in seen} == {6}
     assert seen[-1].seconds_left == 0
+    assert seen[2].seconds_left > 0
     assert seen[-1].picture.size == (96, 96)
 
 

@@ -119,3 +119,16 @@ def test_choices_that_take_more_rows_than_others(model):
 def test_requests_hold_styles_from_json_and_tables():
     assert GenerationRequest.of({"prompt": "", "styles": ["a b", "c"]}).styles == ("a b", "c")
     assert GenerationRequest.read_texts({"prompt": "", "styles": "a b, c"})["styles"] == ("a b", "c")
+
+
+def test_the_prompts_of_a_second_pass_too(model):
+    """They choose after the first ones, whose choice they do not change."""
+    asked = ask(hires_scale=1.0, hires_prompt="a {c|d|e} __animal__", hires_negative_prompt="{f|g}")
+    styled = asked.model_copy(update={"styles": ("Ink",), "wildcards": True})
+    found = model.worded(styled)
+    assert found.prompt == model.worded(ask(styles=["Ink"], wildcards=True)).prompt
+    assert found.hires_prompt.startswith("ink of a ")
+    assert found.hires_negative_prompt in ("f, fog", "g, fog")
+    assert not {"{", "_"} & set(found.hires_prompt + found.hires_negative_prompt)
+    plain = model.worded(ask(hires_scale=1.0, styles=["Ink"]))
+    assert (plain.hires_prompt, plain.hires_negative_prompt) == (None, None)
