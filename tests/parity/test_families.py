@@ -520,8 +520,6 @@ def image_prompts(tmp_path_factory, randomise):
 @pytest.mark.parametrize(
     ("family", "forms"),
     [
-        ("img2img", ("plain",)),
-        ("img2img", ("plus",)),
         ("img2img", ("full-face",)),
         ("img2img", ("plain", "plus")),
         ("plain inpainting", ("plus",)),
