@@ -1,8 +1,8 @@
 """`python -m benchmarks.steering`: whether each way of steering a picture does what it says.
 
-The shipped model draws hundreds of prompts in each way, and the probe, which has never seen a drawn picture, says
-what is in them: what a mask has replaced and what it has left alone, whether things stand where edges are, how a
-weight moves a colour, and what becomes of prompts that change on the way or are joined by AND.
+The shipped model draws hundreds of prompts in each way, and the probe, which has never seen a drawn picture,
+says what is in them: what a mask has replaced and what it has left alone, whether things stand where edges
+are, how a weight moves a colour, and what becomes of prompts that change on the way or are joined by AND.
 """
 
 import random
@@ -22,7 +22,7 @@ from .harness import Chart, Report, Spread, Table, parser, say
 if TYPE_CHECKING:
     from limner.picturebook.evaluation import Share
     from limner.picturebook.probe import Seen, SeenThing
-    from limner.picturebook.world import Scene, Thing, World
+    from limner.picturebook.world import Scene, Thing
 
 SHEETS = Path(__file__).parents[1] / "docs" / "pictures"
 _ON_SHEET = 8
@@ -80,7 +80,7 @@ class Studio:
         keep_freed_memory()
         self.model, self.probe, self.count = limner.load(), load_probe(), count
         kept = read_json(self.model.checkpoint.folder / CARD)["world"]
-        self.world: World = World(**{n: tuple(v) if isinstance(v, list) else v for n, v in kept.items()})
+        self.world = World(**{n: tuple(v) if isinstance(v, list) else v for n, v in kept.items()})
 
     def scenes(self, wanted: "Callable[[Scene], bool]" = lambda scene: True) -> "list[Scene]":
         """The first so many that are wanted, half of them with combinations kept from training."""
@@ -323,9 +323,8 @@ def emphasis(studio: Studio) -> Found:
     """Two colours for one thing, the first of which has a weight."""
     scenes = studio.scenes(lambda scene: scene.relation == "alone")
     pairs = []
-    for index, scene in enumerate(scenes):
-        rng = random.Random(index)
-        first, second = rng.sample(studio.world.colours, 2)
+    for index in range(len(scenes)):
+        first, second = random.Random(index).sample(studio.world.colours, 2)
         pairs.append((first, second))
     rows, bars, shown = [], {}, []
     for weight in (0.6, 0.8, 1.0, 1.2, 1.4):
@@ -371,66 +370,101 @@ def _place(scene: "Scene") -> str:
 def changing(studio: Studio) -> Found:
     """One kind up to a share of the steps, another after it."""
     scenes = studio.scenes(lambda scene: scene.relation == "alone")
-    seconds = []
-    for index, scene in enumerate(scenes):
-        kinds = [kind for kind in studio.world.kinds if kind != scene.things[0].kind]
-        seconds.append(random.Random(index).choice(kinds))
+    seconds = _others(studio, scenes)
+    drawn = {}
+    for when in ("0", "0.3", "0.5", "0.6", "0.7", "0.8", "0.9", "1.0"):
+        say(f"changing, {when}")
+        drawn[when] = studio.draw(
+            [
+                {
+                    "prompt": f"a {one.things[0].colour} "
+                    f"[{one.things[0].kind}:{second}:{when}] {_place(one)}",
+                    "steps": 30,
+                }
+                for one, second in zip(scenes, seconds, strict=True)
+            ]
+        )
     rows, bars, shown = [], {}, []
-    for when in (0.0, 0.1, 0.2, 0.3, 0.5, 0.8):
-        asked = []
-        for scene, second in zip(scenes, seconds, strict=True):
-            thing = scene.things[0]
-            asked.append(
-                {"prompt": f"a {thing.colour} [{thing.kind}:{second}:{when}] {_place(scene)}", "steps": 30}
-            )
-        drawn = studio.draw(asked)
-        seen = studio.see(drawn)
-        pairs = list(zip(scenes, seconds, seen, strict=True))
-        first_there = [any(t.kind == s.things[0].kind for t in w.things) for s, _, w in pairs]
-        second_there = [any(t.kind == second for t in w.things) for _, second, w in pairs]
-        rows.append((f"[cat:dog:{when:g}]", percent(first_there), percent(second_there)))
-        bars[f"{when:g}: the first kind"] = share(first_there)
-        if when in (0.1, 0.2, 0.5):
-            shown += drawn[:_ON_SHEET]
-    columns = ("in “a red [cat:dog:0.5]”", "the first kind", "the second")
+    for when, pictures in drawn.items():
+        seen = studio.see(pictures)
+        firsts = [_shows(what, scene.things[0].kind) for what, scene in zip(seen, scenes, strict=True)]
+        lasts = [_shows(what, second) for what, second in zip(seen, seconds, strict=True)]
+        way = _of_the_way(pictures, drawn["0"], drawn["1.0"])
+        rows.append((f"[cat:dog:{when}]", percent(firsts), percent(lasts), way.text(digits=2)))
+        bars |= {f"{when}: the first kind": share(firsts), f"{when}: the second": share(lasts)}
+        if when in ("0.5", "0.7", "0.8", "0.9"):
+            shown += pictures[:_ON_SHEET]
+    columns = ("in “a red [cat:dog:0.5]”", "the first kind", "the second", "of the way from the second")
     title = f"A prompt that changes on the way, {len(scenes)} prompts"
     return Found("changing", Table(title, columns, rows), shown, bars)
 
 
+def _others(studio: Studio, scenes: "Sequence[Scene]") -> list[str]:
+    """Another kind for the one thing of each scene."""
+    return [
+        random.Random(index).choice([kind for kind in studio.world.kinds if kind != scene.things[0].kind])
+        for index, scene in enumerate(scenes)
+    ]
+
+
+def _shows(seen: "Seen", kind: str) -> bool:
+    return any(thing.kind == kind for thing in seen.things)
+
+
+def _of_the_way(
+    pictures: Sequence[Image.Image], start: Sequence[Image.Image], end: Sequence[Image.Image]
+) -> Spread:
+    """How far pictures have gone from some to others of the same seeds, by squared differences of colours."""
+    rows = [
+        [np.asarray(one, dtype=np.float32) for one in three]
+        for three in zip(pictures, start, end, strict=True)
+    ]
+    away = [float(np.square(one - first).mean()) for one, first, _ in rows]
+    left = [float(np.square(one - last).mean()) for one, _, last in rows]
+    shares = torch.tensor([a / max(a + b, 1e-6) for a, b in zip(away, left, strict=True)])
+    anew = torch.randint(len(shares), (2000, len(shares)), generator=torch.Generator().manual_seed(0))
+    means = shares[anew].mean(1).sort().values
+    return Spread(float(shares.mean()), float(means[50]), float(means[-51]))
+
+
 def joined(studio: Studio) -> Found:
-    """Two prompts of one thing each, joined by AND."""
+    """Two prompts of one thing each, joined by AND: the second says another kind, or another time of day."""
     from limner.picturebook.world import plain_caption
 
     scenes = studio.scenes(lambda scene: scene.relation == "alone")
-    others = []
-    for index, scene in enumerate(scenes):
-        rng = random.Random(index)
-        kinds = [kind for kind in studio.world.kinds if kind != scene.things[0].kind]
-        other = replace(scene.things[0], kind=rng.choice(kinds), colour=rng.choice(studio.world.colours))
-        others.append(replace(scene, things=(other,)))
+    scenes = [replace(scene, time="day", weather="clear", style="flat") for scene in scenes]
+    kinds = [
+        replace(scene, things=(replace(scene.things[0], kind=kind),))
+        for scene, kind in zip(scenes, _others(studio, scenes), strict=True)
+    ]
+    nights = [replace(scene, time="night") for scene in scenes]
+    firsts = [plain_caption(scene) for scene in scenes]
     rows, bars, shown = [], {}, []
-    for name, text in (
-        ("first alone", "{0}"),
-        ("first AND second :0.5", "{0} AND {1} :0.5"),
-        ("first AND second", "{0} :0.7 AND {1} :0.7"),
-        ("first :0.5 AND second", "{0} :0.5 AND {1}"),
-        ("second alone", "{1}"),
-    ):
-        asked = [
-            {"prompt": text.format(plain_caption(a), plain_caption(b))}
-            for a, b in zip(scenes, others, strict=True)
-        ]
-        drawn = studio.draw(asked)
-        seen = studio.see(drawn)
-        pairs = list(zip(scenes, others, seen, strict=True))
-        firsts = [any(t.kind == a.things[0].kind for t in w.things) for a, _, w in pairs]
-        seconds = [any(t.kind == b.things[0].kind for t in w.things) for _, b, w in pairs]
-        both = [x and y for x, y in zip(firsts, seconds, strict=True)]
-        rows.append((name, percent(firsts), percent(seconds), percent(both)))
-        bars |= {f"{name}: {what}": share(hits) for what, hits in (("first", firsts), ("second", seconds))}
-        if "AND" in name:
-            shown += drawn[:_ON_SHEET]
-    columns = ("", "the first thing", "the second", "both")
+    for other, seconds in (("another kind", kinds), ("at night", nights)):
+        for weight in (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0):
+            say(f"AND, {other}, {weight}")
+            drawn = studio.draw(
+                [
+                    {"prompt": f"{first} :{1 - weight:g} AND {plain_caption(second)} :{weight:g}"}
+                    for first, second in zip(firsts, seconds, strict=True)
+                ]
+            )
+            seen = studio.see(drawn)
+            pairs = list(zip(scenes, seconds, seen, strict=True))
+            first = [_shows(what, a.things[0].kind) for a, _, what in pairs]
+            if other == "at night":
+                last = [what.time == b.time for _, b, what in pairs]
+            else:
+                last = [_shows(what, b.things[0].kind) for _, b, what in pairs]
+            both = [x and y for x, y in zip(first, last, strict=True)]
+            name = f"… :{1 - weight:g} AND … {other} :{weight:g}"
+            rows.append((name, percent(first), percent(last), percent(both)))
+            bars |= {
+                f"{other} :{weight:g}, {what}": share(hits) for what, hits in (("1", first), ("2", last))
+            }
+            if weight in (0.0, 0.5, 1.0):
+                shown += drawn[:_ON_SHEET]
+    columns = ("", "the first kind", "the second kind, or night", "both")
     return Found("and", Table(f"AND: two prompts together, {len(scenes)} pairs", columns, rows), shown, bars)
 
 
@@ -455,9 +489,10 @@ def _report(studio: Studio, found: Sequence[Found]) -> Report:
         name="steering",
         title="Ways to steer a picture",
         about=(
-            f"The shipped model draws {studio.count} prompts in each way, from the seeds 0, 1 …, half of them with "
-            "combinations of kinds and colours that were kept from its training. The probe, which was trained on "
-            "rendered pictures alone, says what is in each. Shares are with their 95 % interval (Wilson 1927)."
+            f"The shipped model draws {studio.count} prompts in each way, from the seeds 0, 1 …, half of "
+            "them with combinations of kinds and colours that were kept from its training. The probe, which was "
+            "trained on rendered pictures alone, says what is in each. Shares are with their 95 % interval "
+            "(Wilson 1927)."
         ),
         tables=[one.table for one in found],
         charts=[
@@ -469,8 +504,11 @@ def _report(studio: Studio, found: Sequence[Found]) -> Report:
             for one in found
         ],
         notes=[
-            "*In its place*: something stands within 5 % of the picture's side of where it should, as large within "
-            "a fifth. *Edges met*: the F1 score of the edges given and those of the picture drawn, within a pixel.",
+            "*In its place*: something stands within 5 % of the picture's side of where it should, as large "
+            "within a fifth. *Edges met*: the F1 score of the edges given and those of the picture drawn, "
+            "within a pixel.",
+            "*Of the way*: the squared difference of colours from the pictures of the second prompt alone, as "
+            "a share of that plus the one from those of the first, for the same seeds.",
             "*Log odds*: of the first colour against the second, by the probe.",
             "No figure here is a time, so other programs do not change any.",
         ],

@@ -23,6 +23,7 @@ COMMANDS = {
     "many_requests": ("--precision", "fp32"),
     "training": (),
     "adapters": (),
+    "steering": ("--only", "emphasis", "and"),
 }
 
 

@@ -28,7 +28,8 @@ class UsedControl:
 
     Attributes:
         path: of its folder or file.
-        stamp: time of change and size: another file under the same name is another network.
+        stamp: time of change and size, of all that is in a folder: other files under the same name are
+            another network.
         residuals: how many tensors a ControlNet adds; 0 for a T2I-Adapter.
         pooled: each of them is one number per channel.
         channels: of the picture that it reads: 3, or 1 for shades of gray.
@@ -91,8 +92,8 @@ class ControlLibrary:
         if name not in self._paths or not self._paths[name].exists():
             self._paths[name] = locate_network(name).absolute()
         path = self._paths[name]
-        status = (path / "config.json" if path.is_dir() else path).stat()
-        key = name, (status.st_mtime_ns, status.st_size)
+        found = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
+        key = name, (max(one.st_mtime_ns for one in found), sum(one.st_size for one in found))
         if key not in self._known:
             file = read_control(path)
             self._check(name, file)
