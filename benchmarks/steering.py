@@ -490,8 +490,8 @@ def _report(studio: Studio, found: Sequence[Found]) -> Report:
         title="Ways to steer a picture",
         about=(
             f"The shipped model draws {studio.count} prompts in each way, from the seeds 0, 1 …, half of "
-            "them with combinations of kinds and colours that were kept from its training. The probe, which was "
-            "trained on rendered pictures alone, says what is in each. Shares are with their 95 % interval "
+            "them with combinations of kinds and colours that were kept from its training. The probe, which "
+            "was trained on rendered pictures alone, says what is in each. Shares are with their 95 % interval "
             "(Wilson 1927)."
         ),
         tables=[one.table for one in found],
@@ -507,8 +507,8 @@ def _report(studio: Studio, found: Sequence[Found]) -> Report:
             "*In its place*: something stands within 5 % of the picture's side of where it should, as large "
             "within a fifth. *Edges met*: the F1 score of the edges given and those of the picture drawn, "
             "within a pixel.",
-            "*Of the way*: the squared difference of colours from the pictures of the second prompt alone, as "
-            "a share of that plus the one from those of the first, for the same seeds.",
+            "*Of the way*: the squared difference of colours from the pictures of the second prompt alone, "
+            "as a share of that plus the one from those of the first, for the same seeds.",
             "*Log odds*: of the first colour against the second, by the probe.",
             "No figure here is a time, so other programs do not change any.",
         ],
