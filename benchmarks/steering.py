@@ -491,8 +491,8 @@ def _report(studio: Studio, found: Sequence[Found]) -> Report:
         about=(
             f"The shipped model draws {studio.count} prompts in each way, from the seeds 0, 1 …, half of "
             "them with combinations of kinds and colours that were kept from its training. The probe, which "
-            "was trained on rendered pictures alone, says what is in each. Shares are with their 95 % interval "
-            "(Wilson 1927)."
+            "was trained on rendered pictures alone, says what is in each. Shares are with their 95 % "
+            "interval (Wilson 1927)."
         ),
         tables=[one.table for one in found],
         charts=[
