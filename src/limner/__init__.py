@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from limner.pipeline.engine import Engine
     from limner.pipeline.grid import Grid, grid
     from limner.pipeline.handle import Handle, Progress
+    from limner.pipeline.loading import BackendName, load
     from limner.pipeline.metadata import Picture
-    from limner.pipeline.model import BackendName, Model, load
+    from limner.pipeline.model import Model
     from limner.pipeline.models import ModelCache
     from limner.pipeline.result import GenerationResult
     from limner.request import GenerationRequest
@@ -90,7 +91,7 @@ _HOMES = {
     "ModelCache": "limner.pipeline.models",
     "Progress": "limner.pipeline.handle",
     "grid": "limner.pipeline.grid",
-    "load": "limner.pipeline.model",
+    "load": "limner.pipeline.loading",
     **{
         name: f"limner.face.{module}"
         for module, names in {
@@ -147,7 +148,7 @@ def generate(
     Raises:
         LimnerError: as `load` and `Model.generate` do.
     """
-    from limner.pipeline.model import load
+    from limner.pipeline.loading import load
 
     loaded = load(
         model, revision=revision, variant=variant, device=device, precision=precision, backend=backend

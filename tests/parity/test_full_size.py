@@ -15,7 +15,7 @@ from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 from limner.pipeline.calls import DecodeLatents
 from limner.pipeline.generation import picture_of, watch
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.request import GenerationRequest
 from limner.weights.save import save_checkpoint
 

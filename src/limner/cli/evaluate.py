@@ -98,8 +98,8 @@ def _evaluate(
 ) -> None:
     from limner.picturebook.evaluation import fresh_scenes, judge, shown
     from limner.picturebook.probe import JUDGES, load_probe, see
+    from limner.pipeline.loading import load
     from limner.pipeline.metadata import write_picture
-    from limner.pipeline.model import load
     from limner.request import GenerationRequest
     from limner.weights.files import whole_file
 

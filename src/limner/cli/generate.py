@@ -163,8 +163,8 @@ def _draw(
 ) -> None:
     visible = sys.stderr.isatty() and not quiet
     with terminal.passing(f"loading {request.model} …", visible):
+        from limner.pipeline.loading import load
         from limner.pipeline.metadata import write_picture
-        from limner.pipeline.model import load
 
         options = _as_recorded(models, original).given()
         model = load(request.model, revision=request.revision, variant=request.variant, **options)

@@ -92,7 +92,7 @@ def _loaded(
     request: "GenerationRequest", models: ModelOptions, axes: "Collection[Axis]"
 ) -> "Model | ModelCache":
     """The model, or where models are an axis, what loads them."""
-    from limner.pipeline.model import load
+    from limner.pipeline.loading import load
     from limner.pipeline.models import ModelCache
 
     if any(axis.name in ("model", "revision", "variant") for axis in axes):

@@ -26,8 +26,8 @@ def tune(
 
     Later commands of this user find the figures, as long as processor, threads and PyTorch stay the same.
     """
+    from limner.pipeline.loading import load
     from limner.pipeline.measuring import best_rows, blocks_from, rows_that_pay
-    from limner.pipeline.model import load
     from limner.pipeline.tuning import NEVER, Tuning
     from limner.request import GenerationRequest
 

@@ -19,7 +19,8 @@ from limner.diffusion.prediction import PredictionType
 from limner.errors import InvalidRequest
 from limner.pipeline.backends.base import OffloadName, Precision
 from limner.pipeline.backends.native import NativeBackend
-from limner.pipeline.model import Model, read_tokenizers
+from limner.pipeline.loading import read_tokenizers
+from limner.pipeline.model import Model
 from limner.weights.checkpoint import TOKENIZER_OF, Checkpoint
 from limner.weights.files import read_json
 

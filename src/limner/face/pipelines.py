@@ -22,7 +22,8 @@ from limner.pipeline.calls import Conditioning, EncodeText, ReadImagePrompt
 from limner.pipeline.controlling import Controlled
 from limner.pipeline.image_prompts import SeenPictures
 from limner.pipeline.images import to_images
-from limner.pipeline.model import Model, find
+from limner.pipeline.loading import find
+from limner.pipeline.model import Model
 from limner.weights.checkpoint import MODEL_INDEX
 from limner.weights.files import read_json
 

@@ -9,7 +9,8 @@ from typing import Any
 from limner.errors import OutOfMemory
 from limner.request import GenerationRequest
 
-from .model import Model, Source, find
+from .loading import Source, find
+from .model import Model
 
 Key = tuple[str, str | None, str | None]
 
@@ -19,7 +20,7 @@ class ModelCache:
 
     Args:
         max_bytes: of the weights of all models together.
-        find: as `limner.pipeline.model.find`.
+        find: as `limner.pipeline.loading.find`.
         **options: device, precision and backend, for `find`.
     """
 

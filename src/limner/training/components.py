@@ -14,7 +14,7 @@ from limner.errors import UnsupportedModel
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
-from limner.pipeline.model import read_tokenizers
+from limner.pipeline.loading import read_tokenizers
 from limner.prompts.tokenizer import Tokenizer
 from limner.weights.checkpoint import (
     WEIGHT_STEMS,

@@ -12,7 +12,7 @@ import torch
 
 from limner.errors import InvalidRequest, OutputError
 from limner.pipeline.backends import openvino
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.request import GenerationRequest
 from limner.weights.checkpoint import read_checkpoint
 

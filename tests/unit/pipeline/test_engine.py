@@ -25,7 +25,7 @@ from limner.pipeline.engine import Engine
 from limner.pipeline.generation import picture_of, run
 from limner.pipeline.images import to_images
 from limner.pipeline.limits import Limits
-from limner.pipeline.model import find, load
+from limner.pipeline.loading import find, load
 from limner.pipeline.models import ModelCache
 from limner.request import GenerationRequest
 

@@ -10,7 +10,7 @@ from limner.diffusion.prediction import scalings
 from limner.errors import InvalidRequest
 from limner.pipeline.calls import Answer, Conditioning, DecodeLatents, Denoise, Denoised, EncodeText
 from limner.pipeline.generation import Traits, picture_of, plan_of, rows_of, run, script_of, watch
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.request import GenerationRequest
 
 

@@ -9,8 +9,8 @@ import limner
 from limner.errors import InvalidRequest, NumericalError
 from limner.pipeline.axes import Axis
 from limner.pipeline.grid import Grid, _font, draw, plan
+from limner.pipeline.loading import load
 from limner.pipeline.metadata import read_record, read_texts
-from limner.pipeline.model import load
 from limner.pipeline.models import ModelCache
 from limner.prompts.infotext import parse_infotext
 from limner.request import GenerationRequest

@@ -21,7 +21,7 @@ from limner.pipeline.enlarging import enlarged
 from limner.pipeline.generation import Traits, passes_of, picture_of, run, watch
 from limner.pipeline.images import to_tensor
 from limner.pipeline.limits import Limits
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.request import GenerationRequest
 
 HIRES = {"hires_scale": 2.0, "hires_steps": 3, "hires_strength": 0.5, "hires_upscaler": "latent"}

@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError
 from limner.pipeline.calls import EncodeText
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.request import GenerationRequest
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from limner.errors import InvalidRequest
 from limner.pipeline.backends.native import NativeBackend, _filled_up
 from limner.pipeline.backends.offload import blocks
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.weights.checkpoint import read_checkpoint
 
 

@@ -14,7 +14,7 @@ from limner.pipeline.backends.packed import can_pack, pack
 from limner.pipeline.backends.seamless import seamless
 from limner.pipeline.calls import DecodeLatents, EncodeImage
 from limner.pipeline.engine import Engine
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.request import GenerationRequest
 
 FORMS = {

@@ -7,7 +7,7 @@ from limner.pipeline.calls import Denoise
 from limner.pipeline.engine import Engine
 from limner.pipeline.generation import picture_of, run, watch
 from limner.pipeline.images import to_images
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.pipeline.speed import SPEEDS, Speed
 from limner.request import GenerationRequest
 

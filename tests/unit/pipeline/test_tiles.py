@@ -9,7 +9,7 @@ from limner.pipeline import tiles
 from limner.pipeline.calls import DecodeLatents
 from limner.pipeline.engine import Engine
 from limner.pipeline.limits import Limits
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.pipeline.tiles import TILE, decode_in_tiles, encode_in_tiles
 from limner.request import GenerationRequest
 

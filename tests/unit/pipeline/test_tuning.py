@@ -8,7 +8,7 @@ import pytest
 from limner.errors import InvalidRequest
 from limner.pipeline import measuring, tuning
 from limner.pipeline.limits import Limits, row_key
-from limner.pipeline.model import load
+from limner.pipeline.loading import load
 from limner.pipeline.tuning import NEVER, Tuning, tuning_file
 from limner.request import GenerationRequest
 

@@ -4,8 +4,8 @@ import pytest
 
 from limner.errors import InvalidRequest, PromptError
 from limner.pipeline.engine import Engine
+from limner.pipeline.loading import load
 from limner.pipeline.metadata import Origin, read_request
-from limner.pipeline.model import load
 from limner.prompts.infotext import parse_infotext
 from limner.request import GenerationRequest
 

@@ -395,7 +395,8 @@ class _Recording(OpenVINOBackend):
 
 def _samples(checkpoint: Checkpoint, precision: Precision) -> list[tuple[Any, ...]]:
     """What the U-Net is given while a few pictures are drawn, at the size that the model is made for."""
-    from limner.pipeline.model import Model, read_tokenizers  # which imports this module
+    from limner.pipeline.loading import read_tokenizers  # which imports this module
+    from limner.pipeline.model import Model
 
     scheduler = SchedulerConfig.from_dict(checkpoint.scheduler_config)
     backend = _Recording(checkpoint, precision)
