@@ -1,6 +1,7 @@
 """Pipelines of the face against those of diffusers under the same name: final latents within 1e-4 of their
 standard deviation, from the same generator, in whatever order the two draw."""
 
+from functools import cache
 from inspect import signature
 
 import diffusers
@@ -34,13 +35,19 @@ def seeded(number):
     return torch.Generator("cpu").manual_seed(number)
 
 
-def draw(library, name, folder, scheduler=None, generators=1, controlnets=(), **given):
+@cache
+def opened(library, name, folder, controlnets):
+    """A pipeline, which takes a second to read, and the scheduler that it came with."""
     nets = [library.ControlNetModel.from_pretrained(net) for net in controlnets]
     own = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
     pipe = getattr(library, name).from_pretrained(folder, **own)
     pipe.set_progress_bar_config(disable=True)
-    if scheduler is not None:
-        pipe.scheduler = getattr(library, scheduler).from_config(pipe.scheduler.config)
+    return pipe, pipe.scheduler
+
+
+def draw(library, name, folder, scheduler=None, generators=1, controlnets=(), **given):
+    pipe, own = opened(library, name, folder, tuple(controlnets))
+    pipe.scheduler = getattr(library, scheduler or type(own).__name__).from_config(own.config)
     generator = seeded(3) if generators == 1 else [seeded(number) for number in range(generators)]
     ask = {"prompt": "a cat in the snow", "negative_prompt": "blurry", "output_type": "latent"}
     return pipe(**{**ask, "num_inference_steps": 6, "generator": generator, **given}).images
