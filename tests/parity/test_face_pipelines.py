@@ -36,13 +36,24 @@ def seeded(number):
 
 
 @cache
+def read(library, folder):
+    """A pipeline of the class that a folder names: reading takes a second."""
+    pipe = library.DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@cache
 def opened(library, name, folder, controlnets):
-    """A pipeline, which takes a second to read, and the scheduler that it came with."""
+    """A pipeline, and the scheduler that its folder names."""
+    pipe = read(library, folder)
     nets = [library.ControlNetModel.from_pretrained(net) for net in controlnets]
     own = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
-    pipe = getattr(library, name).from_pretrained(folder, **own)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, pipe.scheduler
+    if type(pipe).__name__ == name:
+        return pipe, pipe.scheduler
+    other = getattr(library, name).from_pipe(pipe, **own)
+    other.set_progress_bar_config(disable=True)
+    return other, pipe.scheduler
 
 
 def draw(library, name, folder, scheduler=None, generators=1, controlnets=(), **given):
@@ -50,7 +61,7 @@ def draw(library, name, folder, scheduler=None, generators=1, controlnets=(), **
     pipe.scheduler = getattr(library, scheduler or type(own).__name__).from_config(own.config)
     generator = seeded(3) if generators == 1 else [seeded(number) for number in range(generators)]
     ask = {"prompt": "a cat in the snow", "negative_prompt": "blurry", "output_type": "latent"}
-    return pipe(**{**ask, "num_inference_steps": 6, "generator": generator, **given}).images
+    return pipe(**{**ask, "num_inference_steps": 5, "generator": generator, **given}).images
 
 
 def compare(name, folder, **given):
@@ -69,7 +80,7 @@ def compare(name, folder, **given):
 ANCESTRAL = "EulerAncestralDiscreteScheduler"
 
 
-@pytest.mark.parametrize("scheduler", ["PNDMScheduler", ANCESTRAL, "HeunDiscreteScheduler"])
+@pytest.mark.parametrize("scheduler", ["PNDMScheduler", ANCESTRAL])
 def test_a_picture_to_begin_with(folders, picture, scheduler):  # noqa: F811
     scheduler = {"scheduler": scheduler} if scheduler != "PNDMScheduler" else {}
     given = {"image": picture, "strength": 0.6, **TWO, **scheduler}
@@ -148,7 +159,7 @@ def controlnets(tmp_path_factory, randomise):
 
 
 def test_control_pictures(folders, controlnets, picture, mask):  # noqa: F811
-    one, both = [controlnets / "plain"], [controlnets / "plain"] * 2
+    both = [controlnets / "plain"] * 2
     compare(
         "StableDiffusionControlNetPipeline",
         folders / "img2img",
@@ -158,14 +169,11 @@ def test_control_pictures(folders, controlnets, picture, mask):  # noqa: F811
         control_guidance_start=[0.0, 0.3],
         **TWO,
     )
-    name, image = "StableDiffusionControlNetImg2ImgPipeline", picture.rotate(180)
-    given = {"image": picture, "control_image": image, "strength": 0.6, "guess_mode": True}
-    compare(name, folders / "img2img", controlnets=one, **given)
 
 
 def test_control_pictures_for_xl(folders, controlnets, picture, mask):  # noqa: F811
     name = "StableDiffusionXLControlNetInpaintPipeline"
-    given = {"image": picture, "mask_image": mask, "control_image": picture.rotate(180)}
+    given = {"image": picture, "mask_image": mask, "control_image": picture.rotate(180), "guess_mode": True}
     compare(name, folders / "xl", controlnets=[controlnets / "xl"], **given)
 
 
@@ -179,13 +187,14 @@ def test_pictures_as_prompts(folders, image_prompts, picture):  # noqa: F811
         return tensors
 
     def drawn(library):
-        pipe = library.StableDiffusionPipeline.from_pretrained(folders / "img2img")
+        pipe = library.StableDiffusionPipeline.from_pipe(read(library, folders / "img2img"))
         pipe.set_progress_bar_config(disable=True)
         pipe.load_ip_adapter(str(files[0].parent), subfolder="", weight_name=[path.name for path in files])
         pipe.set_ip_adapter_scale([0.6, 0.4])
         ask = {"num_inference_steps": 3, "output_type": "latent", **SIZE, **TWO}
-        ask["callback_on_step_end"] = less
-        return pipe("a cat", ip_adapter_image=looks, generator=seeded(5), **ask).images
+        images = pipe("a cat", ip_adapter_image=looks, generator=seeded(5), **ask).images
+        pipe.unload_ip_adapter()
+        return images
 
     theirs, ours = drawn(diffusers), drawn(limner)
     assert (ours - theirs).abs().max() <= TOLERANCE * theirs.std()
