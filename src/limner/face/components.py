@@ -133,6 +133,12 @@ class Network(nn.Module):
         write_json(folder / "config.json", self.config)
         write_tensors(folder / f"{self.stem}.safetensors", self.state_dict(), {"format": "pt"})
 
+    def __getattr__(self, name: str) -> Any:
+        config = self.__dict__.get("config")
+        if isinstance(config, NetworkConfig) and name in config:
+            return config[name]  # such as unet.in_channels
+        return super().__getattr__(name)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""

@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 from limner.errors import ModelNotFound
-from limner.weights.hub import SHIPPED
+from limner.weights.hub import SHIPPED, SHIPPED_NETWORKS, locate_file
 
 
 def find_file(reference: str | Path, name: str, subfolder: str | None, revision: str | None) -> Path:
     """A file of a model, fetched if need be.
 
     Args:
-        reference: the name of the shipped model, a folder, or "organisation/name" on the hub.
+        reference: the name of what ships with Limner, a folder, or "organisation/name" on the hub.
         name: of the file.
         subfolder: that it is in.
         revision: branch, tag or commit on the hub.
@@ -19,18 +19,11 @@ def find_file(reference: str | Path, name: str, subfolder: str | None, revision:
     Raises:
         ModelNotFound: there is none.
     """
-    inside = name if subfolder is None else f"{subfolder}/{name}"
-    folder = SHIPPED.get(str(reference)) or Path(os.path.expanduser(reference))
-    if folder.is_dir():
-        if not (folder / inside).is_file():
-            raise ModelNotFound(f"{folder} has no {inside}", hint="name the subfolder that it is in")
-        return folder / inside
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(str(reference), inside, revision=revision))
-    except Exception as error:  # of many libraries underneath
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelNotFound(
-            f"there is no folder {reference} here, and no {inside} of it: {reason}"
-        ) from error
+    inside = f"{subfolder}/{name}" if subfolder else name
+    shipped = {**SHIPPED, **SHIPPED_NETWORKS}.get(str(reference))
+    folder = shipped or Path(os.path.expanduser(reference))
+    if not folder.is_dir():
+        return locate_file(f"{reference}:{inside}", revision=revision)
+    if not (folder / inside).is_file():
+        raise ModelNotFound(f"{folder} has no {inside}", hint="name the subfolder that it is in")
+    return folder / inside

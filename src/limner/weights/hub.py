@@ -124,8 +124,11 @@ def locate_model(
     return LocatedModel(name, shipped or path)
 
 
-def locate_file(reference: str) -> Path:
+def locate_file(reference: str, *, revision: str | None = None) -> Path:
     """Find one file: a path, or a file of a repository, "organisation/name:folder/file", fetched if need be.
+
+    Args:
+        revision: branch, tag or commit on the hub; None is its main branch.
 
     Raises:
         ModelNotFound: there is no such file, or it cannot be fetched.
@@ -144,13 +147,15 @@ def locate_file(reference: str) -> Path:
 
     repo, file = named.groups()
     try:
-        return Path(hf_hub_download(repo, file))  # as it is in the cache, where the hub cannot be asked
+        return Path(
+            hf_hub_download(repo, file, revision=revision)
+        )  # as it is in the cache, where the hub cannot be asked
     except LocalEntryNotFoundError as error:
-        raise _hub_error(repo, None, error) from error
+        raise _hub_error(repo, revision, error) from error
     except EntryNotFoundError as error:
         raise ModelNotFound(f"{repo} on the hub has no file {file}") from error
     except (OSError, ValueError, TransportError) as error:
-        raise _hub_error(repo, None, error) from error
+        raise _hub_error(repo, revision, error) from error
 
 
 def locate_network(reference: str, *, variant: str | None = None) -> Path:

@@ -92,6 +92,9 @@ def test_arguments_of_components(pipe):
         pipe.tokenizer("a boat", padding="left")
     assert pipe.components["unet"].config.in_channels == x.shape[1]
     assert pipe.unet.device == torch.device("cpu")
+    assert pipe.unet.in_channels == x.shape[1]  # as programs had it before there was a config
+    with pytest.raises(AttributeError, match="colour"):
+        pipe.unet.colour  # noqa: B018
 
 
 def test_a_prompt_that_is_too_long_is_cut_with_a_warning(pipe):
