@@ -33,6 +33,7 @@ from limner.errors import (
 )
 
 if TYPE_CHECKING:
+    from limner.face import *  # noqa: F403
     from limner.pipeline.axes import Axis
     from limner.pipeline.backends.base import Precision
     from limner.pipeline.engine import Engine
@@ -79,6 +80,48 @@ __all__ = [
     "load",
 ]
 
+_FACE = (
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
+    "AutoencoderKL",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPTokenizer",
+    "ControlNetModel",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DiffusionPipeline",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLControlNetImg2ImgPipeline",
+    "StableDiffusionXLControlNetInpaintPipeline",
+    "StableDiffusionXLControlNetPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "TCDScheduler",
+    "UNet2DConditionModel",
+    "UniPCMultistepScheduler",
+)
+"""The classes that programs written for diffusers name."""
+
 _HOMES = {
     "Axis": "limner.pipeline.axes",
     "Engine": "limner.pipeline.engine",
@@ -92,38 +135,7 @@ _HOMES = {
     "Progress": "limner.pipeline.handle",
     "grid": "limner.pipeline.grid",
     "load": "limner.pipeline.loading",
-    **{
-        name: f"limner.face.{module}"
-        for module, names in {
-            "components": (
-                *("AutoencoderKL", "CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer"),
-                "UNet2DConditionModel",
-            ),
-            "classes": (
-                *("AutoPipelineForImage2Image", "AutoPipelineForInpainting", "AutoPipelineForText2Image"),
-            ),
-            "control": (
-                *("ControlNetModel", "StableDiffusionControlNetImg2ImgPipeline"),
-                *("StableDiffusionControlNetInpaintPipeline", "StableDiffusionControlNetPipeline"),
-                *("StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLControlNetPipeline"),
-                *("StableDiffusionXLControlNetInpaintPipeline",),
-            ),
-            "pipelines": ("DiffusionPipeline",),
-            "stable_diffusion": (
-                *("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
-                *("StableDiffusionPipeline", "StableDiffusionXLImg2ImgPipeline"),
-                *("StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"),
-            ),
-            "schedulers": (
-                *("DDIMScheduler", "DDPMScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler"),
-                *("DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "EulerAncestralDiscreteScheduler"),
-                *("EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
-                *("KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler"),
-                *("TCDScheduler", "UniPCMultistepScheduler"),
-            ),
-        }.items()
-        for name in names
-    },
+    **dict.fromkeys(_FACE, "limner.face"),
 }
 
 

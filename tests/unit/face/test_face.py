@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-import limner
+import limner.face
 from limner import InvalidRequest, UnsupportedModel
 from limner.face.schedulers import scheduler_from
 from limner.weights.hub import SHIPPED
@@ -136,5 +136,7 @@ def test_a_drawing_that_is_stopped_leaves_what_there_is(pipe):
 def test_names_are_looked_up_when_they_are_used():
     program = "import limner, sys; limner.LimnerError; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+    assert [*limner._FACE] == limner.face.__all__
+    assert all(getattr(limner, name).__name__ == name for name in limner._FACE)
     with pytest.raises(AttributeError, match="FluxPipeline"):
         limner.FluxPipeline  # noqa: B018
