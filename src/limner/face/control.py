@@ -20,7 +20,7 @@ from limner.weights.control import read_control
 
 from .components import Network, refuse, state_of
 from .drawing import Answers
-from .pictures import Pictures, pictures_of
+from .pictures import Pictures, pixels_of
 from .pipelines import Ask, Controls, DiffusionPipeline, Prompts, Size
 from .stable_diffusion import (
     AskXL,
@@ -157,7 +157,7 @@ class _Controlled(DiffusionPipeline):
             except ValidationError as error:
                 raise InvalidRequest(f"a ControlNet: {error.errors()[0]['msg']}") from None
             [used] = self._model.controls_of(GenerationRequest(prompt="", controls=(control,)))
-            pictures = (pictures_of(one, size, latent_channels=0) + 1.0) / 2.0
+            pictures = pixels_of(one, size)
             times = ask.pictures if len(pictures) == 1 else ask.num_images_per_prompt
             pictures = pictures.repeat_interleave(times, dim=0)
             if len(pictures) != ask.pictures:
@@ -192,7 +192,7 @@ def _size_of(image: Any, height: int | None, width: int | None) -> tuple[int | N
         image = image[0]
     if height and width:
         return height, width
-    own = pictures_of(image, latent_channels=0).shape[2:]
+    own = pixels_of(image).shape[2:]
     return height or own[0], width or own[1]
 
 

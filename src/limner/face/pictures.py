@@ -38,15 +38,23 @@ def pictures_of(
     Raises:
         InvalidRequest: something else was given.
     """
+    images = _listed(given)
+    if isinstance(images, Tensor) and images.shape[1] == latent_channels:
+        return images.float()
+    pixels = pixels_of(images, size, box=box)
+    return pixels if bool(pixels.min() < 0) else 2.0 * pixels - 1.0
+
+
+def pixels_of(
+    given: Pictures | None, size: tuple[int, int] | None = None, *, box: Box | None = None
+) -> Tensor:
+    """Pictures [B, 3, H, W] whose numbers stay: those of PIL images are in [0, 1]. As `pictures_of`."""
     if isinstance(images := _listed(given), list):
         first = images[0]
         height, width = size or (first.height, first.width)
         wanted = height - height % _UNIT, width - width % _UNIT
-        return to_tensor([_resized(image, wanted, box).convert("RGB") for image in images])
-    if images.shape[1] == latent_channels:
-        return images.float()
-    pictures = _interpolated(images.float(), size)
-    return pictures if bool(pictures.min() < 0) else 2.0 * pictures - 1.0
+        return (to_tensor([_resized(image, wanted, box).convert("RGB") for image in images]) + 1.0) / 2.0
+    return _interpolated(images.float(), size)
 
 
 def masks_of(given: Pictures | None, size: tuple[int, int], *, box: Box | None = None) -> Tensor:
