@@ -33,7 +33,6 @@ class UsedControl:
         residuals: how many tensors a ControlNet adds; 0 for a T2I-Adapter.
         pooled: each of them is one number per channel.
         channels: of the picture that it reads: 3, or 1 for shades of gray.
-        parameters: number of its weights.
     """
 
     path: Path
@@ -41,7 +40,6 @@ class UsedControl:
     residuals: int
     pooled: bool
     channels: int
-    parameters: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,20 +82,28 @@ class ControlLibrary:
         Raises:
             ModelNotFound: there is no such network.
             InvalidCheckpoint, UnsupportedModel: it cannot be read.
-            InvalidRequest: it is for another family of models.
+            InvalidRequest: it is for another family of models, or has no such mode.
         """
-        return tuple(self._used(control.model) for control in controls)
+        used = tuple(self._used(control.model) for control in controls)
+        for control, one in zip(controls, used, strict=True):
+            if control.mode != "balanced" and not one.residuals:
+                raise InvalidRequest(
+                    f"{control.model} is a T2I-Adapter, and the mode {control.mode} is of ControlNets",
+                    hint="leave the mode out",
+                )
+        return used
 
     def _used(self, name: str) -> UsedControl:
         if name not in self._paths or not self._paths[name].exists():
             self._paths[name] = locate_network(name).absolute()
         path = self._paths[name]
         found = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
-        key = name, (max(one.st_mtime_ns for one in found), sum(one.st_size for one in found))
+        stamp = max((one.st_mtime_ns for one in found), default=0), sum(one.st_size for one in found)
+        key = name, stamp
         if key not in self._known:
             file = read_control(path)
             self._check(name, file)
-            self._known[key] = _facts(path, key[1], file)
+            self._known[key] = _facts(path, stamp, file)
         return self._known[key]
 
     def _check(self, name: str, file: ControlFile) -> None:
@@ -118,7 +124,7 @@ def _facts(path: Path, stamp: tuple[int, int], file: ControlFile) -> UsedControl
         channels = file.config.in_channels
     if channels not in (1, 3):
         raise UnsupportedModel(f"{path} reads pictures of {channels} channels; expected 3, or 1 for grays")
-    return UsedControl(path, stamp, residuals, pooled, channels, file.parameters)
+    return UsedControl(path, stamp, residuals, pooled, channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,13 +153,14 @@ class Steering:
                 nets.append(Controlled(used, read[0], weights, spares))
             else:
                 mine = [control.weight * feature for feature in read]
-                features = [a + b for a, b in zip(features, mine, strict=True)] if features else mine
+                shared = [a + b for a, b in zip(features, mine, strict=False)]
+                features = shared + max(features, mine, key=len)[len(shared) :]  # one may have the middle's
         return tuple(nets), tuple(features)
 
 
 def residual_weights(control: Control, used: UsedControl) -> tuple[float, ...]:
     """The weight of each residual of a ControlNet, from the outermost skip to the middle."""
-    if control.mode == "balanced" or used.pooled:
+    if control.mode == "balanced" or (control.mode == "guess" and used.pooled):
         return (control.weight,) * used.residuals
     if control.mode == "guess":
         # Zhang et al. 2023, section 3.4: a tenth at the outermost, as diffusers spaces them.

@@ -165,7 +165,7 @@ def _walked(
     beside: Mapping[str, Tensor] = {}
     if canvas is not None and model.traits.kind != "text":
         beside = yield from _channels(request, model.traits, canvas, x.shape[2:], noise)
-    steering = yield from _steering(request, model)
+    steering = yield from _steering(request, model, canvas)
     if refining is None or request.refiner_start is None:
         x = yield from _denoised(one, plan, model, x, noise, beside, kept, steering)
     else:
@@ -229,11 +229,13 @@ def _small(mask: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(mask, tuple(size), mode="nearest" if hard else "area")
 
 
-def _steering(request: GenerationRequest, model: Facts) -> Generator[Call, Any, Steering]:
+def _steering(
+    request: GenerationRequest, model: Facts, canvas: Canvas | None
+) -> Generator[Call, Any, Steering]:
     """Have the control networks read their pictures."""
     used, read = model.controls_of(request), []
     for control, one in zip(request.controls, used, strict=True):
-        picture = control_picture(control, request, one.channels)
+        picture = control_picture(control, request, one.channels, canvas)
         read.append((yield ReadControl(one, picture, request.tiling)))
     return Steering(request.controls, used, tuple(read))
 

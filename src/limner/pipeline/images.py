@@ -59,12 +59,12 @@ class Canvas:
     @property
     def pixels(self) -> Tensor:
         """What the drawing begins with: [1, 3, H, W] in [-1, 1]."""
-        return to_tensor([self._part(self.whole)])
+        return to_tensor([self.part(self.whole)])
 
     @property
     def masked(self) -> Tensor | None:
         """Where it is drawn anew: [1, 1, H, W] in [0, 1]."""
-        return None if self.mask is None else _gray(self._part(self.mask))
+        return None if self.mask is None else _gray(self.part(self.mask))
 
     def finished(self, drawn: Tensor) -> Tensor:
         """The whole picture [1, 3, H, W] with what was drawn in its place; where the mask is 0, pixels keep
@@ -81,9 +81,12 @@ class Canvas:
         picture[:, :, top:bottom, left:right] = part + share * (drawn.clamp(-1.0, 1.0) - part)
         return picture
 
-    def _part(self, image: Image.Image) -> Image.Image:
-        cropped = image.crop(self.box)
-        return cropped if cropped.size == self.size else cropped.resize(self.size, Image.Resampling.LANCZOS)
+    def part(
+        self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.LANCZOS
+    ) -> Image.Image:
+        """What of a picture, which shows the same as the whole one, is in the box; of `size`."""
+        cropped = _resized(image, self.whole.size, resampling).crop(self.box)
+        return _resized(cropped, self.size, resampling)
 
 
 def canvas_of(request: GenerationRequest) -> Canvas | None:
@@ -189,23 +192,28 @@ def clip_pixels(image: Image.Image, side: int) -> Tensor:
     return (pixels - mean) / spread
 
 
-def control_picture(control: Control, request: GenerationRequest, channels: int) -> Tensor:
+def control_picture(
+    control: Control, request: GenerationRequest, channels: int, canvas: Canvas | None = None
+) -> Tensor:
     """What a control network is given at the size of a resolved request: [1, channels, H, W] in [0, 1].
 
     Args:
         channels: 3, or 1 for shades of gray.
+        canvas: of the request; where a part of it is drawn, the control picture's same part is taken.
     """
     assert request.width is not None
     assert request.height is not None
-    size = request.width, request.height
     image = open_image(control.image)
     if image.mode in ("1", "P"):
         image = image.convert("RGBA")  # Pillow would resize a palette by its nearest pixels
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.LANCZOS)
+    if canvas is None:
+        image = _resized(image, (request.width, request.height), Image.Resampling.LANCZOS)
+    else:
+        image = canvas.part(image)
     if control.preprocessor == INPAINT:
         assert request.mask is not None
-        told = inpaint_condition(image, open_image(request.mask).resize(size, Image.Resampling.NEAREST))
+        assert canvas is not None
+        told = inpaint_condition(image, canvas.part(open_image(request.mask), Image.Resampling.NEAREST))
         picture = torch.from_numpy(told).permute(2, 0, 1)[None]
     else:
         picture = to_tensor([preprocessed(image, control.preprocessor)]) * 0.5 + 0.5
@@ -255,6 +263,10 @@ def image_source(image: Image.Image | Path | str) -> str:
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", compress_level=1)
     return f"{_DATA}png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _resized(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, resampling)
 
 
 def _gray(image: Image.Image) -> Tensor:

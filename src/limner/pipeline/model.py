@@ -131,7 +131,8 @@ class Model:
             for name in fields.keys() & _IMAGES:
                 fields[name] = None if fields[name] is None else image_source(fields[name])
             for name in fields.keys() & _NAMING_IMAGES:
-                fields[name] = tuple(map(_with_sources, fields[name]))
+                if isinstance(fields[name], list | tuple):
+                    fields[name] = tuple(map(_with_sources, fields[name]))
             request = GenerationRequest.of({"prompt": prompt, "model": self.name, **fields})
         elif prompt is not None or fields:
             raise InvalidRequest("both a request and fields of one were given", hint="give one of them")
@@ -295,7 +296,9 @@ class Model:
                 f"{ours.latent_channels} channels, and has latents of {theirs.latent_channels}"
             )
         assert request.refiner_start is not None
-        plan = passes_of(request, first.scheduler)[-1].plan
+        last = passes_of(request, first.scheduler)[-1]
+        self._check_size(last.request, "for the refiner the ")
+        plan = last.plan
         if not 0 < plan.step_at(request.refiner_start) < len(plan.timesteps):
             raise InvalidRequest(
                 f"refiner_start is {request.refiner_start}, which leaves one model none of the "
@@ -326,6 +329,11 @@ class Model:
             raise InvalidRequest(
                 "a mask keeps the pixels of its picture, which a second pass draws at another size",
                 hint="leave the hires fields out, or enlarge the picture first",
+            )
+        if "mask" in given and request.inpaint_area == "masked" and request.tiling:
+            raise InvalidRequest(
+                "the ends of a part of a picture do not meet: tiling is for the whole",
+                hint="leave tiling out, or have the whole area drawn",
             )
         if request.strength is not None and ("image" not in given or kind == "edit"):
             raise InvalidRequest(f"strength is {request.strength}, but there is no picture to begin with")

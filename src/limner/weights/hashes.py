@@ -39,7 +39,8 @@ def network_hash(path: Path) -> str:
     """SHA-256 of a network's file, or of those of all weights in its folder, in hex."""
     if path.is_file():
         return file_hash(path)
-    hashes = [file_hash(file) for file in sorted(path.glob("*.safetensors"))]
+    weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    hashes = [file_hash(file) for file in weights]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

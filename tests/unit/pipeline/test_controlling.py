@@ -16,7 +16,7 @@ from limner.pipeline.calls import ReadControl
 from limner.pipeline.controlling import Steering, UsedControl, residual_weights
 from limner.pipeline.engine import Engine
 from limner.pipeline.generation import picture_of, watch
-from limner.pipeline.images import image_source
+from limner.pipeline.images import canvas_of, control_picture, image_source
 from limner.preprocess import preprocessed
 from limner.request import Control
 from limner.weights.save import save_control
@@ -78,7 +78,7 @@ def control(net, **fields):
 def used(residuals=5, pooled=False, name="net"):
     from pathlib import Path
 
-    return UsedControl(Path(name), (0, 0), residuals, pooled, 3, 100)
+    return UsedControl(Path(name), (0, 0), residuals, pooled, 3)
 
 
 def test_fields_as_text():
@@ -113,6 +113,8 @@ def test_weights_of_the_modes():
     prompted = residual_weights(one.model_copy(update={"mode": "prompt"}), used())
     assert prompted == pytest.approx([0.5 * 0.825 ** (4 - i) for i in range(5)])
     assert residual_weights(one.model_copy(update={"mode": "guess"}), used(pooled=True)) == (0.5,) * 5
+    prompted_too = residual_weights(one.model_copy(update={"mode": "prompt"}), used(pooled=True))
+    assert prompted_too == prompted
 
 
 def test_steps_at_which_it_works():
@@ -129,6 +131,10 @@ def test_features_of_several_are_summed():
     networks, features = Steering(controls, (used(residuals=0),) * 2, read).at(1, 4)
     assert networks == ()
     assert [float(feature.mean()) for feature in features] == [20.5, 20.5]
+    for some in (read[::-1], read):  # one of which has a feature for the middle too
+        some = (some[0], (*some[1], torch.full((1, 1), 3.0)))
+        _, features = Steering((controls[0],) * 2, (used(residuals=0),) * 2, some).at(1, 4)
+        assert [float(feature.mean()) for feature in features] == [5.5, 5.5, 1.5]
 
 
 def test_it_changes_the_picture_and_is_gone_again(model, net):
@@ -176,6 +182,8 @@ def test_requests_with_different_controls_in_company(model, net, tmp_path, netwo
         channels=networks["unet"].config.block_out_channels, downscale_factor=2, num_res_blocks=1
     )
     save_control(adapter, T2IAdapter(config))
+    with pytest.raises(InvalidRequest, match="a T2I-Adapter, and the mode guess is of ControlNets"):
+        model.controls_of(GenerationRequest.of({**ASK, "controls": [f"model={adapter},image=a,mode=guess"]}))
     sets = [
         [],
         [control(net)],
@@ -218,6 +226,11 @@ def test_networks_that_cannot_be_had(model, net, tmp_path, networks):
         draw(model, controls=[control(other)])
     with pytest.raises(InvalidRequest, match="no picture"):
         draw(model, controls=[{"model": str(net), "image": str(tmp_path / "none.png")}])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelNotFound, match=r"has no config\.json"):
+        draw(model, controls=[control(tmp_path / "empty")])
+    with pytest.raises(InvalidRequest, match="controls is 'model=a,image=b'"):
+        draw(model, controls="model=a,image=b")
 
 
 def test_preprocessors(model, net, tmp_path):
@@ -243,6 +256,21 @@ def test_a_mask_can_be_told(model, net, tmp_path):
     assert told.tobytes() != plain.tobytes()
     with pytest.raises(InvalidRequest, match="needs the request's mask"):
         draw(model, controls=[control(net, preprocessor="inpaint")])
+
+
+@pytest.mark.parametrize("preprocessor", ["none", "inpaint"])
+def test_where_a_part_is_drawn_it_reads_the_same_part(preprocessor):
+    """A control picture of any size shows what the whole picture does."""
+    mask, shown = Image.new("L", (64, 64)), Image.new("RGB", (128, 128))
+    mask.paste(255, (32, 32, 48, 48))
+    shown.paste("white", (64, 64, 96, 128))
+    fields = {"image": image_source(picture()), "mask": image_source(mask), "inpaint_area": "masked"}
+    request = GenerationRequest.of({**ASK, **fields, "mask_padding": 0, "mask_blur": 0.0})
+    one = Control(model="a", image=image_source(shown), preprocessor=preprocessor)
+    read = control_picture(one, request, 3, canvas_of(request))
+    assert read.shape == (1, 3, 64, 64)
+    low, high = (-1.0, -1.0) if preprocessor == "inpaint" else (0.85, 1.0)  # resizing blurs its edges
+    assert low <= float(read.min()) <= float(read.max()) <= high
 
 
 def test_in_a_second_pass_and_where_ends_meet(model, net):

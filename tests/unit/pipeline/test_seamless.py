@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from limner.errors import InvalidRequest
 from limner.nn.controlnet import ControlNetModel
@@ -145,6 +146,26 @@ def test_sizes_that_cannot_tile_are_refused(model):
     levels = len(model.checkpoint.unet_config.block_out_channels)
     assert levels == 2  # so that multiples of 8 are fine here
     assert model.generate(**{**ASK, "width": 72}, tiling="xy").images[0].size == (72, 64)
+
+
+def test_a_refiner_that_halves_more_often_cannot_draw_all_sizes_that_tile(model):
+    config = model.checkpoint.unet_config
+    kinds = {
+        f"{way}_block_types": (f"CrossAttn{way.title()}Block2D", *[f"{way.title()}Block2D"] * 3)
+        for way in ("down", "up")
+    }
+    deeper = replace(config, block_out_channels=(config.block_out_channels[0],) * 4, **kinds)
+    refiner = replace(model, checkpoint=replace(model.checkpoint, unet_config=deeper))
+    asked = GenerationRequest(**{**ASK, "width": 72}, tiling="x", refiner="r", refiner_start=0.5)
+    with pytest.raises(InvalidRequest, match=r"for the refiner the width is 72; to tile .* multiple of 16"):
+        refiner.check_refines(model, model.resolve(asked))
+    refiner.check_refines(model, model.resolve(asked.model_copy(update={"tiling": "y"})))
+
+
+def test_a_part_of_a_picture_has_no_ends_that_meet(model):
+    fields = {"image": Image.new("RGB", (64, 64)), "mask": Image.new("L", (64, 64), 255), "tiling": "x"}
+    with pytest.raises(InvalidRequest, match="tiling is for the whole"):
+        model.generate(**ASK, **fields, inpaint_area="masked")
 
 
 @pytest.mark.parametrize("size", [(40, 24), (40, 10), (10, 40)])

@@ -8,7 +8,7 @@ import torch
 
 from limner.errors import InvalidCheckpoint
 from limner.weights import hashes
-from limner.weights.hashes import file_hash, legacy_model_hash, lora_hash
+from limner.weights.hashes import file_hash, legacy_model_hash, lora_hash, network_hash
 from limner.weights.tensors import write_tensors
 
 
@@ -21,6 +21,16 @@ def test_a_file_and_its_older_hash(tmp_path):
     path.write_bytes(b"short")
     assert file_hash(path) == hashlib.sha256(b"short").hexdigest()
     assert legacy_model_hash(path) == "e3b0c442"  # of nothing
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_networks_hash_is_of_its_weights(tmp_path, suffix):
+    weights = tmp_path / f"diffusion_pytorch_model{suffix}"
+    weights.write_bytes(b"weights")
+    (tmp_path / "config.json").write_bytes(b"{}")
+    alone = file_hash(weights)
+    assert network_hash(weights) == alone
+    assert network_hash(tmp_path) == hashlib.sha256(alone.encode()).hexdigest()
 
 
 def test_a_loras_hash_is_of_its_tensors(tmp_path):
