@@ -361,7 +361,8 @@ class Engine:
         passes = [one for own in owns for one in passes_of(own, model.scheduler)]
         rows = [rows_of(script_of(one.request, one.plan, model.traits, one.done)) for one in passes]
         shapes, limits = [model.latent_shape(one.request) for one in passes], self._limits_of(model)
-        needed = sum(one.backend.bytes for one in models.values())
+        backends = [one.backend for one in models.values()]
+        needed = sum(one.bytes - one.guest_bytes for one in backends)
         controls = len(model.controls_of(request))
         needed += max(
             limits.most_for(model, shape, count, controls) for shape, count in zip(shapes, rows, strict=True)
@@ -373,6 +374,9 @@ class Engine:
                 f"{limits.memory / 1e9:.1f} GB may be used",
                 hint="ask for fewer pixels",
             )
+        if needed + sum(one.guest_bytes for one in backends) > limits.memory:
+            for one in backends:
+                one.forget_guests()  # those that are at work are read again
         steps, done = passes[-1].steps, passes[-1].done or 0
         work = done * prod(shapes[0]) + (steps - done) * prod(shapes[-1])
         return _Resolved(request, steps, work, max(rows), (id(model), shapes[0]))

@@ -77,7 +77,7 @@ class ModelCache:
         models: list[Model] = []
         try:
             for request in requests:
-                together = sum(model.backend.bytes for model in set(models))
+                together = sum(model.backend.bytes - model.backend.guest_bytes for model in set(models))
                 models.append(self.get(request, beside=together))
                 self.hold(models[-1])
         finally:
@@ -121,8 +121,10 @@ class ModelCache:
             )
         with self._changed:
             self._waiting_for_room += 1
-            self._changed.wait_for(lambda: self._make_room(source.bytes))
-            self._waiting_for_room -= 1
+            try:
+                self._changed.wait_for(lambda: self._make_room(source.bytes))
+            finally:
+                self._waiting_for_room -= 1
             self._expected += source.bytes
         try:
             model = source.load()
@@ -139,6 +141,10 @@ class ModelCache:
                 break
             if model not in self._held:
                 del self._models[key]
+        for model in self._models.values():
+            if self._sum() + size <= self._max_bytes:
+                break
+            model.backend.forget_guests()
         return self._sum() + size <= self._max_bytes
 
     def _sum(self) -> int:

@@ -66,6 +66,13 @@ class Backend(Protocol):
         """What its weights take of the device's memory."""
 
     @property
+    def guest_bytes(self) -> int:
+        """What of that is for networks beside the checkpoint's: control networks, image encoders."""
+
+    def forget_guests(self) -> None:
+        """Let go of these, which are read again when they are next needed. Any thread may call this."""
+
+    @property
     def details(self) -> Mapping[str, str | int]:
         """What else decides about the bits of its pictures, for their records."""
 

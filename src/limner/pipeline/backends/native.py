@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, partial
+from threading import Lock
 from typing import Any, TypeVar, cast, get_args
 from weakref import WeakKeyDictionary
 
@@ -99,6 +100,9 @@ class NativeBackend:
         self.checkpoint, self.device, self.precision = checkpoint, device, precision
         self.compiled, self.attention, self.offload = compiled, attention, offload
         self._on_device: nn.Module | None = None  # where networks are offloaded
+        # With their bytes, which cannot be told once they are packed. Guarded by the lock.
+        self._guests: OrderedDict[Hashable, tuple[nn.Module, int]] = OrderedDict()
+        self._guests_lock = Lock()
         self._dtype = DTYPES[precision]
         self._tuning = Tuning.stored() if tuning is None else tuning
 
@@ -136,23 +140,32 @@ class NativeBackend:
 
     def _guest(self, key: Hashable, load: Callable[[], nn.Module]) -> nn.Module:
         """A network that is no part of the checkpoint. The last few are kept."""
-        known = self._guests
-        if key not in known:
+        with self._guests_lock:
+            known = self._guests.get(key)
+        if known is None:
             network = load()
             size = sum(parameter.numel() for parameter in network.parameters()) * self._dtype.itemsize
-            known[key] = self._prepared(network), size
-        known.move_to_end(key)
-        while len(known) > 1 and self._guest_bytes > _GUEST_BYTES:
-            known.popitem(last=False)
-        return known[key][0]
+            known = self._prepared(network), size
+        with self._guests_lock:
+            self._guests[key] = known
+            self._guests.move_to_end(key)
+            while len(self._guests) > 1 and self._sum_of_guests() > _GUEST_BYTES:
+                self._guests.popitem(last=False)
+        return known[0]
 
-    @cached_property
-    def _guests(self) -> OrderedDict[Hashable, tuple[nn.Module, int]]:
-        return OrderedDict()  # with their bytes, which cannot be told once they are packed
+    def _sum_of_guests(self) -> int:
+        return sum(size for _, size in self._guests.values())
 
     @property
-    def _guest_bytes(self) -> int:
-        return sum(size for _, size in self._guests.values())
+    def guest_bytes(self) -> int:
+        if self.offload != "none":
+            return 0
+        with self._guests_lock:
+            return self._sum_of_guests()
+
+    def forget_guests(self) -> None:
+        with self._guests_lock:
+            self._guests.clear()
 
     def _control(self, used: UsedControl) -> nn.Module:
         return self._guest(used, lambda: read_control(used.path).load(self._dtype))
@@ -222,7 +235,7 @@ class NativeBackend:
         sizes = [count * self._dtype.itemsize for count in self.checkpoint.parameters_by_part.values()]
         if self.offload == "sequential":
             return min(max(sizes), LARGEST * self._dtype.itemsize)
-        return max(sizes) if self.offload == "model" else sum(sizes) + self._guest_bytes
+        return max(sizes) if self.offload == "model" else sum(sizes) + self.guest_bytes
 
     @property
     def details(self) -> dict[str, str | int]:

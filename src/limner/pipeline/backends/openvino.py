@@ -112,6 +112,13 @@ class OpenVINOBackend:
     def details(self) -> dict[str, str | int]:
         return {"openvino": version("openvino")}
 
+    @property
+    def guest_bytes(self) -> int:
+        return 0
+
+    def forget_guests(self) -> None:
+        """There are none."""
+
     def refusal(self, call: Call) -> str | None:
         controlled = isinstance(call, Denoise) and (call.controls or call.features)
         if controlled or isinstance(call, ReadControl):
