@@ -121,7 +121,10 @@ class Lora(BaseModel):
         match = re.fullmatch(r"(.+?)(?::([-+.\d]+))?(?::([-+.\d]+))?", given, re.DOTALL)
         if match is None:
             raise ValueError("expected a name, and perhaps a weight: name:0.8")
-        weights = [float(number) for number in match.groups()[1:] if number is not None]
+        try:
+            weights = [float(number) for number in match.groups()[1:] if number is not None]
+        except ValueError:
+            raise ValueError("its weight is no number; expected name:0.8") from None
         return dict(zip(("name", "weight", "text_weight"), (match[1], *weights), strict=False))
 
 
@@ -142,6 +145,36 @@ class _ForSomeSteps(BaseModel):
         if self.start >= self.end:
             raise ValueError(f"start is {self.start} and end {self.end}; expected the lower one first")
         return self
+
+    @classmethod
+    def _fields_in(cls, text: str, repeated: str = "") -> dict[str, Any]:
+        """The fields that a text names, in any order: "model=…,image=…,weight=0.8".
+
+        Args:
+            text: a comma and a name with its = begin a field, so that values may have commas in them.
+            repeated: the field that stands for one element of the tuple in its plural.
+
+        Raises:
+            ValueError: another field, a field given twice, or a number that is none.
+        """
+        names = [repeated if name == f"{repeated}s" else name for name in cls.model_fields]
+        fields: dict[str, Any] = {}
+        for part in re.split(r",\s*(?=[a-z_]+=)", text):
+            name, sign, value = part.partition("=")
+            if not sign or name not in names:
+                raise ValueError(f"{part!r} is no field with its value; expected {'=…, '.join(names)}=…")
+            if name == repeated:
+                fields[f"{name}s"] = (*fields.get(f"{name}s", ()), value)
+            elif name in fields:
+                raise ValueError(f"{name} is given twice")
+            elif cls.model_fields[name].annotation is float:
+                try:
+                    fields[name] = float(value)
+                except ValueError:
+                    raise ValueError(f"{name} is {value!r}; expected a number") from None
+            else:
+                fields[name] = value
+        return fields
 
 
 class Control(_ForSomeSteps):
@@ -168,13 +201,7 @@ class Control(_ForSomeSteps):
     @classmethod
     def _from_text(cls, given: Any) -> Any:
         """ "model=…,image=…,weight=0.8": fields in any order."""
-        if not isinstance(given, str):
-            return given
-        fields = dict(part.partition("=")[::2] for part in re.split(r",(?=[a-z]+=)", given))
-        if not fields.keys() <= cls.model_fields.keys():
-            raise ValueError("expected fields with their values: model=…,image=…,weight=0.8")
-        numbers = {"weight", "start", "end"} & fields.keys()
-        return {**fields, **{name: float(fields[name]) for name in numbers}}
+        return cls._fields_in(given) if isinstance(given, str) else given
 
 
 class ImagePrompt(_ForSomeSteps):
@@ -201,15 +228,7 @@ class ImagePrompt(_ForSomeSteps):
         if isinstance(given, Mapping):
             images = given.get("images")
             return {**given, "images": tuple(images)} if isinstance(images, list) else given
-        if not isinstance(given, str):
-            return given
-        pairs = [part.partition("=")[::2] for part in re.split(r",\s*(?=[a-z_]+=)", given)]
-        fields: dict[str, Any] = {name: text for name, text in pairs if name != "image"}
-        if not fields.keys() <= cls.model_fields.keys() - {"images"}:
-            raise ValueError("expected fields with their values: model=…,image=…,weight=0.6")
-        numbers = {"weight", "start", "end"} & fields.keys()
-        images = tuple(text for name, text in pairs if name == "image")
-        return {**fields, **{name: float(fields[name]) for name in numbers}, "images": images}
+        return cls._fields_in(given, repeated="image") if isinstance(given, str) else given
 
 
 class GenerationRequest(BaseModel):
@@ -267,7 +286,7 @@ class GenerationRequest(BaseModel):
         image_guidance_scale: how closely an editing model keeps to the picture.
         original_size, target_size: height and width that XL is told; None is the picture's own.
         crop: top and left that XL is told.
-        aesthetic_score, negative_aesthetic_score: that the refiner of XL is told, 1 to 10.
+        aesthetic_score, negative_aesthetic_score: that the refiner of XL is told, 0 to 10.
         refiner: a model that takes over on the way, such as the refiner of XL.
         refiner_start: the share of the steps after which it does.
         hires_scale: enlarge the picture so many times, and draw it again from a part of the noise
@@ -377,7 +396,10 @@ class GenerationRequest(BaseModel):
         names = [f"hires_{name}" for name in (*_IN_SECOND_PASS, "strength", "upscaler")]
         idle = [name for name in names if getattr(self, name) is not None]
         if idle and not self.has_second_pass:
-            raise ValueError(f"{' and '.join(idle)} need a hires_scale, or a hires_width or hires_height")
+            raise ValueError(
+                f"there is no second pass for {' and '.join(idle)}: give a hires_scale, a hires_width or a "
+                "hires_height"
+            )
         if self.guidance_scale is not None:
             given = f"guidance_scale is {self.guidance_scale}"
             cfg_pp = self.sampler is not None and self.sampler.endswith("_cfg_pp")
@@ -391,6 +413,10 @@ class GenerationRequest(BaseModel):
             raise ValueError("perp_neg weighs the negative prompt, but there is none")
         if not self.s_churn and (self.s_tmin is not None or self.s_tmax is not None):
             raise ValueError("s_tmin and s_tmax have no effect without an s_churn")
+        if self.s_tmin is not None and self.s_tmax is not None and self.s_tmin > self.s_tmax:
+            raise ValueError(
+                f"s_tmin is {self.s_tmin} and s_tmax {self.s_tmax}; expected the lower one first"
+            )
         return self
 
     def of_picture(self, index: int) -> Self:
@@ -401,6 +427,12 @@ class GenerationRequest(BaseModel):
             assert self.variation_seed is not None
             seeds = {"variation_seed": self.variation_seed + index}
         return self.model_copy(update={**seeds, "num_images": 1})
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All that it gives: also the negative one, and those of the second pass."""
+        given = (self.prompt, self.negative_prompt, self.hires_prompt, self.hires_negative_prompt)
+        return tuple(text for text in given if text is not None)
 
     @property
     def has_second_pass(self) -> bool:

@@ -147,14 +147,15 @@ def test_every_bad_line_is_named_and_nothing_is_drawn(batch, write, tmp_path):
         {"prompt": "a", "clip_skip": 60},
         {"prompt": "a", "model": "nothing-of-this-name"},
         {"prompt": "\ud800"},
+        {"prompt": "a", "hires_scale": 1.5, "hires_prompt": "(a:1.2.4)"},
     )
     done = batch("bad.jsonl")
     assert (done.code, done.out) == (2, "")
     *listed, end, _ = done.err.splitlines()
-    assert [line.split(":")[2] for line in listed] == ["2", "3", "4", "5", "6", "7", "8", "9", "10"]
-    words = ("colour", "100", "list", "twice", "missing", "1.2.3", "layers", "nothing-of", "prompt")
+    assert [line.split(":")[2] for line in listed] == ["2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]
+    words = ("colour", "100", "list", "twice", "missing", "1.2.3", "layers", "nothing-of", "prompt", "1.2.4")
     assert all(word in line for word, line in zip(words, listed, strict=True)), done.err
-    assert "9 lines of bad.jsonl" in end
+    assert "10 lines of bad.jsonl" in end
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
@@ -182,6 +183,7 @@ def test_files_that_cannot_be_read(batch, tmp_path, name, text, words):
     ("options", "words"),
     [
         (("--width", "100"), "error: width is 100"),
+        (("--hires-strength", "0.5"), "error: there is no second pass for hires_strength"),
         (("--device", "abacus"), "error: device is 'abacus'"),
         (("--out", "lines.txt/folder"), "lines.txt/folder cannot be written"),
         (("--out", "taken"), "taken/batch.jsonl:1 is not from the journal of a batch"),

@@ -58,6 +58,14 @@ def test_no_negative_prompt_is_not_an_empty_one():
         ({"prompt": "(" * 1_000_000}, ["prompt", "65536"]),
         ({"prompt": "\ud800"}, ["prompt"]),
         ({"width": 100}, ["width is 100", "multiple of 8"]),
+        ({"s_churn": 1.0, "s_tmin": 2.0, "s_tmax": 1.0}, ["s_tmin is 2.0 and s_tmax 1.0"]),
+        ({"controls": ["canny"]}, ["controls.0", "'canny' is no field", "model=…"]),
+        ({"controls": ["model=a,image=b,weigth=1"]}, ["'weigth=1' is no field", "weight=…"]),
+        ({"controls": ["model=a,image=b,weight=much"]}, ["weight is 'much'", "a number"]),
+        ({"controls": ["model=a,model=b,image=c"]}, ["model is given twice"]),
+        ({"image_prompts": ["model=a,images=b"]}, ["'images=b' is no field", "image=…"]),
+        ({"image_prompts": ["model=a"]}, ["image_prompts.0.images is missing"]),
+        ({"loras": ["ink:0.8:1.2.3"]}, ["loras.0", "no number", "name:0.8"]),
         ({"height": 8}, ["height is 8", "64"]),
         ({"height": 1 << 40}, ["height", "4096"]),
         ({"width": -512}, ["width is -512"]),
@@ -147,3 +155,16 @@ def test_the_package_offers_its_names_lazily():
     assert limner.GenerationRequest is GenerationRequest
     with pytest.raises(AttributeError, match="no attribute 'Generation'"):
         _ = limner.Generation
+
+
+def test_fields_in_a_text_stand_in_any_order_and_their_values_may_have_commas():
+    request = GenerationRequest.of(
+        {
+            "prompt": "a house",
+            "controls": ["weight=0.5, image=red,blue.png,model=edges"],
+            "image_prompts": ["image=a.png,model=ip,image=b.png, end=0.5,image_encoder=folder"],
+        }
+    )
+    [control], [pictures] = request.controls, request.image_prompts
+    assert (control.model, control.image, control.weight) == ("edges", "red,blue.png", 0.5)
+    assert (pictures.images, pictures.end, pictures.image_encoder) == (("a.png", "b.png"), 0.5, "folder")

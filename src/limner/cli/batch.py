@@ -54,13 +54,10 @@ def batch(
     The same command again goes on where it was stopped, and tries again what has failed.
     """
     from limner.cli.journal import Journal
-    from limner.request import GenerationRequest
 
-    defaults = fields.given()
-    GenerationRequest.of({"prompt": "", **defaults})  # what is wrong with an option is not said for each line
     name = "standard input" if file == "-" else file
     raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    lines, faults = read_lines(raw, file, format, defaults)
+    lines, faults = read_lines(raw, file, format, fields.given())
     if not lines and not faults:
         raise InvalidRequest(f"{name} asks for nothing", hint="write a prompt a line, or see --format")
     check_folder(out)
@@ -68,7 +65,9 @@ def batch(
     if run.finished and not quiet:
         terminal.note(f"{run.finished} of {_lines(len(lines))} drawn before")
     try:
-        _refuse([*faults, *run.check(models)], name)
+        asked = len(lines) + len(faults)
+        faults += run.check(models)
+        _refuse(faults, name, everything=len(faults) == asked > 1)
         run.draw()
     except KeyboardInterrupt:
         terminal.say("stopped", f"{run.finished} of {_lines(len(lines))} drawn, and kept in {out}", "yellow")
@@ -87,15 +86,20 @@ def _lines(number: int) -> str:
     return f"{number} line{'s' * (number != 1)}"
 
 
-def _refuse(faults: Sequence[Fault], name: str) -> None:
-    """Raises InvalidRequest if there are any, having listed them."""
+def _refuse(faults: Sequence[Fault], name: str, *, everything: bool) -> None:
+    """Raises InvalidRequest if there are any, having listed them.
+
+    Args:
+        everything: whether they are of all lines.
+    """
+    if not faults:
+        return
+    hint = "`limner generate --help` lists the fields"
+    if everything and len({fault.why for fault in faults}) == 1:  # as where an option is wrong
+        raise InvalidRequest(faults[0].why, hint=hint)
     for fault in sorted(faults, key=lambda fault: fault.number):
         terminal.error(f"{name}:{fault.number}: {fault.why}")
-    if faults:
-        raise InvalidRequest(
-            f"{_lines(len(faults))} of {name} cannot be drawn, so nothing was",
-            hint="`limner generate --help` lists the fields",
-        )
+    raise InvalidRequest(f"{_lines(len(faults))} of {name} cannot be drawn, so nothing was", hint=hint)
 
 
 class _Run:
@@ -287,8 +291,8 @@ def _beyond(model: "Model", lines: Iterable[Line], journal: "Journal") -> Iterat
             for index in range(request.num_images if request.wildcards else 1):
                 own = model.worded(request.model_copy(update={"seed": journal.seed(line) + index}))
                 model.adapters_of(own)
-                read(own.prompt, own.prompt_syntax)
-                read(own.negative_prompt or "", own.prompt_syntax)
+                for text in own.prompts:
+                    read(text, own.prompt_syntax)
         except LimnerError as error:
             yield Fault(line.number, error.message)
 

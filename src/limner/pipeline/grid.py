@@ -128,9 +128,9 @@ def plan(request: GenerationRequest, axes: Collection[Axis], limit: int = LIMIT)
         raise InvalidRequest("a grid needs an axis", hint="--x steps=10,20,30")
     count = prod(len(axis.values) for axis in axes)
     if count > limit:
-        sizes = " x ".join(str(len(axis.values)) for axis in axes)
+        sizes = f"{' x '.join(str(len(axis.values)) for axis in axes)} = " if len(axes) > 1 else ""
         raise InvalidRequest(
-            f"the grid has {sizes} = {count} pictures, more than {limit}",
+            f"the grid has {sizes}{count} pictures, more than {limit}",
             hint=f"raise the limit: --limit {count}",
         )
     seeds = {"seed": secrets.randbelow(MAX_SEED)} if request.seed is None else {}
@@ -153,7 +153,7 @@ def check(requests: Sequence[GenerationRequest], models: Model | ModelCache) -> 
         for request in of_one:
             model = model or (models if isinstance(models, Model) else models.get(request))
             own = model.worded(model.resolve(request))
-            for text in filter(None, (own.prompt, own.negative_prompt)):
+            for text in own.prompts:
                 encode_prompt(text, next(iter(model.tokenizers.values())), own.prompt_syntax)
 
 

@@ -157,6 +157,7 @@ class Model:
         """
         defaults = self._card.get("defaults", {})
         self._check_pictures(request)
+        self._check_told(request)
         kind = self.traits.kind
         width, height, varies = *self._own_size(request), request.variation_strength > 0
         filled = {
@@ -314,6 +315,12 @@ class Model:
             if "mask" in given or request.inpaint_area != "whole":
                 raise InvalidRequest("a picture is extended, or drawn anew where a mask says, not both")
             given.add("mask")  # of the room that is made
+        elif request.inpaint_area != "whole" and "mask" not in given:
+            raise InvalidRequest(
+                f"inpaint_area is {request.inpaint_area}, but there is no mask", hint="give one with --mask"
+            )
+        if "mask" in given and "image" not in given:
+            raise InvalidRequest("there is no picture that the mask is of", hint="give one with --image")
         needed = _NEEDED[kind]
         lacking, idle = needed - given, given - needed - {"image"}
         if "image" in given and kind == "text":
@@ -337,6 +344,22 @@ class Model:
             )
         if request.strength is not None and ("image" not in given or kind == "edit"):
             raise InvalidRequest(f"strength is {request.strength}, but there is no picture to begin with")
+
+    def _check_told(self, request: GenerationRequest) -> None:
+        """Refuse numbers that only other kinds of models are told."""
+        idle = set()
+        if self.traits.kind != "edit":
+            idle |= {"image_guidance_scale"}
+        if request.refiner is None and self.traits.sizes != 5:
+            idle |= {"aesthetic_score", "negative_aesthetic_score"}
+            if not self.traits.sizes:
+                idle |= {"original_size", "target_size", "crop"}
+        fields = type(request).model_fields
+        given = [name for name in sorted(idle) if getattr(request, name) != fields[name].default]
+        if given:
+            raise InvalidRequest(
+                f"{self.name} is not told {' and '.join(given)}", hint="leave it out, or name a model that is"
+            )
 
     def _own_size(self, request: GenerationRequest) -> tuple[int, int]:
         """Width and height where the request says nothing: those of its picture, or what the model is made

@@ -201,7 +201,7 @@ def test_resolving_fills_in_the_second_pass_only_where_there_is_one(model):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hires_steps": 3, "hires_strength": 0.5}, "hires_steps and hires_strength need a hires_scale"),
+        ({"hires_steps": 3, "hires_strength": 0.5}, "no second pass for hires_steps and hires_strength"),
         ({"hires_scale": 2.0, "hires_width": 128}, "give one of them"),
         ({"hires_scale": 0.5}, "hires_scale is 0.5"),
         ({"hires_scale": 2.0, "hires_upscaler": "R-ESRGAN 4x+"}, "hires_upscaler is 'R-ESRGAN 4x.'"),

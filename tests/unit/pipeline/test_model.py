@@ -38,6 +38,21 @@ def test_cfg_pp_has_a_scale_of_its_own(model):
         model.resolve(GenerationRequest(prompt="x", width=64, height=64, sampler="euler", eta=0.5))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"aesthetic_score": 7.0, "crop": (8, 8)}, "not told aesthetic_score and crop"),
+        ({"original_size": (64, 64)}, "not told original_size"),
+        ({"image_guidance_scale": 2.0}, "not told image_guidance_scale"),
+        ({"inpaint_area": "masked"}, "there is no mask"),
+        ({"mask": "mask.png"}, "no picture that the mask is of"),
+    ],
+)
+def test_what_a_plain_model_cannot_heed_is_refused(model, fields, message):
+    with pytest.raises(InvalidRequest, match=message):
+        model.resolve(GenerationRequest(prompt="x", width=64, height=64, **fields))
+
+
 def test_align_your_steps_needs_a_family_that_it_is_known_of(model):
     asked = GenerationRequest(prompt="x", width=64, height=64, sigma_schedule="align_your_steps")
     with pytest.raises(InvalidRequest, match=f"this one is {model.family}"):
