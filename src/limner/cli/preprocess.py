@@ -65,7 +65,9 @@ def preprocess(
     try:
         picture.save(out)
     except (OSError, ValueError) as error:
-        raise OutputError(f"{out} cannot be written: {error}", hint="name it as a .png file") from None
+        raise OutputError(
+            f"{out} cannot be written: {error}", hint="name a .png file in a folder that exists"
+        ) from None
     typer.echo(out)
 
 

@@ -198,6 +198,7 @@ class Plan:
 
 
 _SIGMA_DATA = 0.5  # of the boundary condition of latent consistency models (Luo et al. 2023)
+_ASKED_FOR = {"eta", "s_churn", "s_tmin", "s_tmax", "s_noise"}  # by requests; the others by configs
 _PER_STEP = {"legs", "kept", "inner", "taus"}  # options of samplers
 
 
@@ -285,7 +286,7 @@ def make_plan(
     accepted = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for option, value in (options or {}).items():
         if option not in accepted:
-            names = ", ".join(accepted) or "none"
+            names = ", ".join(name for name in accepted if name in _ASKED_FOR) or "none"
             raise ValueError(f"{name} has no option {option!r} (given {value!r}); it has {names}")
         chosen[option] = value
     if name == "tcd":

@@ -336,6 +336,9 @@ def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
         "Hires schedule type": "hires_sigma_schedule",
     }
     fields |= {name: given[key] for key, name in texts.items() if key in given}
+    if given.get("Hires schedule type") == "Automatic":
+        sampler = given.get("Hires sampler") or given.get("Sampler", "Euler")
+        fields["hires_sigma_schedule"] = sampler_from_a1111(sampler)[1]
     numbers = {
         "Steps": ("steps", int),
         "CFG scale": ("guidance_scale", float),

@@ -197,6 +197,15 @@ def test_a_second_pass_is_written_and_read_as_webui_does(record, tmp_path, size)
     }
 
 
+def test_the_second_pass_may_leave_its_schedule_to_its_sampler(tmp_path):
+    text = (
+        "x\nSteps: 20, Sampler: Euler, Schedule type: Uniform, CFG scale: 7, Seed: 3, Size: 64x64, "
+        "Hires upscale: 2, Hires upscaler: Latent, Hires sampler: DPM++ 2M, Hires schedule type: Automatic"
+    )
+    read = GenerationRequest.of(read_parameters(tmp_path, text))
+    assert (read.sigma_schedule, read.hires_sigma_schedule) == ("uniform", "karras")
+
+
 def test_a_second_pass_of_webui_s(tmp_path):
     parameters = (
         "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 3, Size: 64x72, Denoising strength: 0.6, "
