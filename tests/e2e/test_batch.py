@@ -119,6 +119,10 @@ def test_standard_input(batch, monkeypatch, said, options):
     assert len(pictures()) == 2
 
 
+def test_words_without_emphasis_may_have_any_brackets(batch, write):
+    assert batch(write("lines.txt", "a (house:1.2.3)"), "--emphasis", "none").code == 0
+
+
 def test_a_line_may_name_its_model(batch, limner, write, tiny, tmp_path):
     other = shutil.copytree(tiny, tmp_path / "other")
     write("lines.jsonl", {"prompt": "a"}, {"prompt": "a", "model": str(other)}, {"prompt": "b"})

@@ -292,7 +292,7 @@ def _beyond(model: "Model", lines: Iterable[Line], journal: "Journal") -> Iterat
                 own = model.worded(request.model_copy(update={"seed": journal.seed(line) + index}))
                 model.adapters_of(own)
                 for text in own.prompts:
-                    read(text, own.prompt_syntax)
+                    read(text, "literal" if own.emphasis == "none" else own.prompt_syntax)
         except LimnerError as error:
             yield Fault(line.number, error.message)
 

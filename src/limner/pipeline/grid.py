@@ -153,8 +153,9 @@ def check(requests: Sequence[GenerationRequest], models: Model | ModelCache) -> 
         for request in of_one:
             model = model or (models if isinstance(models, Model) else models.get(request))
             own = model.worded(model.resolve(request))
+            syntax = "literal" if own.emphasis == "none" else own.prompt_syntax
             for text in own.prompts:
-                encode_prompt(text, next(iter(model.tokenizers.values())), own.prompt_syntax)
+                encode_prompt(text, next(iter(model.tokenizers.values())), syntax)
 
 
 def draw(

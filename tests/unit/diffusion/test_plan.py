@@ -128,7 +128,7 @@ def test_options_go_over_what_the_checkpoint_implies():
     assert make_plan(SD15, 15, sampler="dpmpp_2m").options["lowered"] == 0
     with pytest.raises(ValueError, match="heun has no option 'eta'"):
         make_plan(SD15, 5, sampler="heun", options={"eta": 0.5})
-    with pytest.raises(ValueError, match="it has eta, s_noise$"):  # and not what configs alone may say
+    with pytest.raises(ValueError, match=r"it has eta, s_noise$"):  # and not what configs alone may say
         make_plan(SD15, 5, sampler="euler_a", options={"s_churn": 0.5})
 
 
