@@ -93,8 +93,8 @@ def test_fields_as_text():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("a picture", "model=…,image=…"),
-        ("model=a,picture=b", "model=…,image=…"),
+        ("a picture", "model=…, image=…"),
+        ("model=a,picture=b", "model=…, image=…"),
         ("model=a,image=b,weight=x", "weight|float"),
         ("model=a,image=b,start=0.5,end=0.5", "the lower one first"),
         ("model=a", "image is missing"),
