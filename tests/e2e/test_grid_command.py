@@ -67,7 +67,7 @@ def test_prompts_and_models_are_axes(grid, limner, tiny, tmp_path):
         (("a cat",), "a grid needs an axis"),
         (("--x", "steps=1,2"), "there is no prompt"),
         (("a cat", "--x", "stepps=1"), "much like it: steps"),
-        (("a cat", "--x", "steps=1-101"), "101 = 101 pictures, more than 100"),
+        (("a cat", "--x", "steps=1-101"), "has 101 pictures, more than 100"),
         (("a cat", "--x", "steps=1-3", "--limit", "2"), "--limit 3"),
         (("a cat", "--x", "steps=1,2", "-n", "2"), "num_images is 2"),
         (("a cat", "--x", "replace=dog,bird"), "has 'dog' in it"),
