@@ -10,6 +10,7 @@ from limner.weights.hub import SHIPPED
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.filterwarnings("ignore:the prompt is cut")  # the tiny model reads letter by letter
 @pytest.mark.parametrize(
     ("page", "picture"),
     [
