@@ -335,7 +335,7 @@ def test_a_model_that_guides_itself(folders):
 def test_what_a_model_needs_or_has_no_use_for(folders, picture, mask):
     with pytest.raises(InvalidRequest, match="a model for inpainting, needs image and mask"):
         ours(folders, "inpainting", image=picture)
-    with pytest.raises(InvalidRequest, match="no use for mask"):
+    with pytest.raises(InvalidRequest, match="no picture that the mask is of"):
         ours(folders, "img2img", mask=mask)
     with pytest.raises(InvalidRequest, match="no picture to begin with"):
         ours(folders, "xl", strength=0.5)
