@@ -23,7 +23,7 @@ COMMANDS = {
     "many_requests": ("--precision", "fp32"),
     "training": (),
     "adapters": (),
-    "steering": ("--only", "emphasis", "and"),
+    "steering": ("--only", "emphasis"),
 }
 
 
