@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from limner.cli.options import spread
 from limner.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -118,9 +119,46 @@ GradientCheckpointing = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class AnyLoop:
+    """The options of every run, whatever is trained."""
+
+    seed: Seed = 0
+    minutes: Minutes = None
+    resume: Resume = None
+    accumulate: Accumulate = 1
+    ema: Ema = 0.999
+    warmup: Warmup = 200
+    lr_schedule: Schedule = LrSchedule.cosine
+    precision: Prec = Precision.bf16
+    channels_last: ChannelsLast = False
+    checkpoint_minutes: CheckpointMinutes = 3.0
+    sample_minutes: SampleMinutes = 5.0
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class ProbeLoop(AnyLoop):
+    ema: Ema = 0.995
+    warmup: Warmup = 100
+
+
+@dataclass(frozen=True)
+class Loop(AnyLoop):
+    gradient_checkpointing: GradientCheckpointing = False
+
+
+@dataclass(frozen=True)
+class LoraLoop(Loop):
+    ema: Ema = 0.99
+    warmup: Warmup = 50
+
+
 @app.command()
+@spread
 def vae(
     out: Out,
+    *,
     steps: Steps = 10_000,
     batch: BatchSize = 32,
     lr: Lr = 1e-3,
@@ -138,19 +176,7 @@ def vae(
     size: Size = 128,
     config: ConfigFile = None,
     init: Init = None,
-    seed: Seed = 0,
-    minutes: Minutes = None,
-    resume: Resume = None,
-    accumulate: Accumulate = 1,
-    ema: Ema = 0.999,
-    warmup: Warmup = 200,
-    lr_schedule: Schedule = LrSchedule.cosine,
-    precision: Prec = Precision.bf16,
-    channels_last: ChannelsLast = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    checkpoint_minutes: CheckpointMinutes = 3.0,
-    sample_minutes: SampleMinutes = 5.0,
-    device: Device = "auto",
+    loop: Loop,
 ) -> None:
     """Train the autoencoder: pictures to latents and back. Exports to OUT/export/vae."""
     _run("vae", dict(locals()))
@@ -171,8 +197,10 @@ def _vae(o: SimpleNamespace) -> "Task":
 
 
 @app.command()
+@spread
 def unet(
     out: Out,
+    *,
     vae: Annotated[
         Path, typer.Option(help="Folder of the autoencoder, such as RUN/export/vae of `train vae`.")
     ],
@@ -210,19 +238,7 @@ def unet(
     drop_caption: DropCaption = 0.1,
     timesteps: TimestepsDrawn = Timesteps.uniform,
     guidance_scale: SampleGuidance = 4.0,
-    seed: Seed = 0,
-    minutes: Minutes = None,
-    resume: Resume = None,
-    accumulate: Accumulate = 1,
-    ema: Ema = 0.999,
-    warmup: Warmup = 200,
-    lr_schedule: Schedule = LrSchedule.cosine,
-    precision: Prec = Precision.bf16,
-    channels_last: ChannelsLast = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    checkpoint_minutes: CheckpointMinutes = 3.0,
-    sample_minutes: SampleMinutes = 5.0,
-    device: Device = "auto",
+    loop: Loop,
 ) -> None:
     """Train the U-Net, and by default its text encoder with it. Exports a whole checkpoint to OUT/export."""
     _run("unet", dict(locals()))
@@ -265,8 +281,10 @@ def _unet(o: SimpleNamespace) -> "Task":
 
 
 @app.command()
+@spread
 def lora(
     out: Out,
+    *,
     model: Annotated[
         str, typer.Option(help="picturebook, a folder, a .safetensors file, or a hub id: organisation/name.")
     ] = "picturebook",
@@ -312,19 +330,7 @@ def lora(
     drop_caption: DropCaption = 0.1,
     timesteps: TimestepsDrawn = Timesteps.uniform,
     guidance_scale: SampleGuidance = 4.0,
-    seed: Seed = 0,
-    minutes: Minutes = None,
-    resume: Resume = None,
-    accumulate: Accumulate = 1,
-    ema: Ema = 0.99,
-    warmup: Warmup = 50,
-    lr_schedule: Schedule = LrSchedule.cosine,
-    precision: Prec = Precision.bf16,
-    channels_last: ChannelsLast = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    checkpoint_minutes: CheckpointMinutes = 3.0,
-    sample_minutes: SampleMinutes = 5.0,
-    device: Device = "auto",
+    loop: LoraLoop,
 ) -> None:
     """Train a LoRA for a model, which stays as it is. Exports one file to OUT/export, named as OUT is."""
     _run("lora", dict(locals()))
@@ -367,8 +373,10 @@ def _lora(o: SimpleNamespace) -> "Task":
 
 
 @app.command()
+@spread
 def controlnet(
     out: Out,
+    *,
     model: Annotated[
         str, typer.Option(help="picturebook, a folder, a .safetensors file, or a hub id: organisation/name.")
     ] = "picturebook",
@@ -410,19 +418,7 @@ def controlnet(
     drop_caption: DropCaption = 0.5,
     timesteps: TimestepsDrawn = Timesteps.uniform,
     guidance_scale: SampleGuidance = 4.0,
-    seed: Seed = 0,
-    minutes: Minutes = None,
-    resume: Resume = None,
-    accumulate: Accumulate = 1,
-    ema: Ema = 0.999,
-    warmup: Warmup = 200,
-    lr_schedule: Schedule = LrSchedule.cosine,
-    precision: Prec = Precision.bf16,
-    channels_last: ChannelsLast = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    checkpoint_minutes: CheckpointMinutes = 3.0,
-    sample_minutes: SampleMinutes = 5.0,
-    device: Device = "auto",
+    loop: Loop,
 ) -> None:
     """Train a ControlNet for a model, which stays as it is. Exports diffusers' layout to OUT/export."""
     _run("controlnet", dict(locals()))
@@ -472,8 +468,10 @@ def _controlnet(o: SimpleNamespace) -> "Task":
 
 
 @app.command()
+@spread
 def clip(
     out: Out,
+    *,
     steps: Steps = 5_000,
     batch: BatchSize = 128,
     lr: Lr = 5e-4,
@@ -496,19 +494,7 @@ def clip(
     train_text_encoder: Annotated[
         bool, typer.Option(help="Train the text encoder too, or only its projection.")
     ] = True,
-    seed: Seed = 0,
-    minutes: Minutes = None,
-    resume: Resume = None,
-    accumulate: Accumulate = 1,
-    ema: Ema = 0.999,
-    warmup: Warmup = 200,
-    lr_schedule: Schedule = LrSchedule.cosine,
-    precision: Prec = Precision.bf16,
-    channels_last: ChannelsLast = False,
-    gradient_checkpointing: GradientCheckpointing = False,
-    checkpoint_minutes: CheckpointMinutes = 3.0,
-    sample_minutes: SampleMinutes = 5.0,
-    device: Device = "auto",
+    loop: Loop,
 ) -> None:
     """Train CLIP: a text and an image encoder that agree. Exports both to OUT/export."""
     _run("clip", dict(locals()))
@@ -554,27 +540,18 @@ def _text_encoder(o: SimpleNamespace, pictures: "Pictures") -> tuple["Tokenizer"
 
 
 @app.command()
+@spread
 def probe(
     out: Out,
+    *,
     steps: Steps = 3_000,
     batch: BatchSize = 64,
     lr: Lr = 2e-3,
     world: WorldFile = None,
-    seed: Seed = 0,
-    minutes: Minutes = None,
-    resume: Resume = None,
-    accumulate: Accumulate = 1,
-    ema: Ema = 0.995,
-    warmup: Warmup = 100,
-    lr_schedule: Schedule = LrSchedule.cosine,
-    precision: Prec = Precision.bf16,
-    channels_last: ChannelsLast = False,
-    checkpoint_minutes: CheckpointMinutes = 3.0,
-    sample_minutes: SampleMinutes = 5.0,
-    device: Device = "auto",
+    loop: ProbeLoop,
 ) -> None:
     """Train the probe, which says what stands in a picture of the world. Exports to OUT/export."""
-    _run("probe", {**locals(), "gradient_checkpointing": False})
+    _run("probe", dict(locals()))
 
 
 def _probe(o: SimpleNamespace) -> "Task":
@@ -673,6 +650,8 @@ _TASKS: dict[str, Callable[[SimpleNamespace], "Task"]] = {
 def _run(kind: str, options: dict[str, Any]) -> None:
     from limner.training.loop import TrainConfig, train
 
+    loop = options.pop("loop")
+    options |= {"gradient_checkpointing": False, **vars(loop)}
     o = SimpleNamespace(**options)
     task = _TASKS[kind](o)
     config = TrainConfig(
