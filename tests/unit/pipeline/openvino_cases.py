@@ -112,6 +112,25 @@ def test_a_row_is_the_same_alone_and_in_company(checkpoint_folder, precision):
         assert distance(together[row, None], alone) < most
 
 
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=BF16), "int8"])
+def test_a_graph_of_the_usual_shape_computes_what_the_open_one_does(checkpoint_folder, precision):
+    backend = load(checkpoint_folder, backend="openvino", precision=precision).backend
+    unet = backend.checkpoint.unet_config
+    x, timesteps, context = inputs(2, unet.sample_size, unet.sample_size)
+    usual, kept = backend.denoise(x, timesteps, context, keep=True)
+    once = backend.bytes
+    longer = inputs(3, unet.sample_size, unet.sample_size)
+    for mine, other in zip(longer, (x, timesteps, context), strict=True):
+        mine[:2] = other
+    opened, deep = backend.denoise(*longer, keep=True)
+    # int8: where a rounding differs, a number may fall to the next of 255 levels.
+    most = {"fp32": 1e-5, "bf16": 1e-2, "int8": 5e-2}[precision]
+    assert distance(usual, opened[:2]) < most
+    assert distance(kept, deep[:2]) < most
+    assert (backend.denoise(x, timesteps, context)[0] == usual).all()  # whatever ran before
+    assert backend.bytes > 1.3 * once  # two graphs have weights of their own
+
+
 @BF16
 def test_bf16_is_near(checkpoint_folder, torch_model):
     model = load(checkpoint_folder, backend="openvino")
