@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -185,7 +186,7 @@ class Checkpoint:
         """Number of weights in all components, from the headers."""
         return sum(self.parameters_by_part.values())
 
-    @property
+    @cached_property
     def parameters_by_part(self) -> dict[str, int]:
         """Number of weights of each component."""
         if self.single is not None:

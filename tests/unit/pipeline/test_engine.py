@@ -445,6 +445,15 @@ def test_texts_are_remembered(spy):
     assert len(spy.count("encode_text")) == 1
 
 
+def test_no_step_reads_files(model, monkeypatch):
+    """How much memory is spare is asked at every step, and the weights' headers take long to read."""
+    model.generate(request=ask())
+    read = []
+    monkeypatch.setattr("limner.weights.tensors.read_header", lambda path: read.append(path))
+    model.generate(request=ask(steps=5))
+    assert read == []
+
+
 def test_models_are_loaded_once_and_forgotten_when_others_need_their_room(checkpoint_folder, tmp_path):
     loaded = []
 
