@@ -1,20 +1,15 @@
 """Models by name: shipped, a folder, or fetched from a hub, here a stand-in on the loopback interface."""
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
 import pytest
 import torch
+from hub_standin import COMMIT, Hub
 
 from limner.errors import InvalidCheckpoint, InvalidRequest, ModelNotFound, PickleRefused, UnsupportedModel
 from limner.nn.clip import CLIPTextConfig, CLIPTextModel
@@ -22,111 +17,12 @@ from limner.nn.unet import UNet2DConditionModel, UNetConfig
 from limner.nn.vae import AutoencoderKL, VAEConfig
 from limner.weights import hub
 from limner.weights.checkpoint import load_unet, read_checkpoint
-from limner.weights.hub import list_models, locate_file, locate_model, locate_network
-from limner.weights.save import save_checkpoint
+from limner.weights.control import read_control
+from limner.weights.hub import SHIPPED_NETWORKS, list_models, locate_file, locate_model, locate_network
+from limner.weights.save import save_checkpoint, write_json
+from limner.weights.tensors import write_tensors
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "someone/tiny"
-
-
-@dataclass
-class Hub:
-    """Repositories as folders, served as the hub serves them; what was asked is kept."""
-
-    repos: dict[str, Path] = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)
-    asked: list[str] = field(default_factory=list)
-    failing: bool = False
-    url: str = ""
-
-    def downloads(self) -> set[str]:
-        return {
-            path.rpartition("/")[2]
-            for method, path in map(str.split, self.asked)
-            if method == "GET" and "/resolve/" in path
-        }
-
-    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
-        self.asked.append(f"{method} {path}")
-        if self.failing:
-            return 503, {}, b"down"
-        if "/resolve/" not in path and "/api/models/" not in path:
-            return 404, {}, b""
-        parts = unquote(urlsplit(path).path).strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            return self._api("/".join(parts[2:4]), parts[4:])
-        return self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
-
-    def _api(self, repo: str, rest: list[str]) -> tuple[int, dict[str, str], bytes]:
-        if repo not in self.repos:
-            return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
-        if rest[1:2] and rest[1] not in ("main", COMMIT):
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        root = self.repos[repo]
-        files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-        names = [path.relative_to(root).as_posix() for path in files]
-        if rest[:1] == ["tree"]:
-            entries = [
-                {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
-                for name, path in zip(names, files, strict=True)
-            ]
-            return 200, {}, json.dumps(entries).encode()
-        info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
-        return 200, {}, json.dumps(info).encode()
-
-    def _file(self, repo: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
-        if repo in self.gated:
-            return 403, {"X-Error-Code": "GatedRepo"}, b""
-        if repo not in self.repos:
-            return 401, {"X-Error-Code": "RepoNotFound"}, b""
-        path = self.repos[repo] / name
-        if not path.is_file():
-            return 404, {"X-Error-Code": "EntryNotFound"}, b""
-        return 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT}, path.read_bytes()
-
-
-def _etag(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    served = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            status, headers, body = served.answer(self.command, self.path)
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    served.url = f"http://127.0.0.1:{httpd.server_port}"
-    # huggingface_hub reads its settings once, at import.
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", served.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the machine says
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield served
-    huggingface_hub.close_session()
-    httpd.shutdown()
-    httpd.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -404,12 +300,54 @@ def test_a_network_that_is_no_model(server: Hub, tmp_path: Path) -> None:
         locate_network("nobody/net")
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_all_shards_of_a_network_are_fetched(server: Hub, tmp_path: Path, variant: str | None) -> None:
+    root, dot = tmp_path / "network", f".{variant}" if variant else ""
+    root.mkdir()
+    shipped = read_control(SHIPPED_NETWORKS["picturebook-edges"])
+    network = shipped.load()
+    write_json(root / "config.json", network.config.to_dict())
+    tensors = sorted(network.state_dict().items())
+    shards = [f"diffusion_pytorch_model{dot}-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    weight_map = {}
+    for number, shard in enumerate(shards):
+        write_tensors(root / shard, dict(tensors[number::3]))
+        weight_map |= {name: shard for name, _ in tensors[number::3]}
+    index = f"diffusion_pytorch_model.safetensors.index{dot}.json"
+    write_json(root / index, {"metadata": {}, "weight_map": weight_map})
+    assert len(read_control(root).files) == 3  # a folder that is here
+    server.repos["someone/net"] = root
+    for reference in ("someone/net", f"someone/net:{index}"):
+        found = read_control(locate_network(reference))
+        assert [file.name for file in found.files] == shards
+        for name, tensor in found.load().state_dict().items():
+            assert torch.equal(tensor, network.state_dict()[name])
+    server.failing = True
+    assert len(read_control(locate_network("someone/net")).files) == 3
+
+
+def test_a_network_whose_download_broke_off(server: Hub, tmp_path: Path) -> None:
+    """What is there in part does not hide why the rest could not be fetched."""
+    root = tmp_path / "network"
+    root.mkdir()
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    write_json(root / "config.json", {})
+    write_json(root / index, {"weight_map": {"a": "a.safetensors"}})
+    (root / "a.safetensors").write_bytes(b"weights")
+    server.repos["someone/net"] = root
+    for name in ("config.json", index):
+        locate_file(f"someone/net:{name}")
+    server.failing = True
+    with pytest.raises(ModelNotFound, match="the hub cannot be asked for someone/net"):
+        locate_network("someone/net")
+
+
 def test_a_network_in_pickles_alone(server: Hub, tmp_path: Path) -> None:
     root = tmp_path / "network"
     root.mkdir()
     for name in ("config.json", "model.pth"):
         (root / name).write_bytes(b"x")
     server.repos["someone/net"] = root
-    with pytest.raises(PickleRefused, match=r"no config\.json with weights") as refused:
+    with pytest.raises(PickleRefused, match=r"no config\.json with weights beside it") as refused:
         locate_network("someone/net")
     assert "someone/net:FILE" in (refused.value.hint or "")

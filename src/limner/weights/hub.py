@@ -8,6 +8,7 @@ import difflib
 import glob
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from .checkpoint import (
     read_checkpoint,
     read_model_index,
     variants_of,
+    weight_variants,
 )
+from .control import CONFIG, STEM
 from .single import read_single_file
 from .tensors import PICKLE_HINT, read_index
 
@@ -164,43 +167,68 @@ def locate_network(reference: str, *, variant: str | None = None) -> Path:
     Args:
         reference: a name of `SHIPPED_NETWORKS`, a folder, a file, "organisation/name" on the hub, or a file
             there as `locate_file` has it.
-        variant: of a hub repository's weight files, such as "fp16".
+        variant: of a hub repository's weight files, such as "fp16"; None is the plain ones, or whichever
+            there are.
 
     Raises:
         ModelNotFound: nothing of this name, or no access to it.
         PickleRefused, UnsupportedModel: the repository has no weights that can be used.
+        InvalidCheckpoint: an index of shards is broken.
     """
     path = SHIPPED_NETWORKS.get(reference) or Path(os.path.expanduser(reference))
     if os.path.exists(path):
         return path
     if _HUB_FILE.fullmatch(reference):
-        return locate_file(reference)
+        return _with_shards(reference)
     if not _HUB_ID.fullmatch(reference):
         raise ModelNotFound(
             f"there is no network {reference!r}: no folder, no file and no hub id",
             hint=f"{_similar(reference)}shipped: {', '.join(SHIPPED_NETWORKS)}",
         )
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
 
     try:
         listing = HfApi().model_info(reference, timeout=_TIMEOUT)
-        files = [file.rfilename for file in listing.siblings or ()]
-        suffix = f".{variant}.safetensors" if variant else ".safetensors"
-        weights = [name for name in files if re.fullmatch(rf"[\w-]+{re.escape(suffix)}", name)]
-        if "config.json" not in files or not weights:
-            pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
-            raise (PickleRefused if pickles else UnsupportedModel)(
-                f"{reference} on the hub has no config.json with weights in {suffix} beside it",
-                hint=f"name one of its files: {reference}:FILE",
-            )
-        hf_hub_download(reference, min(weights, key=len))
-        return Path(hf_hub_download(reference, "config.json")).parent
     except (OSError, ValueError, TransportError) as error:
-        cached = try_to_load_from_cache(reference, "config.json")
-        if isinstance(cached, str):  # what was fetched once serves without the hub
-            return Path(cached).parent
+        cached = try_to_load_from_cache(reference, CONFIG)
+        if isinstance(cached, str) and _is_network(Path(cached).parent, variant):
+            return Path(cached).parent  # what was fetched once serves without the hub
         raise _hub_error(reference, None, error) from error
+    files = [file.rfilename for file in listing.siblings or ()]
+    weights = _network_weights(files, variant)
+    if CONFIG not in files or weights is None:
+        pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
+        raise (PickleRefused if pickles else UnsupportedModel)(
+            f"{reference} on the hub has no {CONFIG} with weights beside it: "
+            f"{STEM}{f'.{variant}' if variant else ''}.safetensors, or an index of shards",
+            hint=f"name one of its files: {reference}:FILE",
+        )
+    _with_shards(f"{reference}:{weights}")
+    return locate_file(f"{reference}:{CONFIG}").parent
+
+
+def _with_shards(reference: str) -> Path:
+    """As `locate_file`, of a file on the hub; where that is an index, its shards are there too."""
+    path = locate_file(reference)
+    if path.suffix == ".json":
+        for shard in sorted(read_index(path)):
+            locate_file(reference.removesuffix(path.name) + shard)
+    return path
+
+
+def _network_weights(files: Collection[str], variant: str | None) -> str | None:
+    """A network's weight file, or the index of its shards, among the files of its folder."""
+    found = weight_variants(files, STEM)
+    return found.get(variant) or (next(iter(found.values()), None) if variant is None else None)
+
+
+def _is_network(folder: Path, variant: str | None) -> bool:
+    """Whether a network's weights are there, every shard of them."""
+    weights = _network_weights([file.name for file in folder.iterdir()], variant)
+    if weights is None or not weights.endswith(".json"):
+        return weights is not None
+    return all((folder / shard).is_file() for shard in read_index(folder / weights))
 
 
 def list_models() -> list[ModelInfo]:

@@ -1,0 +1,118 @@
+"""A stand-in for the Hugging Face hub, on the loopback interface."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub.constants
+import pytest
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """Repositories as folders, served as the hub serves them; what was asked is kept."""
+
+    repos: dict[str, Path] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+    failing: bool = False
+    slow: threading.Event | None = None  # which files wait for
+    url: str = ""
+
+    def downloads(self) -> set[str]:
+        return {
+            path.rpartition("/")[2]
+            for method, path in map(str.split, self.asked)
+            if method == "GET" and "/resolve/" in path
+        }
+
+    def answer(self, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        self.asked.append(f"{method} {path}")
+        if self.failing:
+            return 503, {}, b"down"
+        if "/resolve/" not in path and "/api/models/" not in path:
+            return 404, {}, b""
+        parts = unquote(urlsplit(path).path).strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            return self._api("/".join(parts[2:4]), parts[4:])
+        return self._file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+
+    def _api(self, repo: str, rest: list[str]) -> tuple[int, dict[str, str], bytes]:
+        if repo not in self.repos:
+            return 401, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        if rest[1:2] and rest[1] not in ("main", COMMIT):
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        root = self.repos[repo]
+        files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+        names = [path.relative_to(root).as_posix() for path in files]
+        if rest[:1] == ["tree"]:
+            entries = [
+                {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
+                for name, path in zip(names, files, strict=True)
+            ]
+            return 200, {}, json.dumps(entries).encode()
+        info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        return 200, {}, json.dumps(info).encode()
+
+    def _file(self, repo: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
+        if self.slow is not None:
+            self.slow.wait(30)
+        if repo in self.gated:
+            return 403, {"X-Error-Code": "GatedRepo"}, b""
+        if repo not in self.repos:
+            return 401, {"X-Error-Code": "RepoNotFound"}, b""
+        path = self.repos[repo] / name
+        if not path.is_file():
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        return 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT}, path.read_bytes()
+
+
+def _etag(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+def serve(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Have huggingface_hub ask a stand-in, and keep what it fetches in a folder."""
+    served = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            status, headers, body = served.answer(self.command, self.path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    served.url = f"http://127.0.0.1:{httpd.server_port}"
+    # huggingface_hub reads its settings once, at import.
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the machine says
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield served
+    huggingface_hub.close_session()
+    httpd.shutdown()
+    httpd.server_close()
