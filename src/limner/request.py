@@ -41,6 +41,7 @@ SamplerName = Literal[
     "dpm_adaptive",
     "unipc",
     "unipc_bh1",
+    "unipc_bh2",
     "res_multistep",
     "gradient_estimation",
     "er_sde",

@@ -6,6 +6,7 @@ Each picture is written as soon as it is finished, so that Ctrl-C keeps what is 
 
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,7 +55,7 @@ def generate(
     given = fields.given() if words is None else {"prompt": words, **fields.given()}
     place = Place(out)
     try:
-        request, original = request_of(given, source)
+        request, original = request_of(given, source, models.given())
         place.check(request.num_images)
         _draw(request, original, place, models, grid, quiet)
     except KeyboardInterrupt:
@@ -124,14 +125,20 @@ class _Original:
         return f": colours differ by up to {most} of 255{company}"
 
 
-def request_of(given: dict[str, Any], source: Path | None) -> tuple["GenerationRequest", _Original | None]:
+def request_of(
+    given: dict[str, Any], source: Path | None, loading: Collection[str] = ()
+) -> tuple["GenerationRequest", _Original | None]:
     """The request, and the picture of Limner's that it comes from.
+
+    Args:
+        loading: the options of `limner.load` that are given besides.
 
     Raises:
         InvalidRequest: as `GenerationRequest.of`; there is no prompt; the source is a sheet of pictures.
         InvalidPicture: the source does not say what drew it.
     """
     from limner.pipeline.metadata import read_request
+    from limner.prompts.names import own_names
     from limner.request import GenerationRequest
 
     if source is None:
@@ -140,14 +147,17 @@ def request_of(given: dict[str, Any], source: Path | None) -> tuple["GenerationR
                 "there is no prompt", hint='limner generate "a red house", or --from PICTURE'
             )
         return GenerationRequest.of(given), None
-    stored, original = read_request(source), _Original.read(source)
+    # A sampler given as "DPM++ 2M Karras" stands over both of the source's fields.
+    given = {**given, **own_names(given.get("sampler"), given.get("sigma_schedule"))}
+    read, original = read_request(source, {*given, *loading}), _Original.read(source)
     if original is not None and original.record.grid:
         raise InvalidRequest(
             f"{source} is a sheet of several pictures",
             hint="name one of them; limner grid --keep writes them",
         )
-    if original is None and "model" not in given:
-        terminal.warning(f"{source} comes from another program; its model is not looked for")
+    for warning in read.warnings:
+        terminal.warning(warning)
+    stored = read.fields
     if "model" in given:
         stored = {name: value for name, value in stored.items() if name not in ("revision", "variant")}
     return GenerationRequest.of({**stored, **given}), original

@@ -70,7 +70,7 @@ def grid(
         given["prompt"] = words
     elif source is None and any(axis.name == "prompt" for axis in axes.values()):
         given["prompt"] = ""  # those of the axis take its place
-    request, _ = request_of(given, source)
+    request, _ = request_of(given, source, models.given())
     requests = plan(request, axes.values(), limit)
     place = Place(out)
     place.check(1)

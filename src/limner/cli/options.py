@@ -36,9 +36,9 @@ _SYNTAX = "a1111 reads (emphasis:1.3) and BREAK, as AUTOMATIC1111 does; literal 
 _SAMPLERS = (
     "ddim, ddpm, euler, euler_a, heun, heunpp2, restart, dpm2, dpm2_a, lms, deis, pndm, ipndm, dpmpp_2m, "
     "dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_2s, dpmpp_2s_a, dpmpp_sde, dpm_fast, dpm_adaptive, "
-    "unipc, unipc_bh1, res_multistep, gradient_estimation, er_sde, seeds_2, seeds_3, sa_solver, lcm, tcd, "
-    "ddim_cfg_pp, euler_cfg_pp, euler_a_cfg_pp, dpmpp_2m_cfg_pp or dpmpp_2s_a_cfg_pp, or another program's "
-    "name, such as 'DPM++ 2M Karras'."
+    "unipc, unipc_bh1, unipc_bh2, res_multistep, gradient_estimation, er_sde, seeds_2, seeds_3, sa_solver, "
+    "lcm, tcd, ddim_cfg_pp, euler_cfg_pp, euler_a_cfg_pp, dpmpp_2m_cfg_pp or dpmpp_2s_a_cfg_pp, or another "
+    "program's name, such as 'DPM++ 2M Karras'."
 )
 _SCHEDULES = (
     "uniform, karras, exponential, polyexponential, beta, kl_optimal, normal, simple, sgm_uniform, "

@@ -110,6 +110,7 @@ CONVENTIONS: dict[str, Convention] = {
     "dpm_adaptive": _HEUN,
     "unipc": _DPM,
     "unipc_bh1": _DPM,
+    "unipc_bh2": _DPM,
     "res_multistep": _HEUN,
     "gradient_estimation": _HEUN,
     "er_sde": _HEUN,

@@ -5,7 +5,7 @@ A PNG carries two text chunks: `parameters`, in the grammar of AUTOMATIC1111 tha
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeGuard
 
@@ -13,18 +13,13 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from limner.errors import InvalidPicture, OutputError
-from limner.prompts.infotext import (
-    parse_infotext,
-    sampler_from_a1111,
-    sampler_to_a1111,
-    write_infotext,
-)
-from limner.prompts.names import SAMPLERS, SIGMA_SCHEDULES, UPSCALERS
-from limner.request import Control, GenerationRequest, ImagePrompt, Lora
+from limner.prompts.infotext import write_infotext
+from limner.request import GenerationRequest
 from limner.weights.files import whole_file
 
-_EMPHASES = {"no_norm": "No norm", "ignore": "Ignore", "none": "None"}  # webui's names; else "Original"
-_SCALED, _WEBUI_CFG_PP = "ddim_cfg_pp", 12.5  # the sampler whose scale webui divides by this
+from . import webui
+from .webui import ReadRequest
+
 LORA = "lora"  # before the name of an adapter, in what a record says of the model
 _EXIF_IFD, _USER_COMMENT, _MAKER_NOTE = 0x8769, 0x9286, 0x927C
 _UNICODE = b"UNICODE\0"  # EXIF's marker of UserComment's encoding
@@ -83,42 +78,19 @@ class Record(BaseModel):
 
     def infotext(self) -> str:
         """The `parameters` text."""
-        request = self.request
-        sampler, schedule = sampler_to_a1111(request.sampler or "", request.sigma_schedule or "")
-        units: list[Control | ImagePrompt] = [*request.controls, *request.image_prompts]
-        fields: dict[str, object] = {
-            "Steps": request.steps,
-            "Sampler": sampler,
-            "Schedule type": schedule,
-            "CFG scale": _webui_scale(request),
-            "Seed": request.seed,
-            "Size": f"{request.width}x{request.height}",
+        fields = webui.written(self.request) | {
             "Model hash": self.model.get("sha256", "")[:10],
             "Model": Path(self.model["name"]).name,
-            "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-            "Denoising strength": request.hires_strength or (request.strength if request.image else None),
-            "Emphasis": _EMPHASES.get(request.emphasis),
             "Lora hashes": ", ".join(
                 f"{name.removeprefix(f'{LORA} ')}: {digest[:12]}"
                 for name, digest in self.model.items()
                 if name.startswith(f"{LORA} ")
             ),
-            "NGMS": request.guidance_skip or None,
-            _eta_key(sampler): request.eta,
-            "Sigma churn": request.s_churn,
-            "Sigma tmin": request.s_tmin,
-            "Sigma tmax": request.s_tmax,
-            "Sigma noise": request.s_noise,
-            "RNG": "CPU" if request.noise == "cpu" else None,  # where it is not said, it is the GPU's
-            "Variation seed": request.variation_seed,
-            "Variation seed strength": request.variation_strength or None,
             **self._made_of(),
-            "Tiling": True if request.tiling == "xy" else None,  # webui has no other
-            **_second_pass(request),
-            **{f"ControlNet {index}": _unit(unit) for index, unit in enumerate(units)},
             "Version": f"limner {self.environment['limner']}",
         }
-        return write_infotext(request.prompt + _tags(request), request.negative_prompt or "", fields)
+        prompt = self.request.prompt + webui.tags(self.request)
+        return write_infotext(prompt, self.request.negative_prompt or "", fields)
 
     def _made_of(self) -> dict[str, object]:
         """Fields under the names of sd-dynamic-prompts, SD.Next and webui's X/Y/Z plot."""
@@ -144,65 +116,6 @@ class Record(BaseModel):
             for name in sorted(names)
             if self.environment.get(name) != environment.get(name)
         ]
-
-
-def _second_pass(request: GenerationRequest) -> dict[str, object]:
-    """webui's fields of a hires pass."""
-    width, height, prompt = request.hires_width, request.hires_height, request.hires_prompt
-    if prompt is not None and "<lora:" not in prompt:  # webui looks for LoRAs there too, and for no others
-        prompt += _tags(request)
-    return {
-        "Hires prompt": prompt,
-        "Hires negative prompt": request.hires_negative_prompt,
-        "Hires upscale": request.hires_scale,
-        "Hires resize": f"{width or 0}x{height or 0}" if width or height else None,
-        "Hires steps": request.hires_steps,
-        "Hires upscaler": UPSCALERS.get(request.hires_upscaler or ""),
-        "Hires sampler": SAMPLERS[request.hires_sampler][0] if request.hires_sampler else None,
-        "Hires schedule type": request.hires_sigma_schedule
-        and SIGMA_SCHEDULES[request.hires_sigma_schedule][0],
-    }
-
-
-def _tags(request: GenerationRequest) -> str:
-    return "".join(f"<lora:{_tag(lora)}>" for lora in request.loras)
-
-
-def _webui_scale(request: GenerationRequest) -> float | None:
-    if request.sampler != _SCALED or request.guidance_scale is None:
-        return request.guidance_scale
-    return round(request.guidance_scale * _WEBUI_CFG_PP, 6)
-
-
-def _eta_key(sampler: str) -> str:
-    """What webui calls the eta of one of its samplers."""
-    return "Eta DDIM" if sampler.startswith("DDIM") else "Eta"
-
-
-def _tag(lora: Lora) -> str:
-    """Name and weights as AUTOMATIC1111 writes them, the text encoder's first."""
-    unet = "" if lora.text_weight is None else f":{lora.weight:g}"
-    return f"{Path(lora.name).stem}:{lora.for_text:g}{unet}"
-
-
-_MODES = {
-    "balanced": "Balanced",
-    "prompt": "My prompt is more important",
-    "guess": "ControlNet is more important",
-}
-
-
-def _unit(unit: Control | ImagePrompt) -> str:
-    """As AUTOMATIC1111's extension for ControlNet writes it, which IP-Adapters are part of."""
-    fields = {
-        "Module": unit.preprocessor if isinstance(unit, Control) else "ip-adapter-auto",
-        "Model": Path(unit.model).stem,
-        "Weight": f"{unit.weight:g}",
-        "Guidance Start": f"{unit.start:g}",
-        "Guidance End": f"{unit.end:g}",
-        "Control Mode": _MODES[unit.mode if isinstance(unit, Control) else "balanced"],
-    }
-    return ", ".join(f"{name}: {value}" for name, value in fields.items())
 
 
 class Picture(Image.Image):
@@ -298,8 +211,11 @@ def read_record(path: Path) -> Record | None:
         ) from None
 
 
-def read_request(path: Path) -> dict[str, Any]:
-    """The fields of the request that drew a picture, from its record or else from its `parameters` text.
+def read_request(path: Path, overriding: Collection[str] = ()) -> ReadRequest:
+    """The request that drew a picture, from its record or else from its `parameters` text.
+
+    Args:
+        overriding: as `webui.read` takes them.
 
     Raises:
         InvalidPicture: no picture, or one without either text.
@@ -307,73 +223,19 @@ def read_request(path: Path) -> dict[str, Any]:
     """
     record = read_record(path)
     if record is not None:
-        return record.request.model_dump(exclude_none=True)
+        return ReadRequest(record.request.model_dump(exclude_none=True))
     text = read_texts(path).get("parameters")
     if text is None:
-        raise InvalidPicture(
-            f"{path} does not say what drew it",
-            hint="editors and websites often strip a picture's metadata; use the original file",
-        )
-    return _from_infotext(parse_infotext(text), path)
+        raise InvalidPicture(f"{path} does not say what drew it", hint=_silent(path))
+    return webui.read(text, path, overriding)
 
 
-def _from_infotext(given: Mapping[str, str], path: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = {"prompt": given["Prompt"], "negative_prompt": given["Negative prompt"]}
-    if "Sampler" in given:
-        names = sampler_from_a1111(given["Sampler"], given.get("Schedule type"))
-        fields["sampler"], fields["sigma_schedule"] = names
-    if "Emphasis" in given:
-        named = {name: ours for ours, name in _EMPHASES.items()}
-        fields["emphasis"] = named.get(given["Emphasis"], "original")
-    if given.get("Tiling") == "True":
-        fields["tiling"] = "xy"
-    fields["noise"] = "cpu" if given.get("RNG") == "CPU" else "gpu"
-    texts = {
-        "Hires prompt": "hires_prompt",
-        "Hires negative prompt": "hires_negative_prompt",
-        "Hires upscaler": "hires_upscaler",
-        "Hires sampler": "hires_sampler",
-        "Hires schedule type": "hires_sigma_schedule",
-    }
-    fields |= {name: given[key] for key, name in texts.items() if key in given}
-    if given.get("Hires schedule type") == "Automatic":
-        sampler = given.get("Hires sampler") or given.get("Sampler", "Euler")
-        fields["hires_sigma_schedule"] = sampler_from_a1111(sampler)[1]
-    numbers = {
-        "Steps": ("steps", int),
-        "CFG scale": ("guidance_scale", float),
-        "Seed": ("seed", int),
-        "Size-1": ("width", int),
-        "Size-2": ("height", int),
-        "Clip skip": ("clip_skip", int),
-        **({"Denoising strength": ("hires_strength", float)} if "Hires upscaler" in given else {}),
-        "Hires upscale": ("hires_scale", float),
-        "Hires resize-1": ("hires_width", int),
-        "Hires resize-2": ("hires_height", int),
-        "Hires steps": ("hires_steps", int),
-        "Variation seed": ("variation_seed", int),
-        "Variation seed strength": ("variation_strength", float),
-        "NGMS": ("guidance_skip", float),
-        _eta_key(given.get("Sampler", "")): ("eta", float),
-        "Sigma churn": ("s_churn", float),
-        "Sigma tmin": ("s_tmin", float),
-        "Sigma tmax": ("s_tmax", float),
-        "Sigma noise": ("s_noise", float),
-    }
-    for key, (name, read) in numbers.items():
-        if key in given:
-            try:
-                fields[name] = read(given[key])
-            except ValueError:
-                raise InvalidPicture(f"{path} says {key}: {given[key]!r}, expected a number") from None
-    if fields.get("sampler") == _SCALED and "guidance_scale" in fields:
-        fields["guidance_scale"] /= _WEBUI_CFG_PP
-    if not fields.get("s_tmax"):
-        fields.pop("s_tmax", None)  # 0 is no bound
-    if not fields.get("s_churn"):
-        fields = {name: value for name, value in fields.items() if name not in ("s_tmin", "s_tmax")}
-    # A side or a number of steps that webui works out is 0 there.
-    return {name: value for name, value in fields.items() if value != 0 or not name.startswith("hires_")}
+def _silent(path: Path) -> str:
+    """What to do about a picture without either text."""
+    with Image.open(path) as image:
+        if "workflow" in image.info or "prompt" in image.info:
+            return "it holds a workflow of ComfyUI's, which Limner does not read: give its prompt yourself"
+    return "editors and websites often strip a picture's metadata; use the original file"
 
 
 def write_picture(image: Image.Image, path: Path) -> None:

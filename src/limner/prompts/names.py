@@ -1,7 +1,8 @@
 """Everyone's names for samplers and sigma schedules: Limner's, diffusers', AUTOMATIC1111's and ComfyUI's.
 
-Case, blanks and signs do not matter. A sampler's name may have a sigma schedule's at its end, as the names of
-older versions of AUTOMATIC1111's webui have it: "DPM++ 2M Karras", "k_dpmpp_2m_ka".
+Case, blanks and signs do not matter, but for one: "UniPC" is webui's and "uni_pc" ComfyUI's name for what is
+not `unipc`, diffusers'. A sampler's name may have a sigma schedule's at its end, as the names of older
+versions of AUTOMATIC1111's webui have it: "DPM++ 2M Karras", "k_dpmpp_2m_ka".
 """
 
 import difflib
@@ -33,8 +34,9 @@ SAMPLERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "dpmpp_sde": ("DPM++ SDE", "karras", ("DPMSolverSDEScheduler",)),
     "dpm_fast": ("DPM fast", "uniform", ()),
     "dpm_adaptive": ("DPM adaptive", "uniform", ("dpm_ad",)),
-    "unipc": ("UniPC", "uniform", ("uni_pc_bh2", "UniPCMultistepScheduler")),
-    "unipc_bh1": ("UniPC bh1", "uniform", ("uni_pc_bh1",)),
+    "unipc": ("unipc", "uniform", ("UniPCMultistepScheduler",)),
+    "unipc_bh1": ("UniPC", "uniform", ("uni_pc", "uni_pc_bh1")),
+    "unipc_bh2": ("UniPC bh2", "uniform", ("uni_pc_bh2",)),
     "res_multistep": ("Res Multistep", "uniform", ()),
     "gradient_estimation": ("Gradient Estimation", "uniform", ()),
     "er_sde": ("ER SDE", "uniform", ()),
@@ -52,7 +54,7 @@ SAMPLERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """Limner's names: webui's, the sigma schedule that "Automatic" stands for there, and others.
 
 Some are not in webui but in its fork Forge: DDPM, DEIS, HeunPP2, IPNDM, TCD. Some are in neither, and named
-after their like: DPM++ 2S, UniPC bh1 to SA Solver, and those of CFG++ but for DDIM's.
+after their like: DPM++ 2S, unipc, UniPC bh2, Res Multistep to SA Solver, and those of CFG++ but for DDIM's.
 """
 
 SIGMA_SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -120,11 +122,7 @@ def own_sampler(name: str, field: str = "sampler") -> tuple[str, str | None]:
     Raises:
         InvalidRequest: a name that nobody has for what Limner has, with those that are near it.
     """
-    if (
-        name.strip().lower() == "uni_pc"
-    ):  # ComfyUI's; without the stroke it is what diffusers and webui call so
-        return "unipc_bh1", None
-    folded = _folded(name)
+    folded = _folded(_UNIPC.sub("unipc_bh1", name.strip()))
     if folded in _SAMPLER_OF:
         return _SAMPLER_OF[folded], None
     for ending, schedule in _SCHEDULE_OF.items():
@@ -165,8 +163,12 @@ def _unknown(field: str, name: str, known: Mapping[str, str]) -> InvalidRequest:
     return InvalidRequest(f"{field} is {shown}{like}; expected one of {every}", hint="name one of these")
 
 
+# webui's and ComfyUI's own spelling of one UniPC, where "unipc" is Limner's and diffusers' name for another.
+_UNIPC = re.compile(r"^(?:UniPC(?! ?bh)(?=\s|$)|uni_pc(?!_bh))")
 _SAMPLER_OF = {
-    _folded(name): own for own, (webui, _, others) in SAMPLERS.items() for name in (own, webui, *others)
+    _folded(_UNIPC.sub("unipc_bh1", name)): own
+    for own, (webui, _, others) in SAMPLERS.items()
+    for name in (own, webui, *others)
 }
 _SCHEDULE_OF = {
     _folded(name): own for own, (webui, others) in SIGMA_SCHEDULES.items() for name in (own, webui, *others)

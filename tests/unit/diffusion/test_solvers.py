@@ -89,6 +89,7 @@ def error(name, count, sigmas=None, **options):
         ("dpmpp_2m_cfg_pp", {}, 2),
         ("dpmpp_2s_a_cfg_pp", {"eta": 0.0}, 2),
         ("unipc_bh1", {"lower_order_final": False}, 4),
+        ("unipc_bh2", {"lower_order_final": False}, 4),
         ("unipc", {"order": 1}, 2),
         ("unipc", {"lower_order_final": False}, 3),
         ("unipc", {"order": 3, "lower_order_final": False}, 4),
@@ -231,6 +232,7 @@ def test_ancestral_steps_add_up():
         ("dpmpp_2m_cfg_pp", 4, 0),
         ("dpmpp_2s_a_cfg_pp", 7, 3),
         ("unipc_bh1", 4, 0),
+        ("unipc_bh2", 4, 0),
         ("unipc", 4, 0),
     ],
 )

@@ -52,7 +52,7 @@ def test_a_saved_picture_keeps_its_whole_record(picture, record, tmp_path, suffi
     path = tmp_path / f"house.{suffix}"
     picture.save(path)
     assert read_record(path) == record
-    assert read_request(path) == record.request.model_dump(exclude_none=True)
+    assert read_request(path).fields == record.request.model_dump(exclude_none=True)
     assert read_texts(path)["parameters"] == record.infotext()
 
 
@@ -90,7 +90,7 @@ def test_a_picture_of_another_program_is_read_by_its_parameters(tmp_path):
         "Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 3, Size: 64x72",
     )
     Image.new("RGB", (64, 72)).save(tmp_path / "cat.png", pnginfo=text)
-    fields = read_request(tmp_path / "cat.png")
+    fields = read_request(tmp_path / "cat.png").fields
     assert GenerationRequest.of(fields) == GenerationRequest(
         prompt="a cat",
         negative_prompt="dog",
@@ -105,11 +105,11 @@ def test_a_picture_of_another_program_is_read_by_its_parameters(tmp_path):
     )
 
 
-def read_parameters(tmp_path, text):
+def read_parameters(tmp_path, text, overriding=()):
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", text)
     Image.new("RGB", (64, 72)).save(tmp_path / "x.png", pnginfo=chunks)
-    return read_request(tmp_path / "x.png")
+    return read_request(tmp_path / "x.png", overriding)
 
 
 GUIDED = {
@@ -144,20 +144,23 @@ GUIDED = {
         ({"sampler": "euler_cfg_pp", "guidance_scale": 0.56}, {"CFG scale": "0.56"}),
         ({"sampler": "dpmpp_2m_sde_heun"}, {"Sampler": "DPM++ 2M SDE Heun"}),
         ({"sigma_schedule": "align_your_steps"}, {"Schedule type": "Align Your Steps"}),
+        ({"sampler": "unipc_bh1"}, {"Sampler": "UniPC"}),
+        ({"sampler": "unipc_bh2"}, {"Sampler": "UniPC", "UniPC variant": "bh2"}),
+        ({"sampler": "unipc"}, {"Sampler": "UniPC", "UniPC variant": "bh2", "UniPC order": "2"}),
     ],
 )
 def test_guidance_and_noise_are_read_as_they_were_written(record, tmp_path, fields, expected):
     request = record.request.model_copy(update=fields)
     text = record.model_copy(update={"request": request}).infotext()
     assert expected.items() <= parse_infotext(text).items()
-    read = read_parameters(tmp_path, text)
+    read = read_parameters(tmp_path, text).fields
     assert {name: read[name] for name in fields} == pytest.approx(fields)
     assert GenerationRequest.of(read)
 
 
 def test_what_says_nothing_in_webui_is_not_asked_for(tmp_path):
     text = "x\nSteps: 20, Sampler: Euler, CFG scale: 7, Sigma tmin: 0.1, Sigma tmax: 0"
-    assert not {"s_tmin", "s_tmax"} & read_parameters(tmp_path, text).keys()
+    assert not {"s_tmin", "s_tmax"} & read_parameters(tmp_path, text).fields.keys()
 
 
 HIRES = {
@@ -189,7 +192,7 @@ def test_a_second_pass_is_written_and_read_as_webui_does(record, tmp_path, size)
         "Tiling": "True",
     }
     assert expected.items() <= fields.items()
-    read = GenerationRequest.of(read_parameters(tmp_path, infotext))
+    read = GenerationRequest.of(read_parameters(tmp_path, infotext).fields)
     assert {name: getattr(read, name) for name in (*HIRES, *size)} == {
         **HIRES,
         **size,
@@ -202,7 +205,7 @@ def test_the_second_pass_may_leave_its_schedule_to_its_sampler(tmp_path):
         "x\nSteps: 20, Sampler: Euler, Schedule type: Uniform, CFG scale: 7, Seed: 3, Size: 64x64, "
         "Hires upscale: 2, Hires upscaler: Latent, Hires sampler: DPM++ 2M, Hires schedule type: Automatic"
     )
-    read = GenerationRequest.of(read_parameters(tmp_path, text))
+    read = GenerationRequest.of(read_parameters(tmp_path, text).fields)
     assert (read.sigma_schedule, read.hires_sigma_schedule) == ("uniform", "karras")
 
 
@@ -211,15 +214,15 @@ def test_a_second_pass_of_webui_s(tmp_path):
         "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 3, Size: 64x72, Denoising strength: 0.6, "
         "Hires upscale: 2, Hires upscaler: Latent"
     )
-    read = GenerationRequest.of(read_parameters(tmp_path, parameters))
+    read = GenerationRequest.of(read_parameters(tmp_path, parameters).fields)
     assert (read.hires_scale, read.hires_strength, read.hires_upscaler) == (2.0, 0.6, "latent")
     assert read.hires_steps is None
     assert read.strength is None
     parameters = parameters.replace("Hires upscale: 2", "Hires resize: 0x144, Hires steps: 0")
-    read = GenerationRequest.of(read_parameters(tmp_path, parameters))
+    read = GenerationRequest.of(read_parameters(tmp_path, parameters).fields)
     assert (read.hires_width, read.hires_height, read.hires_steps) == (None, 144, None)
     with pytest.raises(InvalidRequest, match=r"hires_upscaler is '4x-UltraSharp'"):
-        GenerationRequest.of(read_parameters(tmp_path, parameters.replace("Latent", "4x-UltraSharp")))
+        GenerationRequest.of(read_parameters(tmp_path, parameters.replace("Latent", "4x-UltraSharp")).fields)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,17 @@ def test_a_picture_without_words_is_an_error(tmp_path):
     assert read_record(tmp_path / "x.png") is None
     with pytest.raises(InvalidPicture, match="does not say"):
         read_request(tmp_path / "x.png")
+
+
+def test_what_another_program_wrote_is_refused_by_its_name(tmp_path):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("workflow", "{}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=chunks)
+    with pytest.raises(InvalidPicture) as caught:
+        read_request(tmp_path / "x.png")
+    assert "ComfyUI" in caught.value.hint
+    with pytest.raises(InvalidPicture, match="parameters in JSON"):
+        read_parameters(tmp_path, '{"sui_image_params": {"prompt": "a cat", "steps": 20, "seed": 3}}')
 
 
 @pytest.mark.parametrize("change", [{"schema_version": 2}, {"extra": 1}, {"request": {"prompt": 5}}])

@@ -65,7 +65,7 @@ def test_the_record_says_both(model, tmp_path):
     assert fields["Prompt"] == record.request.prompt
     said = {"Styles": "Ink", "Template": request.prompt, "Negative Template": "{a|b}"}
     assert {**fields, **said} == fields
-    assert read_request(tmp_path / "one.png")["prompt"] == record.request.prompt
+    assert read_request(tmp_path / "one.png").fields["prompt"] == record.request.prompt
 
 
 def test_styles_in_their_order_and_their_wildcards(model):

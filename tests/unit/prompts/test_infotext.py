@@ -149,6 +149,7 @@ def test_sampler_names_there_and_back(sampler, schedule):
         ("DPM++ 2M SDE", "Automatic", ("dpmpp_2m_sde", "exponential")),
         ("Euler a", None, ("euler_a", "uniform")),
         ("PLMS", "Uniform", ("pndm", "uniform")),
+        ("UniPC", None, ("unipc_bh1", "uniform")),
         ("k_lms", None, ("lms", "uniform")),
         ("k_dpmpp_2m_ka", None, ("dpmpp_2m", "karras")),
         ("k_dpm_2_a_ka", None, ("dpm2_a", "karras")),

@@ -3,6 +3,7 @@
 from typing import get_args
 
 import pytest
+import torch
 
 from limner import GenerationRequest
 from limner.diffusion.config import SAMPLER_CLASSES
@@ -66,7 +67,7 @@ def test_names_of_diffusers(class_name, sampler):
         ("euler_ancestral_cfg_pp", "euler_a_cfg_pp"),
         ("dpmpp_2m_cfg_pp", "dpmpp_2m_cfg_pp"),
         ("dpmpp_2s_ancestral_cfg_pp", "dpmpp_2s_a_cfg_pp"),
-        ("uni_pc_bh2", "unipc"),
+        ("uni_pc_bh2", "unipc_bh2"),
     ],
 )
 def test_names_of_comfyui(name, sampler):
@@ -104,6 +105,13 @@ def test_sigma_schedules_of_comfyui(name, schedule):
         ("DDIM CFG++", ("ddim_cfg_pp", None)),
         ("DPM++ 2M SDE Heun Karras", ("dpmpp_2m_sde_heun", "karras")),
         ("Euler Align Your Steps", ("euler", "align_your_steps")),
+        ("UniPC", ("unipc_bh1", None)),
+        ("UniPC Karras", ("unipc_bh1", "karras")),
+        ("uni_pc karras", ("unipc_bh1", "karras")),
+        ("uni_pc_bh2 karras", ("unipc_bh2", "karras")),
+        ("UniPC bh2 Karras", ("unipc_bh2", "karras")),
+        ("unipc karras", ("unipc", "karras")),
+        ("UniPCMultistepScheduler", ("unipc", None)),
     ],
 )
 def test_a_sigma_schedule_may_stand_at_the_end(name, own):
@@ -130,6 +138,33 @@ def test_what_limner_lacks_is_refused_with_all_that_it_has(name):
         own_sampler(name)
     assert all(sampler in caught.value.message for sampler in SAMPLERS)
     assert len(caught.value.message) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "solver_type", "order"),
+    [
+        ("UniPC", "bh1", 3),  # webui's, by its options' defaults
+        ("uni_pc", "bh1", 3),  # ComfyUI's
+        ("uni_pc_bh2", "bh2", 3),
+        ("UniPCMultistepScheduler", "bh2", 2),  # diffusers', by its own defaults
+        ("unipc", "bh2", 2),
+    ],
+)
+def test_every_program_s_unipc_takes_its_own_steps(name, solver_type, order):
+    def end(sampler, **options):
+        x = torch.tensor([-13.0, 2.0, 7.0], dtype=torch.float64)
+        steps = SAMPLERS[sampler](x, (10.0, 6.0, 3.0, 1.0, 0.3, 0.0), lambda: x, **options)
+        x, sigma = next(steps)
+        while True:
+            try:
+                x, sigma = steps.send(torch.tanh(x) * 0.9 ** (sigma + 1.0))
+            except StopIteration as done:
+                return done.value
+
+    variants = {(kind, n): end("unipc", solver_type=kind, order=n) for kind in ("bh1", "bh2") for n in (2, 3)}
+    result = end(own_sampler(name)[0])
+    same = [variant for variant, other in variants.items() if torch.equal(result, other)]
+    assert same == [(solver_type, order)]
 
 
 def test_requests_take_every_name_and_keep_limners():

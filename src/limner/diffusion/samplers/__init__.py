@@ -50,6 +50,7 @@ from limner.diffusion.samplers.multi import (
     sa_solver,
     unipc,
     unipc_bh1,
+    unipc_bh2,
 )
 from limner.diffusion.samplers.single import (
     ddim,
@@ -109,6 +110,7 @@ SAMPLERS: dict[str, Callable[..., AnySteps]] = {
     "dpm_adaptive": dpm_adaptive,
     "unipc": unipc,
     "unipc_bh1": unipc_bh1,
+    "unipc_bh2": unipc_bh2,
     "res_multistep": res_multistep,
     "gradient_estimation": gradient_estimation,
     "er_sde": er_sde,

@@ -325,12 +325,24 @@ def unipc_bh1(
     order: int = 3,
     lower_order_final: bool = True,
 ) -> Steps:
-    """`unipc` with B(h) = h, of the order that ComfyUI's `uni_pc` has; arguments as there."""
+    """`unipc` as webui's "UniPC" and ComfyUI's `uni_pc` have it: B(h) = h, order 3; arguments as there."""
     return (
         yield from unipc(
             x, sigmas, noise, order=order, solver_type="bh1", lower_order_final=lower_order_final
         )
     )
+
+
+def unipc_bh2(
+    x: Tensor,
+    sigmas: Sequence[float],
+    noise: Noise,
+    *,
+    order: int = 3,
+    lower_order_final: bool = True,
+) -> Steps:
+    """`unipc` of order 3, as ComfyUI's `uni_pc_bh2` has it; arguments as there."""
+    return (yield from unipc(x, sigmas, noise, order=order, lower_order_final=lower_order_final))
 
 
 def er_scale(sigma: float) -> float:
