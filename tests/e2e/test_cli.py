@@ -158,10 +158,15 @@ def test_lossy_formats_keep_the_request_too(limner, tiny, suffix):
 
 def test_a_picture_of_another_program(limner, tiny):
     text = PngImagePlugin.PngInfo()
-    text.add_text("parameters", "a house\nSteps: 2, Sampler: Euler a, CFG scale: 3, Seed: 5, Size: 64x72")
+    text.add_text(
+        "parameters",
+        "a house\nSteps: 2, Sampler: Euler a, CFG scale: 3, Seed: 5, Size: 64x72, VAE: kl-f8.safetensors",
+    )
     Image.new("RGB", (8, 8)).save("webui.png", pnginfo=text)
     assert limner("show", "webui.png").out.startswith("a house\nSteps: 2")
-    assert limner("generate", "--from", "webui.png", "--model", tiny, "--out", "ours.png").code == 0
+    done = limner("generate", "--from", "webui.png", "--model", tiny, "--out", "ours.png")
+    assert done.code == 0
+    assert "VAE: kl-f8.safetensors is not taken over: give the autoencoder's file with --vae" in done.err
     request = json.loads(limner("show", "ours.png", "--json").out)["request"]
     assert (request["sampler"], request["seed"], request["height"]) == ("euler_a", 5, 72)
 

@@ -47,12 +47,14 @@ class Canvas:
     Attributes:
         whole: RGB, as it will be returned.
         mask: of the same size, 255 where the picture is drawn anew and 0 where it stays; None is all anew.
+        hard: the mask before its edges were softened, of any size.
         box: left, top, right, bottom of the part that is drawn.
         size: width and height at which that is done.
     """
 
     whole: Image.Image
     mask: Image.Image | None
+    hard: Image.Image | None
     box: tuple[int, int, int, int]
     size: tuple[int, int]
 
@@ -103,7 +105,8 @@ def canvas_of(request: GenerationRequest) -> Canvas | None:
     if (request.inpaint_area == "whole" or mask is None) and whole.size != size:
         whole = whole.resize(size, Image.Resampling.LANCZOS)
     if mask is None:
-        return Canvas(whole, None, (0, 0, *size), size)
+        return Canvas(whole, None, None, (0, 0, *size), size)
+    hard = mask
     if mask.size != whole.size:
         mask = mask.resize(whole.size, Image.Resampling.LANCZOS)
     if request.mask_blur:
@@ -111,7 +114,7 @@ def canvas_of(request: GenerationRequest) -> Canvas | None:
     box = (0, 0, *whole.size)
     if request.inpaint_area == "masked":
         box = _around(mask, request.mask_padding, size)
-    return Canvas(whole, mask, box, size)
+    return Canvas(whole, mask, hard, box, size)
 
 
 def _extended(image: Image.Image, by: tuple[int, int, int, int]) -> Image.Image:
@@ -199,33 +202,54 @@ def control_picture(
 
     Args:
         channels: 3, or 1 for shades of gray.
-        canvas: of the request; where a part of it is drawn, the control picture's same part is taken.
+        canvas: of the request; where a part of it is drawn, the control picture's same part is taken, and
+            where room is made around it, the picture for `INPAINT` may be the one without.
     """
     assert request.width is not None
     assert request.height is not None
     image = open_image(control.image)
     if image.mode in ("1", "P"):
         image = image.convert("RGBA")  # Pillow would resize a palette by its nearest pixels
+    if _lacks_room(image, request):
+        image = _extended(image.convert("RGBA"), request.extend)
     if canvas is None:
         image = _resized(image, (request.width, request.height), Image.Resampling.LANCZOS)
     else:
         image = canvas.part(image)
     if control.preprocessor == INPAINT:
-        assert request.mask is not None
         assert canvas is not None
-        told = inpaint_condition(image, canvas.part(open_image(request.mask), Image.Resampling.NEAREST))
+        assert canvas.hard is not None
+        told = inpaint_condition(image, canvas.part(canvas.hard, Image.Resampling.NEAREST))
         picture = torch.from_numpy(told).permute(2, 0, 1)[None]
     else:
         picture = to_tensor([preprocessed(image, control.preprocessor)]) * 0.5 + 0.5
     return picture if channels == 3 else (picture * _LUMA).sum(1, keepdim=True)
 
 
+def _lacks_room(image: Image.Image, request: GenerationRequest) -> bool:
+    """Whether a control picture shows what the request extends, without the room around it."""
+    assert request.image is not None or not any(request.extend)
+    return any(request.extend) and image.size == open_image(str(request.image)).size
+
+
 def check_control(control: Control, request: GenerationRequest) -> None:
     """Raise InvalidRequest where the control picture could not be made."""
-    if control.preprocessor != INPAINT:
-        preprocessed(Image.new("RGB", (8, 8)), control.preprocessor)  # its options may be at fault too
-    elif request.mask is None:
-        raise InvalidRequest("the preprocessor inpaint needs the request's mask", hint="give one with --mask")
+    if control.preprocessor == INPAINT:
+        if request.mask is None and not any(request.extend):
+            raise InvalidRequest(
+                "the preprocessor inpaint needs to know what is drawn anew",
+                hint="give a mask with --mask, or make room with --extend",
+            )
+        return
+    preprocessed(Image.new("RGB", (8, 8)), control.preprocessor)  # its options may be at fault too
+    if any(request.extend) and _lacks_room(image := open_image(control.image), request):
+        left, top, right, bottom = request.extend
+        whole = image.width + left + right, image.height + top + bottom
+        raise InvalidRequest(
+            f"a control picture is {image.width} x {image.height}, as is the picture that is extended, and "
+            "says nothing of the room around it",
+            hint=f"give one of the whole, {whole[0]} x {whole[1]}",
+        )
 
 
 def open_image(source: str) -> Image.Image:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -254,8 +255,34 @@ def test_a_mask_can_be_told(model, net, tmp_path):
     told = draw(model, **fields, controls=[control(net, preprocessor="inpaint")])
     plain = draw(model, **fields, controls=[control(net)])
     assert told.tobytes() != plain.tobytes()
-    with pytest.raises(InvalidRequest, match="needs the request's mask"):
+    with pytest.raises(InvalidRequest, match="needs to know what is drawn anew"):
         draw(model, controls=[control(net, preprocessor="inpaint")])
+
+
+def test_room_that_is_made_can_be_told(model, net):
+    """The control picture is the extended one, -1 where it is drawn, whichever of the two is given for it."""
+    photo = Image.effect_noise((64, 64), 90).convert("RGB")
+    whole = Image.new("RGB", (88, 80), "red")
+    whole.paste(photo, (16, 0))
+    fields = {"image": image_source(photo), "extend": (16, 0, 8, 16), "width": 88, "height": 80}
+    request = GenerationRequest.of({**ASK, **fields, "mask_blur": 6.0})
+    expected = torch.full((1, 3, 80, 88), -1.0)
+    expected[:, :, :64, 16:80] = torch.from_numpy(np.array(photo)).permute(2, 0, 1) / 255
+    for shown in (photo, whole):
+        one = Control(model="a", image=image_source(shown), preprocessor="inpaint")
+        assert torch.equal(control_picture(one, request, 3, canvas_of(request)), expected)
+    given = {**fields, "image": photo, "exact": True}
+    told = draw(model, **given, controls=[control(net, image=photo, preprocessor="inpaint")])
+    assert told.size == (88, 80)
+    assert told.tobytes() != draw(model, **given).tobytes()
+
+
+def test_a_control_picture_without_the_room_is_refused(model, net):
+    fields = {"image": picture(), "extend": (16, 0, 8, 0), "width": 88}
+    with pytest.raises(InvalidRequest, match="64 x 64, as is the picture that is extended") as caught:
+        draw(model, **fields, controls=[control(net)])
+    assert caught.value.hint == "give one of the whole, 88 x 64"
+    assert draw(model, **fields, controls=[control(net, image=picture().resize((88, 64)))]).size == (88, 64)
 
 
 @pytest.mark.parametrize("preprocessor", ["none", "inpaint"])
