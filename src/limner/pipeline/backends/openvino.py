@@ -96,7 +96,7 @@ class OpenVINOBackend:
         self.checkpoint, self.precision = checkpoint, precision
         self._inner = best if precision == "int8" else precision  # of what is not quantised
         self._openvino = _library("openvino")
-        self._core = self._openvino.Core()
+        self._core = _core()
         self._lock = Lock()
         self._requests: dict[tuple[str, _Shapes | None], Any] = {}
 
@@ -298,8 +298,27 @@ class OpenVINOBackend:
 
 def auto_precision() -> Precision:
     """bf16 where the CPU computes in it, else fp32. Raises InvalidRequest if OpenVINO is not installed."""
-    capabilities = _library("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bf16" if "BF16" in capabilities else "fp32"
+
+
+_MAKING_CORE = Lock()
+
+
+def _core() -> Any:
+    """OpenVINO's runtime, one for the whole process. Raises InvalidRequest if OpenVINO is not installed.
+
+    A runtime gives the thread in which it is first used a signal stack, and unmaps it when it is freed. Freed
+    in another thread, or before one that was made after it, it leaves a thread with a stack that is gone, and
+    the next signal that Python handles, such as that of Ctrl-C, ends the process with a segmentation fault.
+    """
+    with _MAKING_CORE:
+        return _only_core()
+
+
+@cache
+def _only_core() -> Any:
+    return _library("openvino").Core()
 
 
 @contextmanager
