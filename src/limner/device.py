@@ -21,8 +21,17 @@ def pick_device(name: str) -> torch.device:
         raise InvalidRequest(f"device is {name!r}; expected auto, cpu, cuda or cuda:1 …") from None
     there = torch.cuda.device_count() if device.type == "cuda" else int(device.type == "cpu")
     if (device.index or 0) >= there:
-        raise InvalidRequest(f"device is {name!r}, which this machine does not have", hint="use auto")
+        raise InvalidRequest(f"device is {name!r}, {_why_not(device.type)}", hint="use auto")
     return device
+
+
+def _why_not(kind: str) -> str:
+    """What is in the way of a device that PyTorch can name."""
+    if kind not in ("cpu", "cuda"):
+        return "on which Limner does not draw; expected auto, cpu, cuda or cuda:1 …"
+    if kind == "cuda" and not (torch.version.cuda or torch.version.hip):
+        return f"for which the installed PyTorch, {torch.__version__}, is not built"
+    return "which this machine does not have"
 
 
 def computes_in_bf16() -> bool:

@@ -81,7 +81,7 @@ def _unknown(name: str) -> InvalidRequest:
             )
     near = get_close_matches(name, [*PREPROCESSORS, *_ELSEWHERE], 1)
     return InvalidRequest(
-        f"there is no preprocessor {name}; there are {', '.join(PREPROCESSORS)}",
+        f"there is no preprocessor {name}; expected one of {', '.join(PREPROCESSORS)}",
         hint=f"did you mean {near[0]}?" if near else None,
     )
 
@@ -318,7 +318,7 @@ def opencv() -> Any:
         import cv2
     except ImportError:
         raise InvalidRequest(
-            "this preprocessor needs OpenCV, which is not installed", hint="pip install limner[control]"
+            "this preprocessor needs OpenCV, which is not installed", hint='pip install "limner[control]"'
         ) from None
     return cv2
 

@@ -15,6 +15,7 @@ from limner.prompts.chunks import Emphasis, PromptSyntax
 from limner.prompts.names import own_names, own_upscaler
 
 MAX_SEED = 2**53 - 1  # the largest integer that JSON carries everywhere without loss
+NEW_SEEDS = 2**32 - 2**10  # drawn by lot below it, all seeds of a request have the 32 bits that torch reads
 
 SamplerName = Literal[
     "ddim",
@@ -577,4 +578,17 @@ def _refusal(error: ValidationError, *field: str) -> InvalidRequest:
             faults.append(f"{name} is missing")
         else:
             faults.append(f"{name} is {shown}: {message[0].lower()}{message[1:]}")
-    return InvalidRequest("; ".join(faults), hint="`limner generate --help` lists the fields")
+    return InvalidRequest("; ".join(faults), hint=_advice(error))
+
+
+def _advice(error: ValidationError) -> str:
+    """What to do about a refused request: about the one fault that it has, where that is plain."""
+    [fault, *others] = error.errors(include_url=False)
+    name = fault["loc"][-1] if fault["loc"] and not others else None
+    if name in ("width", "height") and fault["type"] == "multiple_of" and int(fault["input"]) > MIN_SIDE:
+        unit = fault["ctx"]["multiple_of"]
+        below = int(fault["input"]) // unit * unit
+        return f"the nearest are {below} and {below + unit}"
+    if name in ("seed", "variation_seed") and fault["type"] == "greater_than_equal":
+        return "leave it out, and one is drawn at random"
+    return "`limner generate --help` lists the fields"

@@ -232,6 +232,7 @@ def test_single_files(online, tmp_path, monkeypatch):
 
 def test_folders_and_shipped_models(checkpoint, tmp_path, monkeypatch):
     assert locate_model(checkpoint).folder == locate_model(str(checkpoint)).folder == checkpoint
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "SHIPPED", {"picturebook": checkpoint})
     assert locate_model("picturebook").folder == checkpoint
     monkeypatch.setattr(hub, "SHIPPED", {"picturebook": tmp_path})
@@ -242,6 +243,10 @@ def test_folders_and_shipped_models(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ModelNotFound, match="there is no model 'picturbook'") as caught:
         locate_model("picturbook")
     assert caught.value.hint == "did you mean picturebook? shipped: picturebook"
+    (tmp_path / "ink.safetensors").write_bytes(b"")
+    with pytest.raises(ModelNotFound, match="no file or folder") as caught:
+        locate_model(tmp_path / "inc.safetensors")
+    assert caught.value.hint.startswith(f"did you mean {tmp_path / 'ink.safetensors'}?")
     for name, error in {"v1.ckpt": PickleRefused, "v1.safetensors": InvalidCheckpoint}.items():
         (tmp_path / name).write_bytes(b"")
         with pytest.raises(error):

@@ -178,6 +178,7 @@ def test_show_prints_a_field_a_line_when_piped(limner, original):
     shown = dict(line.split("\t") for line in limner("show", original).out.splitlines())
     assert shown["prompt"] == "a house"
     assert shown["steps"] == "2"
+    assert "exact" not in shown
     assert shown["drawn with"].startswith("limner")
     assert len(shown["model hash"]) == 10
 

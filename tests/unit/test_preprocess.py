@@ -207,6 +207,6 @@ def test_without_opencv_the_extra_is_named(photo, monkeypatch):
         if name in NEED_OPENCV:
             with pytest.raises(InvalidRequest, match="OpenCV") as error:
                 preprocessed(photo, name)
-            assert error.value.hint == "pip install limner[control]"
+            assert error.value.hint == 'pip install "limner[control]"'
         else:
             preprocessed(photo, name)

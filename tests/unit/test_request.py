@@ -111,6 +111,24 @@ def test_what_is_refused_is_named(fields, words):
     assert len(message) < 500  # however long what was given is
 
 
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"width": 100}, "the nearest are 96 and 104"),
+        ({"height": "515"}, "the nearest are 512 and 520"),
+        ({"width": 63}, "--help"),
+        ({"seed": -1}, "leave it out"),
+        ({"seed": -1, "width": 100}, "--help"),
+    ],
+)
+def test_a_refusal_says_what_to_do(fields, hint):
+    with pytest.raises(InvalidRequest) as caught:
+        GenerationRequest.read_texts(
+            {"prompt": "a house", **{name: str(text) for name, text in fields.items()}}
+        )
+    assert hint in caught.value.hint
+
+
 def test_all_faults_are_named_at_once():
     message = refusal(steps=0, width=3)
     assert "steps" in message

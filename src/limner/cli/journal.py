@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from limner.cli.lines import Line
 from limner.cli.output import make_folder
 from limner.errors import OutputError
-from limner.request import MAX_SEED
+from limner.request import MAX_SEED, NEW_SEEDS
 
 NAME = "batch.jsonl"
 
@@ -97,7 +97,7 @@ class Journal:
         if line.request.seed is not None:
             return line.request.seed
         digest = sha256(f"{self._seeds} {line.fingerprint}".encode()).digest()
-        return int.from_bytes(digest[:8]) % (MAX_SEED - line.request.num_images)
+        return int.from_bytes(digest[:8]) % NEW_SEEDS
 
     def all_names(self) -> set[str]:
         """The files of all lines that were finished once."""

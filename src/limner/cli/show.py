@@ -68,6 +68,8 @@ def _seldom(request: "GenerationRequest") -> set[str]:
     names = {
         "loras",
         "controls",
+        "exact",
+        "guidance_rescale",
         "image_prompts",
         "image_guidance_scale",
         "crop",

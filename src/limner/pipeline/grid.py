@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from limner.errors import InvalidRequest
 from limner.prompts.chunks import encode_prompt
-from limner.request import MAX_SEED, GenerationRequest
+from limner.request import NEW_SEEDS, GenerationRequest
 
 from .axes import Axis, requests_of
 from .engine import Engine
@@ -133,9 +133,9 @@ def plan(request: GenerationRequest, axes: Collection[Axis], limit: int = LIMIT)
             f"the grid has {sizes}{count} pictures, more than {limit}",
             hint=f"raise the limit: --limit {count}",
         )
-    seeds = {"seed": secrets.randbelow(MAX_SEED)} if request.seed is None else {}
+    seeds = {"seed": secrets.randbelow(NEW_SEEDS)} if request.seed is None else {}
     if request.variation_strength and request.variation_seed is None:
-        seeds["variation_seed"] = secrets.randbelow(MAX_SEED)
+        seeds["variation_seed"] = secrets.randbelow(NEW_SEEDS)
     return requests_of(request.model_copy(update=seeds), axes)
 
 

@@ -24,9 +24,9 @@ from limner.diffusion.samplers import CFG_PP
 from limner.errors import InvalidCheckpoint, InvalidRequest, NumericalError, UnsupportedModel
 from limner.prompts.tokenizer import Tokenizer
 from limner.request import (
-    MAX_SEED,
     MAX_SIDE,
     MIN_SIDE,
+    NEW_SEEDS,
     Control,
     GenerationRequest,
     ImagePrompt,
@@ -79,6 +79,8 @@ _STRENGTH = 0.8
 _HIRES_STRENGTH, _UPSCALER = 0.7, "latent"
 _STEPS, _GUIDANCE_SCALE = 30, 7.5  # where neither the request nor the model says
 _CFG_PP_SCALE = 0.6  # which stands for 7.5 elsewhere
+# Of a prompt: a word of any script, a number that is no weight or step, a pictogram.
+_WORD = re.compile(r"[^\W\d_]+|(?<![:.\d])\d+(?![.\d])|[\u2600-\u27bf\U0001f000-\U0001faff]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +174,8 @@ class Model:
             **({"guidance_scale": _CFG_PP_SCALE} if request.sampler in CFG_PP else {}),
             **({"width": width, "height": height} if request.image is not None else {}),
             **({"strength": _STRENGTH} if request.image is not None and kind in ("text", "depth") else {}),
-            "seed": secrets.randbelow(MAX_SEED - request.num_images),
-            **({"variation_seed": secrets.randbelow(MAX_SEED - request.num_images)} if varies else {}),
+            "seed": secrets.randbelow(NEW_SEEDS),
+            **({"variation_seed": secrets.randbelow(NEW_SEEDS)} if varies else {}),
             **request.model_dump(exclude_none=True, exclude={"model", "revision", "variant"}),
         }
         if request.has_second_pass:
@@ -342,8 +344,16 @@ class Model:
                 "the ends of a part of a picture do not meet: tiling is for the whole",
                 hint="leave tiling out, or have the whole area drawn",
             )
-        if request.strength is not None and ("image" not in given or kind == "edit"):
-            raise InvalidRequest(f"strength is {request.strength}, but there is no picture to begin with")
+        if request.strength is not None and "image" not in given:
+            raise InvalidRequest(
+                f"strength is {request.strength}, but there is no picture to begin with",
+                hint="give one with --image, or leave strength out",
+            )
+        if request.strength is not None and kind == "edit":
+            raise InvalidRequest(
+                f"strength is {request.strength}, which {self.name} has no use for: it starts from noise",
+                hint="leave it out; image_guidance_scale says how closely it keeps to the picture",
+            )
 
     def _check_told(self, request: GenerationRequest) -> None:
         """Refuse numbers that only other kinds of models are told."""
@@ -363,7 +373,11 @@ class Model:
 
     def _own_size(self, request: GenerationRequest) -> tuple[int, int]:
         """Width and height where the request says nothing: those of its picture, or what the model is made
-        for."""
+        for.
+
+        Raises:
+            InvalidRequest: the picture is larger than any that is drawn, and no size is given.
+        """
         unit = self.checkpoint.vae_config.downscale
         if request.image is None:
             side = self.checkpoint.unet_config.sample_size * unit
@@ -371,7 +385,12 @@ class Model:
         left, top, right, bottom = request.extend
         width, height = open_image(request.image).size
         width, height = width + left + right, height + top + bottom
-        return max(64, width // unit * unit), max(64, height // unit * unit)
+        if (request.width is None and width > MAX_SIDE) or (request.height is None and height > MAX_SIDE):
+            raise InvalidRequest(
+                f"the picture to begin with makes {width}x{height} pixels; a side has at most {MAX_SIDE}",
+                hint="give the size to draw it at: width and height",
+            )
+        return max(MIN_SIDE, width // unit * unit), max(MIN_SIDE, height // unit * unit)
 
     @cached_property
     def traits(self) -> Traits:
@@ -457,7 +476,7 @@ class Model:
         known = self._card.get("words")
         if known is None:
             return ()
-        words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"[a-z]+", prompt.lower()))
+        words = dict.fromkeys(word for prompt in prompts for word in _WORD.findall(prompt.lower()))
         unknown = [word for word in words if word not in known and word != "break"]
         return (f"{self.name} was never taught: {', '.join(unknown)}",) if unknown else ()
 

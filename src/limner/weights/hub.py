@@ -415,17 +415,21 @@ def _not_a_folder(name: str, path: Path) -> LimnerError:
     if os.path.exists(path):
         return UnsupportedModel(f"{name} is a file, expected a .safetensors file or a folder")
     return ModelNotFound(
-        f"there is no model {name!r}: not shipped, not a folder, not a hub id of the form organisation/name",
+        f"there is no model {name!r}: not shipped, no file or folder, no hub id such as organisation/name",
         hint=f"{_similar(name)}shipped: {', '.join(SHIPPED)}",
     )
 
 
 def _similar(name: str) -> str:
-    """A hint that ends with "; ", or nothing: shipped models and folders of nearly this name."""
+    """A hint that ends with "; ", or nothing: shipped models, folders and checkpoints of nearly this name."""
     path = Path(os.path.expanduser(name))
     try:
-        folders = {other.name: str(other) for other in path.parent.iterdir() if other.is_dir()}
+        there = {
+            other.name: str(other)
+            for other in path.parent.iterdir()
+            if other.is_dir() or other.suffix == ".safetensors"
+        }
     except (OSError, ValueError):
-        folders = {}
-    near = difflib.get_close_matches(path.name, [*folders, *SHIPPED], n=3)
-    return f"did you mean {' or '.join(folders.get(other, other) for other in near)}? " if near else ""
+        there = {}
+    near = difflib.get_close_matches(path.name, [*there, *SHIPPED], n=3)
+    return f"did you mean {' or '.join(there.get(other, other) for other in near)}? " if near else ""

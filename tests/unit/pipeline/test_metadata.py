@@ -299,6 +299,14 @@ def test_differences_name_what_changed(record):
     assert record.differences(changed) == ["threads was 2, is 4", "torch was 2.13.0, is 3.0"]
 
 
+def test_labels_of_a_contact_sheet_stay_below_their_pictures(picture):
+    request = picture.record.request.model_copy(update={"seed": 2**53 - 1})
+    long = Picture(Image.new("RGB", (64, 72)), picture.record.model_copy(update={"request": request}))
+    sheet = contact_sheet([long] * 2, columns=2).convert("L")
+    assert sheet.crop((8, 80, 72, 98)).getextrema()[0] < 128
+    assert sheet.crop((72, 0, 80, sheet.height)).getextrema() == (255, 255)
+
+
 def test_a_contact_sheet_holds_every_picture(picture):
     sheet = contact_sheet([picture] * 5, columns=3)
     assert sheet.width > 3 * picture.width

@@ -46,6 +46,7 @@ def test_cfg_pp_has_a_scale_of_its_own(model):
         ({"image_guidance_scale": 2.0}, "not told image_guidance_scale"),
         ({"inpaint_area": "masked"}, "there is no mask"),
         ({"mask": "mask.png"}, "no picture that the mask is of"),
+        ({"strength": 0.5}, "no picture to begin with"),
     ],
 )
 def test_what_a_plain_model_cannot_heed_is_refused(model, fields, message):
@@ -66,6 +67,40 @@ def test_the_models_own_defaults_and_words_come_from_its_card(checkpoint_folder)
     result = model.generate("A red dragon", width=64, height=64)
     assert (result.request.steps, result.request.guidance_scale) == (3, 2.0)
     assert any(warning.endswith("was never taught: dragon") for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [
+        ("a красный \N{HOUSE BUILDING}", "красный, \N{HOUSE BUILDING}"),
+        ("2 red houses, 10", "2, houses, 10"),
+        ("a (red:1.3) [house:4], (red: 0.5)", None),
+    ],
+)
+def test_words_of_any_script_numbers_and_pictograms_are_named(checkpoint_folder, prompt, unknown):
+    (checkpoint_folder / "limner.json").write_text(
+        json.dumps({"defaults": {}, "words": ["a", "red", "house"]})
+    )
+    result = load(checkpoint_folder).generate(prompt, steps=1, width=64, height=64)
+    told = [warning.partition("was never taught: ")[2] for warning in result.warnings if "taught" in warning]
+    assert told == ([] if unknown is None else [unknown])
+
+
+def test_a_picture_that_is_too_large_asks_for_a_size(model, tmp_path):
+    Image.new("1", (5000, 8)).save(tmp_path / "wide.png")
+    asked = GenerationRequest(prompt="x", image=str(tmp_path / "wide.png"))
+    with pytest.raises(InvalidRequest, match="makes 5000x8 pixels; a side has at most 4096") as caught:
+        model.resolve(asked)
+    assert "width and height" in caught.value.hint
+    assert model.resolve(asked.model_copy(update={"width": 64})).height == 64
+
+
+def test_seeds_drawn_by_lot_have_32_bits(model, monkeypatch):
+    monkeypatch.setattr("secrets.randbelow", lambda bound: bound - 1)
+    request = model.resolve(
+        GenerationRequest(prompt="x", num_images=1000, variation_strength=0.5, width=64, height=64)
+    )
+    assert max(request.seed, request.variation_seed) + 999 < 2**32
 
 
 @pytest.mark.parametrize("card", ["[]", "{", '{"defaults": {"steps": 0}}', '{"defaults": {"colour": 1}}'])

@@ -255,7 +255,7 @@ def test_a_missing_library_is_named(checkpoint_folder, missing, precision, tmp_p
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(InvalidRequest, match=f"needs {missing}") as error:
         load(checkpoint_folder, backend="openvino", precision=precision)
-    assert error.value.hint == "pip install limner[openvino]"
+    assert error.value.hint == 'pip install "limner[openvino]"'
 
 
 def test_no_use_is_reported():

@@ -41,7 +41,7 @@ from limner.weights.files import user_cache, whole_folder
 
 from .base import Adapters, ControlRows, Precision, Terms
 
-INSTALL = "pip install limner[openvino]"
+INSTALL = 'pip install "limner[openvino]"'
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}  # what OpenVINO calls the precisions that it computes in
 _SIZES = {"fp32": 4, "bf16": 2, "int8": 1}  # bytes of a weight
