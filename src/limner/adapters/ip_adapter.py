@@ -5,8 +5,10 @@ by their names and its geometry by their shapes; then it is read whole or refuse
 the hub has them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +20,7 @@ from limner.nn.unet import UNetConfig
 from limner.weights.checkpoint import load_image_encoder, read_config
 from limner.weights.load import build_on_meta, describe, load_module, refuse_unless_fitting
 from limner.weights.pickles import read_pickle
-from limner.weights.tensors import LazyTensor, open_tensors
+from limner.weights.tensors import LazyTensor, open_tensors, read_infos
 
 _FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 
@@ -30,6 +32,11 @@ class IPAdapterFile:
     path: Path
     config: IPAdapterConfig
     tensors: Mapping[str, Tensor | LazyTensor]
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def load(self) -> IPAdapter:
         """The network with its weights, as they are stored."""
@@ -43,6 +50,11 @@ class ImageEncoderFile:
 
     path: Path
     config: CLIPVisionConfig
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the weights are, by the header. Raises as `read_infos`."""
+        return sum(info.elements for info in read_infos(self.path).values())
 
     def load(self) -> CLIPVisionModel:
         """The network with its weights, as they are stored. Raises as `load_image_encoder`."""

@@ -33,6 +33,7 @@ class UsedControl:
         residuals: how many tensors a ControlNet adds; 0 for a T2I-Adapter.
         pooled: each of them is one number per channel.
         channels: of the picture that it reads: 3, or 1 for shades of gray.
+        parameters: how many numbers its weights are.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class UsedControl:
     residuals: int
     pooled: bool
     channels: int
+    parameters: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class Controlled:
 
 
 class ControlLibrary:
-    """The control networks that a model can use, each read when it is first named.
+    """The control networks that a model can use, each read when it is first named. Any thread may use it.
 
     Args:
         downscale: how many pixels there are to one of the U-Net's latents, along each side.
@@ -75,6 +77,11 @@ class ControlLibrary:
         self._unet, self._downscale = unet, downscale
         self._paths: dict[str, Path] = {}  # so that the hub is asked once
         self._known: dict[tuple[str, tuple[int, int]], UsedControl] = {}
+
+    def fetch(self, controls: Sequence[Control]) -> None:
+        """Have the network of each on this machine, so that `used` finds it there. Raises as that does."""
+        for control in controls:
+            self._used(control.model)
 
     def used(self, controls: Sequence[Control]) -> tuple[UsedControl, ...]:
         """The network of each.
@@ -124,7 +131,7 @@ def _facts(path: Path, stamp: tuple[int, int], file: ControlFile) -> UsedControl
         channels = file.config.in_channels
     if channels not in (1, 3):
         raise UnsupportedModel(f"{path} reads pictures of {channels} channels; expected 3, or 1 for grays")
-    return UsedControl(path, stamp, residuals, pooled, channels)
+    return UsedControl(path, stamp, residuals, pooled, channels, file.parameters)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,11 @@ step, and rows of one batch may differ in prompt, seed, step, steps, sampler, si
 
 Groups that cannot share a forward pass take turns: the one whose oldest call has waited longest goes first.
 Within a group, and for a place in it, requests go by priority, then by age. As many pictures of one size are
-begun as share a forward pass; those behind wait for a place.
+begun as share a forward pass; those behind wait for a place. A request whose networks do not fit into memory
+beside those at work waits until they do, and all behind it wait too.
+
+Models are read, and networks that requests name beside them are fetched, in other threads than the one that
+owns the device, which goes on with what is there.
 """
 
 import atexit
@@ -29,6 +33,7 @@ from limner.errors import (
 )
 from limner.request import GenerationRequest
 
+from .backends.base import Guest
 from .calls import (
     Answer,
     Call,
@@ -50,6 +55,7 @@ from .result import GenerationResult
 
 _LINGER = 0.05  # seconds that the idle thread stays: its OpenMP workers slow those of other threads down
 _IN_TILES = "decoded or encoded in tiles, as the memory does not suffice for the whole"
+_FETCHES = 16  # at once: they wait for the hub, and what is at hand must not wait behind them
 _STRETCH = 4  # how many times its own length a context may be repeated to fit others
 
 
@@ -83,6 +89,7 @@ class _Job:
     rank: tuple[int, int]  # priority, the highest first, then age
     deadline: float
     loading: Future[list[Model]] | None = None
+    fetching: tuple[Model, Future[None]] | None = None  # what it names beside this model
     plan: "_Resolved | None" = None  # once its model was there
     begun: int = 0  # pictures
     since: float = 0.0  # when the first began
@@ -92,18 +99,33 @@ class _Job:
     def expired(self) -> bool:
         return time.monotonic() > self.deadline
 
+    def awaits(self) -> bool:
+        """Whether something goes on for it in another thread."""
+        if self.loading is not None:
+            return not self.loading.done()
+        return self.fetching is not None and not self.fetching[1].done()
+
 
 @dataclass(frozen=True)
 class _Resolved:
-    """A request with its defaults filled in, the steps of one of its pictures, the numbers of latents in all
-    of them and the rows that it takes at most, and what pictures must have in common with it to share its
-    forward passes."""
+    """A request with its defaults filled in, and what follows from it.
+
+    Attributes:
+        steps: of one of its pictures.
+        work: numbers of latents in all of these.
+        rows: of the U-Net that it takes at most.
+        place: what pictures must have in common with it to share its forward passes.
+        guests: the networks that it names beside its model.
+        pass_bytes: what its most demanding forward pass makes.
+    """
 
     request: GenerationRequest
     steps: int
     work: int
     rows: int
     place: Hashable
+    guests: frozenset[Guest]
+    pass_bytes: int
 
 
 @dataclass(eq=False)
@@ -165,6 +187,7 @@ class Engine:
         self._inbox: list[_Job] = []
         self._unfinished = 0
         self._closed = False
+        self._fetches: dict[Hashable, Future[None]] = {}  # under way, by model and names
         self._thread: threading.Thread | None = None  # that looks at the inbox
         self._ages = count()
         # The thread's own:
@@ -176,6 +199,7 @@ class Engine:
         self._rows: dict[str, int] = defaultdict(int)
         self._seconds = 0.0
         self._loader: ThreadPoolExecutor | None = None
+        self._fetcher: ThreadPoolExecutor | None = None
 
     def submit(
         self, request: GenerationRequest, *, priority: int = 0, timeout: float | None = None
@@ -252,6 +276,11 @@ class Engine:
         with self._changed:
             self._changed.notify_all()
 
+    def _arrived(self, fetched: Hashable) -> None:
+        with self._changed:
+            del self._fetches[fetched]
+            self._changed.notify_all()
+
     # What follows runs in the engine's thread.
 
     def _run(self) -> None:
@@ -277,10 +306,7 @@ class Engine:
     def _has_news(self) -> bool:
         if self._inbox or (self._closed and not self._waiting):
             return True
-        return any(
-            job.handle.done() or job.expired() or job.loading is None or job.loading.done()
-            for job in self._waiting
-        )
+        return any(job.handle.done() or job.expired() or not job.awaits() for job in self._waiting)
 
     def _jobs(self) -> list[_Job]:
         """All that have not ended, each once."""
@@ -309,7 +335,7 @@ class Engine:
                 continue
             try:
                 models = self._models_of(job)
-                if models is None:
+                if models is None or not self._fetched(job, models["model"]):
                     continue
                 model = models["model"]
                 plan = job.plan = job.plan or self._resolved(job, models)
@@ -318,6 +344,8 @@ class Engine:
                 while job.begun < plan.request.num_images and plan.place not in full:
                     if taken[plan.place] + plan.rows > most:
                         full.add(plan.place)
+                    elif not self._make_room(models, plan):
+                        return
                     else:
                         taken[plan.place] += plan.rows
                         self._begin(job, plan.request, models)
@@ -332,23 +360,48 @@ class Engine:
 
         They are looked up whenever they are needed, as they may have been forgotten in the meantime.
         """
-        wanted = _wanted(job.handle.request)
-        if isinstance(self._models, Model):
-            if "refiner" in wanted:
-                return {"model": self._models, "refiner": self._models.refiner(job.handle.request)}
-            return {"model": self._models}
+        models, request = self._models, job.handle.request
+        wanted = _wanted(request)
         if job.loading is not None and job.loading.done():
             loading, job.loading = job.loading, None
             return dict(zip(wanted, loading.result(), strict=True))
-        found = {role: self._models.find(request) for role, request in wanted.items()}
+        found: dict[Role, Model | None]
+        if isinstance(models, Model):
+            found = {role: models if role == "model" else models.find_refiner(request) for role in wanted}
+        else:
+            found = {role: models.find(one) for role, one in wanted.items()}
         there = {role: model for role, model in found.items() if model is not None}
         if len(there) == len(wanted):
             return there
         if job.loading is None:
             self._loader = self._loader or ThreadPoolExecutor(1, "limner-loader")
-            job.loading = self._loader.submit(self._models.get_all, list(wanted.values()))
+            if isinstance(models, Model):
+                job.loading = self._loader.submit(lambda: [models, models.refiner(request)])
+            else:
+                job.loading = self._loader.submit(models.get_all, list(wanted.values()))
             job.loading.add_done_callback(lambda _: self._wake())
         return None
+
+    def _fetched(self, job: _Job, model: Model) -> bool:
+        """Whether the networks that its request names beside a model are on this machine; otherwise they are
+        being fetched, once for all that ask. Raises as `Model.fetch`."""
+        request = job.handle.request
+        if not (request.controls or request.image_prompts):
+            return True
+        if job.fetching is None or job.fetching[0] is not model:
+            adapters = tuple((prompt.model, prompt.image_encoder) for prompt in request.image_prompts)
+            key = model, tuple(control.model for control in request.controls), adapters
+            with self._changed:
+                fetch = self._fetches.get(key)
+                if fetch is None:
+                    self._fetcher = self._fetcher or ThreadPoolExecutor(_FETCHES, "limner-fetcher")
+                    fetch = self._fetches[key] = self._fetcher.submit(model.fetch, request)
+                    fetch.add_done_callback(lambda _: self._arrived(key))
+            job.fetching = model, fetch
+        if not job.fetching[1].done():
+            return False
+        job.fetching[1].result()
+        return True
 
     def _resolved(self, job: _Job, models: Mapping[Role, Model]) -> _Resolved:
         """Raises InvalidRequest, and OutOfMemory for what could never be drawn."""
@@ -361,25 +414,38 @@ class Engine:
         passes = [one for own in owns for one in passes_of(own, model.scheduler)]
         rows = [rows_of(script_of(one.request, one.plan, model.traits, one.done)) for one in passes]
         shapes, limits = [model.latent_shape(one.request) for one in passes], self._limits_of(model)
-        backends = [one.backend for one in models.values()]
-        needed = sum(one.bytes - one.guest_bytes for one in backends)
-        controls = len(model.controls_of(request))
-        needed += max(
+        controls, guests = len(request.controls), model.guests_of(request)
+        pass_bytes = max(
             limits.most_for(model, shape, count, controls) for shape, count in zip(shapes, rows, strict=True)
         )
-        if needed > limits.memory:
-            width, height = request.hires_size or (request.width, request.height)
-            raise OutOfMemory(
-                f"{width}x{height} pixels take about {needed / 1e9:.1f} GB; "
-                f"{limits.memory / 1e9:.1f} GB may be used",
-                hint="ask for fewer pixels",
-            )
-        if needed + sum(one.guest_bytes for one in backends) > limits.memory:
-            for one in backends:
-                one.forget_guests()  # those that are at work are read again
         steps, done = passes[-1].steps, passes[-1].done or 0
         work = done * prod(shapes[0]) + (steps - done) * prod(shapes[-1])
-        return _Resolved(request, steps, work, max(rows), (id(model), shapes[0]))
+        plan = _Resolved(request, steps, work, max(rows), (id(model), shapes[0]), guests, pass_bytes)
+        needed = _needed([(models, plan)])
+        if needed > limits.memory:
+            width, height = request.hires_size or (request.width, request.height)
+            beside = " and the networks named beside the model" if guests else ""
+            raise OutOfMemory(
+                f"{width}x{height} pixels{beside} take about {needed / 1e9:.1f} GB; "
+                f"{limits.memory / 1e9:.1f} GB may be used",
+                hint=f"ask for fewer pixels{', or name fewer or smaller networks' if guests else ''}",
+            )
+        return plan
+
+    def _make_room(self, models: Mapping[Role, Model], plan: _Resolved) -> bool:
+        """Let go of networks beside the models' own that no picture needs, this one included, if they are in
+        the way. False if there is no room even so, until some picture that has begun is done with its own."""
+        together = [(models, plan)]
+        for drawing in self._drawings:
+            assert drawing.job.plan is not None
+            together.append((drawing.models, drawing.job.plan))
+        spare, at_work = self._limits_of(models["model"]).memory - _needed(together), _at_work(together)
+        if spare < 0 and self._drawings and any(at_work.values()):
+            return False
+        if sum(model.backend.idle_bytes(guests) for model, guests in at_work.items()) > spare:
+            for model, guests in at_work.items():
+                model.backend.forget_guests(but=guests)
+        return True
 
     def _limits_of(self, model: Model) -> Limits:
         if self._limits is None:
@@ -537,6 +603,24 @@ def _wanted(request: GenerationRequest) -> dict[Role, GenerationRequest]:
         named = {"model": request.refiner, "revision": None, "variant": request.variant}
         wanted["refiner"] = request.model_copy(update=named)
     return wanted
+
+
+Tenants = Sequence[tuple[Mapping[Role, Model], _Resolved]]
+"""Pictures that are in memory together: of each its models, and its plan."""
+
+
+def _at_work(tenants: Tenants) -> dict[Model, set[Guest]]:
+    """The models of pictures, and the networks that are needed beside each."""
+    guests: dict[Model, set[Guest]] = {model: set() for models, _ in tenants for model in models.values()}
+    for models, plan in tenants:
+        guests[models["model"]] |= plan.guests
+    return guests
+
+
+def _needed(tenants: Tenants) -> int:
+    """Bytes that pictures take in memory together, about: weights, and the most demanding forward pass."""
+    weights = sum(model.backend.bytes_with(guests) for model, guests in _at_work(tenants).items())
+    return weights + max(plan.pass_bytes for _, plan in tenants)
 
 
 def _compatible(group: list[_Drawing]) -> list[_Drawing]:

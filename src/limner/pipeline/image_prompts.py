@@ -63,6 +63,8 @@ class UsedImagePrompt:
 class ImagePromptLibrary:
     """The IP-Adapters that a model can use, and what they have made of pictures.
 
+    What they have made is for one thread alone; all else is safe to use from any.
+
     Args:
         unet: of the model.
         max_bytes: of what is remembered; the pictures asked for longest ago are forgotten first.
@@ -83,6 +85,10 @@ class ImagePromptLibrary:
             InvalidCheckpoint, UnsupportedModel, PickleRefused: it cannot be used with this model.
         """
         return tuple(self._used(prompt) for prompt in prompts)
+
+    def networks(self, prompt: UsedImagePrompt) -> tuple[IPAdapterFile, ImageEncoderFile]:
+        """The adapter and the encoder that see the pictures of a prompt."""
+        return self._adapter(prompt.adapter), self._encoder(prompt.encoder)
 
     def seen(self, prompt: UsedImagePrompt, see: See) -> SeenPictures:
         """What an adapter makes of its pictures.
@@ -105,7 +111,7 @@ class ImagePromptLibrary:
         content = None if pixels is None else hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
         key = prompt.adapter, prompt.encoder, content
         if key not in self._known:
-            self._known[key] = see(self._adapter(prompt.adapter), self._encoder(prompt.encoder), pixels)
+            self._known[key] = see(*self.networks(prompt), pixels)
         self._known.move_to_end(key)
         while len(self._known) > 1 and sum(seen.nbytes for seen in self._known.values()) > self._max_bytes:
             self._known.popitem(last=False)
@@ -140,12 +146,12 @@ class ImagePromptLibrary:
 
     def _adapter(self, file: File) -> IPAdapterFile:
         if file not in self._adapters:
-            self._adapters[file] = read_ip_adapter(file[0], self._unet)
+            self._adapters.setdefault(file, read_ip_adapter(file[0], self._unet))
         return self._adapters[file]
 
     def _encoder(self, file: File) -> ImageEncoderFile:
         if file not in self._encoders:
-            self._encoders[file] = read_image_encoder(file[0].parent)
+            self._encoders.setdefault(file, read_image_encoder(file[0].parent))
         return self._encoders[file]
 
     def _locate(self, reference: str) -> Path:

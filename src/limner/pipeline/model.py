@@ -36,7 +36,7 @@ from limner.weights.checkpoint import CARD, Checkpoint, Kind, weights_hash
 from limner.weights.hashes import file_hash, lora_hash, network_hash
 
 from .adapting import AdapterLibrary, UsedAdapter, Words, with_loras
-from .backends.base import Backend, ControlRows, Terms
+from .backends.base import Backend, ControlRows, Guest, Terms
 from .backends.native import NativeBackend
 from .calls import (
     Answer,
@@ -113,6 +113,14 @@ class Model:
     wildcards_dirs: tuple[Path, ...] = ()
     styles_files: tuple[Path, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    _controls: ControlLibrary = field(init=False, repr=False)
+    _image_prompts: ImagePromptLibrary = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Not when they are first asked for, as several threads do that.
+        unet, downscale = self.checkpoint.unet_config, self.checkpoint.vae_config.downscale
+        object.__setattr__(self, "_controls", ControlLibrary(unet, downscale))
+        object.__setattr__(self, "_image_prompts", ImagePromptLibrary(unet))
 
     def generate(
         self, prompt: str | None = None, *, request: GenerationRequest | None = None, **fields: Any
@@ -259,10 +267,6 @@ class Model:
         """
         return self._controls.used(request.controls)
 
-    @cached_property
-    def _controls(self) -> ControlLibrary:
-        return ControlLibrary(self.checkpoint.unet_config, self.checkpoint.vae_config.downscale)
-
     def image_prompts_of(self, request: GenerationRequest) -> tuple[UsedImagePrompt, ...]:
         """The image prompts of a resolved request.
 
@@ -271,20 +275,37 @@ class Model:
         """
         return self._image_prompts.used(request.image_prompts)
 
-    @cached_property
-    def _image_prompts(self) -> ImagePromptLibrary:
-        return ImagePromptLibrary(self.checkpoint.unet_config)
+    def guests_of(self, request: GenerationRequest) -> frozenset[Guest]:
+        """The networks beside its own that a resolved request needs. Raises as `controls_of` and
+        `image_prompts_of`."""
+        seeing = map(self._image_prompts.networks, self.image_prompts_of(request))
+        return frozenset(self.controls_of(request)).union(*seeing)
+
+    def fetch(self, request: GenerationRequest) -> None:
+        """Have the networks that a request names beside the model on this machine.
+
+        `resolve` does so too; this is for a thread that may wait for the hub. Any may call it. Raises as
+        `controls_of` and `image_prompts_of`.
+        """
+        self._controls.fetch(request.controls)
+        self._image_prompts.used(request.image_prompts)
+
+    def find_refiner(self, request: GenerationRequest) -> "Model | None":
+        """The refiner that a request names, if it is in memory."""
+        assert request.refiner is not None
+        return self._refiners.get((request.refiner, request.variant))
 
     def refiner(self, request: GenerationRequest) -> "Model":
         """The refiner that a request names, loaded when it is first named. Raises as `load`."""
-        assert request.refiner is not None
-        key = request.refiner, request.variant
-        if key not in self._refiners:
+        found = self.find_refiner(request)
+        if found is None:
             from .loading import load  # here, as it makes models
 
+            assert request.refiner is not None
             self._refiners.clear()
-            self._refiners[key] = load(request.refiner, variant=request.variant, **self.options)
-        return self._refiners[key]
+            found = load(request.refiner, variant=request.variant, **self.options)
+            self._refiners[request.refiner, request.variant] = found
+        return found
 
     @cached_property
     def _refiners(self) -> "dict[tuple[str, str | None], Model]":

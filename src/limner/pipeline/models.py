@@ -77,7 +77,7 @@ class ModelCache:
         models: list[Model] = []
         try:
             for request in requests:
-                together = sum(model.backend.bytes - model.backend.guest_bytes for model in set(models))
+                together = sum(model.backend.bytes_with(()) for model in set(models))
                 models.append(self.get(request, beside=together))
                 self.hold(models[-1])
         finally:

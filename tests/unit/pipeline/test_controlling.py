@@ -79,7 +79,7 @@ def control(net, **fields):
 def used(residuals=5, pooled=False, name="net"):
     from pathlib import Path
 
-    return UsedControl(Path(name), (0, 0), residuals, pooled, 3)
+    return UsedControl(Path(name), (0, 0), residuals, pooled, 3, 0)
 
 
 def test_fields_as_text():

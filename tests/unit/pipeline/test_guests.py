@@ -4,13 +4,23 @@ from threading import Thread
 
 import pytest
 import torch
+from PIL import Image
 
 from limner import GenerationRequest, load
+from limner.errors import OutOfMemory
+from limner.nn.clip import CLIPVisionConfig, CLIPVisionModel
+from limner.nn.controlnet import ControlNetModel
+from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
 from limner.pipeline.engine import Engine
+from limner.pipeline.images import image_source
 from limner.pipeline.limits import Limits
 from limner.pipeline.loading import find
 from limner.pipeline.models import ModelCache
+from limner.weights.control import read_control
+from limner.weights.save import save_control, write_json
+from limner.weights.tensors import write_tensors
 
+PICTURE = image_source(Image.new("RGB", (64, 64), "gray"))
 ASK = {"prompt": "a cat", "seed": 3, "steps": 2, "width": 64, "height": 64}
 
 
@@ -32,13 +42,13 @@ def of_two(checkpoint_folder):
 def test_a_refiner_is_loaded_where_guests_were(of_two):
     first = of_two.get(GenerationRequest(**ASK, model="a"))
     invite(first)
-    assert first.backend.guest_bytes == 4 << 20
+    assert first.backend.idle_bytes() == 4 << 20
     names = [GenerationRequest(**ASK, model=name) for name in "ab"]
     loading = Thread(target=of_two.get_all, args=(names,), daemon=True)
     loading.start()
     loading.join(30)
     assert not loading.is_alive()
-    assert first.backend.guest_bytes == 0
+    assert first.backend.idle_bytes() == 0
     assert of_two.find(names[0]) is first
     assert of_two.find(names[1]) is not None
 
@@ -48,4 +58,96 @@ def test_a_request_is_not_refused_for_guests_of_others(checkpoint_folder):
     with Engine(model, limits=Limits(memory=model.backend.bytes + (16 << 20))) as engine:
         invite(model, 1 << 22)
         assert len(engine.submit(GenerationRequest(**ASK)).result().images) == 1
-    assert model.backend.guest_bytes == 0
+    assert model.backend.idle_bytes() == 0
+
+
+@pytest.fixture
+def model(checkpoint_folder):
+    return load(checkpoint_folder, precision="fp32")
+
+
+@pytest.fixture
+def nets(tmp_path, networks):
+    """Two ControlNets, as requests name them, and the bytes that each takes."""
+    fields = []
+    for name in ("one", "other"):
+        network = ControlNetModel.from_unet(networks["unet"], conditioning_embedding_out_channels=(8, 16))
+        save_control(tmp_path / name, network)
+        fields.append({"controls": [f"model={tmp_path / name},image={PICTURE}"]})
+    return fields, 4 * read_control(tmp_path / "one").parameters
+
+
+@pytest.fixture
+def seeing(tmp_path, model):
+    """An IP-Adapter with its encoder, as a request names it, and the bytes that they take."""
+    unet = model.checkpoint.unet_config
+    config = CLIPVisionConfig(
+        hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28,
+        projection_dim=24, projection=True,
+    )  # fmt: skip
+    widths = tuple(attended_layers(unet).values())
+    encoder = CLIPVisionModel(config).state_dict()
+    geometry = IPAdapterConfig("linear", 24, unet.cross_attention_dim, widths, tokens=4)
+    adapter = IPAdapter(geometry).state_dict()
+    folder, file = tmp_path / "image_encoder", tmp_path / "adapter.safetensors"
+    folder.mkdir()
+    write_json(folder / "config.json", config.to_dict())
+    write_tensors(folder / "model.safetensors", encoder)
+    write_tensors(file, adapter)
+    size = 4 * sum(tensor.numel() for tensor in (*encoder.values(), *adapter.values()))
+    return {"image_prompts": [f"model={file},image={PICTURE}"]}, size
+
+
+def enough(model, guests, controls):
+    """Memory for a model, guests of so many bytes, and the forward passes of one guided picture."""
+    shape = model.latent_shape(GenerationRequest(**ASK))
+    return 4 * model.checkpoint.parameters + guests + Limits(0).most_for(model, shape, 2, controls)
+
+
+def drawn_together(model, memory, asks):
+    """The most pictures that were under way at once, and the most weights in memory, in bytes."""
+    drawing, resident, answer = [], [], model.answer
+
+    def watched(calls):
+        drawing.append(engine.stats().drawing)
+        answers = answer(calls)
+        resident.append(model.backend.bytes)
+        return answers
+
+    object.__setattr__(model, "answer", watched)
+    with Engine(model, limits=Limits(memory)) as engine:
+        handles = [engine.submit(GenerationRequest.of({**ASK, "steps": 10, **fields})) for fields in asks]
+        assert all(handle.result() for handle in handles)
+    return max(drawing), max(resident)
+
+
+@pytest.mark.parametrize("kind", ["control", "image prompt"])
+def test_what_never_fits_with_its_networks_is_refused_before_they_are_read(model, nets, seeing, kind):
+    fields, size = (nets[0][0], nets[1]) if kind == "control" else seeing
+    request, memory = GenerationRequest.of({**ASK, **fields}), enough(model, size, int(kind == "control"))
+    with Engine(model, limits=Limits(memory - 1)) as engine:
+        with pytest.raises(OutOfMemory, match="pixels and the networks named beside the model") as caught:
+            engine.submit(request).result()
+        assert "fewer or smaller networks" in caught.value.hint
+        assert engine.stats().forwards == {}
+        assert engine.submit(GenerationRequest(**ASK)).result()
+    assert model.backend.idle_bytes() == 0
+    with Engine(model, limits=Limits(memory)) as engine:
+        assert engine.submit(request).result()
+    assert model.backend.idle_bytes() == size
+
+
+@pytest.mark.parametrize("rooms", [1, 2])
+def test_a_request_waits_until_its_networks_fit_beside_those_at_work(model, nets, rooms):
+    [one, other], size = nets
+    most, resident = drawn_together(model, enough(model, rooms * size, 1), [one, other, {}])
+    assert resident == 4 * model.checkpoint.parameters + rooms * size
+    assert most == rooms + 1  # the last one needs none, but is not drawn before those that came first
+
+
+def test_the_same_network_has_room_once_for_all_and_idle_ones_make_room(model, nets):
+    [named, _], size = nets
+    invite(model, 1 << 10)
+    most, _ = drawn_together(model, enough(model, size, 1), [{**named, "seed": seed} for seed in range(3)])
+    assert most == 3
+    assert model.backend.idle_bytes() == size

@@ -1,6 +1,6 @@
 """What a model needs of whatever runs its networks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,6 +12,9 @@ from limner.adapters.ip_adapter import ImageEncoderFile, IPAdapterFile
 from limner.pipeline.calls import Call
 from limner.pipeline.controlling import UsedControl
 from limner.request import Tiling
+
+Guest = UsedControl | IPAdapterFile | ImageEncoderFile
+"""A network beside the checkpoint's, which a request names."""
 
 Adapters = Sequence[tuple[Adapter, Mapping[str, float]]]
 """Adapters, each with its weight by part, as `patched_weights` takes them."""
@@ -65,12 +68,17 @@ class Backend(Protocol):
     def bytes(self) -> int:
         """What its weights take of the device's memory."""
 
-    @property
-    def guest_bytes(self) -> int:
-        """What of that is for networks beside the checkpoint's: control networks, image encoders."""
+    def bytes_with(self, guests: Collection[Guest]) -> int:
+        """What its weights will take with these networks beside the checkpoint's and no others."""
 
-    def forget_guests(self) -> None:
-        """Let go of these, which are read again when they are next needed. Any thread may call this."""
+    def idle_bytes(self, at_work: Collection[Guest] = ()) -> int:
+        """What of `bytes` is for networks beside the checkpoint's that are none of these."""
+
+    def forget_guests(self, but: Collection[Guest] = ()) -> None:
+        """Let go of networks beside the checkpoint's, save some. They are read again when they are needed.
+
+        Any thread may call this.
+        """
 
     @property
     def details(self) -> Mapping[str, str | int]:

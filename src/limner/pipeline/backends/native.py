@@ -1,7 +1,7 @@
 """The networks in PyTorch."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import cached_property, partial
 from threading import Lock
 from typing import Any, TypeVar, cast, get_args
@@ -27,7 +27,7 @@ from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, 
 from limner.weights.control import read_control
 from limner.weights.load import build_on_meta
 
-from .base import Adapters, AttentionName, ControlRows, OffloadName, Precision, Terms
+from .base import Adapters, AttentionName, ControlRows, Guest, OffloadName, Precision, Terms
 from .beside import Pictures, beside_pictures
 from .offload import LARGEST, offload_blocks
 from .packed import can_pack, pack
@@ -156,16 +156,16 @@ class NativeBackend:
     def _sum_of_guests(self) -> int:
         return sum(size for _, size in self._guests.values())
 
-    @property
-    def guest_bytes(self) -> int:
+    def idle_bytes(self, at_work: Collection[Guest] = ()) -> int:
         if self.offload != "none":
             return 0
         with self._guests_lock:
-            return self._sum_of_guests()
+            return sum(size for key, (_, size) in self._guests.items() if key not in at_work)
 
-    def forget_guests(self) -> None:
+    def forget_guests(self, but: Collection[Guest] = ()) -> None:
         with self._guests_lock:
-            self._guests.clear()
+            for key in [key for key in self._guests if key not in but]:
+                del self._guests[key]
 
     def _control(self, used: UsedControl) -> nn.Module:
         return self._guest(used, lambda: read_control(used.path).load(self._dtype))
@@ -232,10 +232,13 @@ class NativeBackend:
 
     @property
     def bytes(self) -> int:
-        sizes = [count * self._dtype.itemsize for count in self.checkpoint.parameters_by_part.values()]
+        return self.bytes_with(()) + self.idle_bytes()
+
+    def bytes_with(self, guests: Collection[Guest]) -> int:
+        counts = [*self.checkpoint.parameters_by_part.values(), *(guest.parameters for guest in guests)]
         if self.offload == "sequential":
-            return min(max(sizes), LARGEST * self._dtype.itemsize)
-        return max(sizes) if self.offload == "model" else sum(sizes) + self.guest_bytes
+            return min(max(counts), LARGEST) * self._dtype.itemsize
+        return (max(counts) if self.offload == "model" else sum(counts)) * self._dtype.itemsize
 
     @property
     def details(self) -> dict[str, str | int]:

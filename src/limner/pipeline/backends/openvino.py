@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -39,7 +39,7 @@ from limner.request import GenerationRequest, Tiling
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
 from limner.weights.files import user_cache, whole_folder
 
-from .base import Adapters, ControlRows, Precision, Terms
+from .base import Adapters, ControlRows, Guest, Precision, Terms
 
 INSTALL = 'pip install "limner[openvino]"'
 
@@ -129,11 +129,13 @@ class OpenVINOBackend:
     def details(self) -> dict[str, str | int]:
         return {"openvino": version("openvino")}
 
-    @property
-    def guest_bytes(self) -> int:
+    def bytes_with(self, guests: Collection[Guest]) -> int:
+        return self.bytes  # it refuses all that call for guests
+
+    def idle_bytes(self, at_work: Collection[Guest] = ()) -> int:
         return 0
 
-    def forget_guests(self) -> None:
+    def forget_guests(self, but: Collection[Guest] = ()) -> None:
         """There are none."""
 
     def refusal(self, call: Call) -> str | None:
