@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limner.cli.options import spread
+from limner.cli.options import flag, option, spread
 from limner.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ app = typer.Typer(
     help="Train networks from scratch or further. A run lives in a folder and resumes where it stopped.",
     no_args_is_help=True,
 )
+
+
+# Headings of the help, in the order of their first options.
+RUN, MODEL, TEXT, PICTURES = "Run", "Model", "Text encoder", "Pictures"
+LEARNING, SPEED = "Learning", "Speed and memory"
 
 
 class Precision(StrEnum):
@@ -57,66 +62,69 @@ class Timesteps(StrEnum):
     logit_normal = "logit_normal"
 
 
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run: checkpoints, metrics, samples, export.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of the whole run; the lr schedule spans them.")]
+Out = Annotated[Path, option("Folder of the run: checkpoints, metrics, samples, export.", RUN, "--out")]
+Steps = Annotated[int, option("Steps of the whole run; the lr schedule spans them.", LEARNING, min=1)]
 Minutes = Annotated[
-    float | None, typer.Option(help="Stop after so many minutes, with a checkpoint to resume from.")
+    float | None, option("Stop after so many minutes, with a checkpoint to resume from.", RUN)
 ]
-BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Pictures per step.")]
-Lr = Annotated[float, typer.Option(min=0, help="Peak learning rate.")]
+BatchSize = Annotated[int, option("Pictures per step.", LEARNING, "--batch", min=1)]
+Lr = Annotated[float, option("Peak learning rate.", LEARNING, min=0)]
 Pics = Annotated[
     int,
-    typer.Option(
-        "--cache", min=1, help="Pictures of the world to train on, drawn once into the run's folder."
+    option(
+        "Pictures of the world to train on, drawn once into the run's folder.", PICTURES, "--cache", min=1
     ),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(
-        help="Train on this folder of captioned pictures instead of the world: metadata.jsonl, or .txt files."
+    option(
+        "Train on this folder of captioned pictures instead of the world: metadata.jsonl, or .txt files.",
+        PICTURES,
     ),
 ]
 WorldFile = Annotated[
     Path | None,
-    typer.Option("--world", help="JSON file with fields of picturebook.World that make it smaller."),
+    option("JSON file with fields of picturebook.World that make it smaller.", PICTURES, "--world"),
 ]
-Size = Annotated[int, typer.Option(min=8, help="Side of the pictures in pixels.")]
-Init = Annotated[
-    Path | None, typer.Option(help="Start from the weights in this folder, not from random ones.")
-]
+Size = Annotated[int, option("Side of the pictures in pixels.", PICTURES, min=8)]
+Init = Annotated[Path | None, option("Start from the weights in this folder, not from random ones.", MODEL)]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="A config.json that gives the geometry instead of the small preset."),
+    option("A config.json that gives the geometry instead of the small preset.", MODEL, "--config"),
 ]
-Seed = Annotated[int, typer.Option(help="Of weights, batches and noise.")]
+Seed = Annotated[int, option("Of weights, batches and noise.", RUN)]
 Resume = Annotated[
     bool | None,
-    typer.Option(
-        "--resume/--fresh",
-        help="Resume with changed options (steps, lr …), or start afresh. By default a run whose options are "
+    option(
+        "Resume with changed options (steps, lr …), or start afresh. By default a run whose options are "
         "unchanged resumes.",
+        RUN,
+        "--resume/--fresh",
+        metavar="",
     ),
 ]
-MinSNR = Annotated[float, typer.Option(min=0, help="Gamma of min-SNR loss weights (5 is usual); 0: none.")]
-DropCaption = Annotated[float, typer.Option(min=0, max=1, help="Share of captions left empty, for guidance.")]
-TimestepsDrawn = Annotated[Timesteps, typer.Option(help="How training draws timesteps.")]
-SampleGuidance = Annotated[float, typer.Option(help="Of the samples.")]
-Accumulate = Annotated[int, typer.Option(min=1, help="Batches per step.")]
-Ema = Annotated[float, typer.Option("--ema", min=0, max=1, help="Decay of the weights' moving average.")]
-Warmup = Annotated[int, typer.Option(min=0, help="Steps of lr warm-up.")]
-Schedule = Annotated[LrSchedule, typer.Option(help="After the warm-up.")]
+MinSNR = Annotated[float, option("Gamma of min-SNR loss weights (5 is usual); 0: none.", LEARNING, min=0)]
+DropCaption = Annotated[float, option("Share of captions left empty, for guidance.", PICTURES, min=0, max=1)]
+TimestepsDrawn = Annotated[Timesteps, option("How training draws timesteps.", LEARNING)]
+SampleGuidance = Annotated[float, option("Of the samples.", RUN)]
+Accumulate = Annotated[int, option("Batches per step.", LEARNING, min=1)]
+Ema = Annotated[float, option("Decay of the weights' moving average.", LEARNING, "--ema", min=0, max=1)]
+Warmup = Annotated[int, option("Steps of lr warm-up.", LEARNING, min=0)]
+Schedule = Annotated[LrSchedule, option("After the warm-up.", LEARNING)]
 Prec = Annotated[
-    Precision, typer.Option(help="bf16 computes in bfloat16 where that is safe and keeps fp32 weights.")
+    Precision, option("bf16 computes in bfloat16 where that is safe and keeps fp32 weights.", SPEED)
 ]
-CheckpointMinutes = Annotated[float, typer.Option(min=0, help="A checkpoint every so many minutes.")]
-SampleMinutes = Annotated[float, typer.Option(min=0, help="Samples and validation every so many minutes.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+CheckpointMinutes = Annotated[
+    float, option("A checkpoint every so many minutes.", RUN, min=0, metavar="<float>")
+]
+SampleMinutes = Annotated[
+    float, option("Samples and validation every so many minutes.", RUN, min=0, metavar="<float>")
+]
+Device = Annotated[str, option("auto, cpu, cuda, cuda:1 …", SPEED)]
 ChannelsLast = Annotated[
-    bool, typer.Option("--channels-last", help="Faster on GPUs, slower for narrow networks on CPUs.")
+    bool, flag("Faster on GPUs, slower for narrow networks on CPUs.", SPEED, "--channels-last")
 ]
-GradientCheckpointing = Annotated[
-    bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
-]
+GradientCheckpointing = Annotated[bool, flag("Less memory, more time.", SPEED, "--gradient-checkpointing")]
 
 
 @dataclass(frozen=True)
@@ -162,13 +170,13 @@ def vae(
     steps: Steps = 10_000,
     batch: BatchSize = 32,
     lr: Lr = 1e-3,
-    crop: Annotated[int, typer.Option(min=8, help="Side of the random crops, in pixels.")] = 64,
+    crop: Annotated[int, option("Side of the random crops, in pixels.", PICTURES, min=8)] = 64,
     kl_weight: Annotated[
-        float, typer.Option(min=0, help="Weight of the KL divergence, per latent value.")
+        float, option("Weight of the KL divergence, per latent value.", LEARNING, min=0)
     ] = 1e-5,
     decoder_only: Annotated[
         bool,
-        typer.Option("--decoder-only", help="Leave the encoder of --init, and so its latents, as it is."),
+        flag("Leave the encoder of --init, and so its latents, as it is.", MODEL, "--decoder-only"),
     ] = False,
     cache: Pics = 20_000,
     data: Data = None,
@@ -201,16 +209,16 @@ def _vae(o: SimpleNamespace) -> "Task":
 def unet(
     out: Out,
     *,
-    vae: Annotated[
-        Path, typer.Option(help="Folder of the autoencoder, such as RUN/export/vae of `train vae`.")
-    ],
+    vae: Annotated[Path, option("Folder of the autoencoder, such as RUN/export/vae of `train vae`.", MODEL)],
     steps: Steps = 20_000,
     batch: BatchSize = 64,
     lr: Lr = 5e-4,
     latents: Annotated[
         int,
-        typer.Option(
-            min=1, help="Pictures of the world to train on, drawn and encoded once into the run's folder."
+        option(
+            "Pictures of the world to train on, drawn and encoded once into the run's folder.",
+            PICTURES,
+            min=1,
         ),
     ] = 40_000,
     data: Data = None,
@@ -218,21 +226,21 @@ def unet(
     size: Size = 128,
     config: ConfigFile = None,
     init: Annotated[
-        Path | None, typer.Option(help="Start from the U-Net, text encoder and tokenizer of this checkpoint.")
+        Path | None, option("Start from the U-Net, text encoder and tokenizer of this checkpoint.", MODEL)
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(help="Take text_encoder/ and tokenizer/ from this folder, such as a CLIP run's export."),
+        option("Take text_encoder/ and tokenizer/ from this folder, such as a CLIP run's export.", MODEL),
     ] = None,
-    text_config: Annotated[Path | None, typer.Option(help="A config.json for a new text encoder.")] = None,
+    text_config: Annotated[Path | None, option("A config.json for a new text encoder.", MODEL)] = None,
     train_text_encoder: Annotated[
-        bool, typer.Option(help="The text encoder learns along with the U-Net, or stays as it is.")
+        bool, option("The text encoder learns along with the U-Net, or stays as it is.", TEXT, metavar="")
     ] = True,
     prediction: Annotated[
-        Prediction, typer.Option(help="What the U-Net learns to predict.")
+        Prediction, option("What the U-Net learns to predict.", LEARNING)
     ] = Prediction.v_prediction,
     zero_terminal_snr: Annotated[
-        bool, typer.Option("--zero-terminal-snr", help="The last timestep is all noise.")
+        bool, flag("The last timestep is all noise.", LEARNING, "--zero-terminal-snr")
     ] = False,
     min_snr: MinSNR = 0.0,
     drop_caption: DropCaption = 0.1,
@@ -286,43 +294,48 @@ def lora(
     out: Out,
     *,
     model: Annotated[
-        str, typer.Option(help="picturebook, a folder, a .safetensors file, or a hub id: organisation/name.")
+        str, option("picturebook, a folder, a .safetensors file, or a hub id: organisation/name.", MODEL)
     ] = "picturebook",
     style: Annotated[
         str | None,
-        typer.Option(
-            help="Train on pictures of the world in this style alone, which their captions do not name."
+        option(
+            "Train on pictures of the world in this style alone, which their captions do not name.", PICTURES
         ),
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Channels between the two factors of a layer.")] = 4,
+    rank: Annotated[int, option("Channels between the two factors of a layer.", LEARNING, min=1)] = 4,
     alpha: Annotated[
         float | None,
-        typer.Option(min=0, help="What is added is scaled by alpha / rank; by default the rank."),
+        option("What is added is scaled by alpha / rank; by default the rank.", LEARNING, min=0),
     ] = None,
     targets: Annotated[
         str | None,
-        typer.Option(
-            help="Regular expression for the whole names of the U-Net's layers to change; by default the "
-            "projections of its attention."
+        option(
+            "Regular expression for the whole names of the U-Net's layers to change; by default the "
+            "projections of its attention.",
+            LEARNING,
         ),
     ] = None,
     train_text_encoder: Annotated[
-        bool, typer.Option(help="Change the text encoder's layers too, or leave it as it is.")
+        bool, option("Change the text encoder's layers too, or leave it as it is.", TEXT, metavar="")
     ] = False,
     steps: Steps = 600,
     batch: BatchSize = 16,
     lr: Lr = 2e-3,
     latents: Annotated[
         int,
-        typer.Option(
-            min=1, help="Pictures of the world to train on, drawn and encoded once into the run's folder."
+        option(
+            "Pictures of the world to train on, drawn and encoded once into the run's folder.",
+            PICTURES,
+            min=1,
         ),
     ] = 1_000,
     data: Data = None,
     world: Annotated[
         Path | None,
-        typer.Option(
-            "--world", help="JSON file with fields of picturebook.World; by default what the model knows."
+        option(
+            "JSON file with fields of picturebook.World; by default what the model knows.",
+            PICTURES,
+            "--world",
         ),
     ] = None,
     size: Size = 128,
@@ -378,39 +391,41 @@ def controlnet(
     out: Out,
     *,
     model: Annotated[
-        str, typer.Option(help="picturebook, a folder, a .safetensors file, or a hub id: organisation/name.")
+        str, option("picturebook, a folder, a .safetensors file, or a hub id: organisation/name.", MODEL)
     ] = "picturebook",
     preprocessor: Annotated[
         str | None,
-        typer.Option(help="Makes the control pictures: canny (the default), canny:50:150, scribble …"),
+        option("Makes the control pictures: canny (the default), canny:50:150, scribble …", PICTURES),
     ] = None,
     conditions: Annotated[
         Path | None,
-        typer.Option(help="A folder with a control picture, of the same name, for each picture of --data."),
+        option("A folder with a control picture, of the same name, for each picture of --data.", PICTURES),
     ] = None,
     embedding: Annotated[
         str | None,
-        typer.Option(
-            help="Channels of what embeds control pictures, such as 16,32,96,256: halved but for the first."
+        option(
+            "Channels of what embeds control pictures, such as 16,32,96,256: halved but for the first.", MODEL
         ),
     ] = None,
-    init: Annotated[
-        Path | None, typer.Option(help="Train this ControlNet further: a folder or a file.")
-    ] = None,
+    init: Annotated[Path | None, option("Train this ControlNet further: a folder or a file.", MODEL)] = None,
     steps: Steps = 10_000,
     batch: BatchSize = 64,
     lr: Lr = 3e-4,
     latents: Annotated[
         int,
-        typer.Option(
-            min=1, help="Pictures of the world to train on, drawn and encoded once into the run's folder."
+        option(
+            "Pictures of the world to train on, drawn and encoded once into the run's folder.",
+            PICTURES,
+            min=1,
         ),
     ] = 20_000,
     data: Data = None,
     world: Annotated[
         Path | None,
-        typer.Option(
-            "--world", help="JSON file with fields of picturebook.World; by default what the model knows."
+        option(
+            "JSON file with fields of picturebook.World; by default what the model knows.",
+            PICTURES,
+            "--world",
         ),
     ] = None,
     size: Size = 128,
@@ -476,23 +491,21 @@ def clip(
     batch: BatchSize = 128,
     lr: Lr = 5e-4,
     cache: Pics = 20_000,
-    hard_negatives: Annotated[int, typer.Option(min=0, help="False captions that each picture meets.")] = 2,
+    hard_negatives: Annotated[int, option("False captions that each picture meets.", PICTURES, min=0)] = 2,
     data: Data = None,
     world: WorldFile = None,
     size: Size = 128,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="A config.json for the image encoder instead of the preset."),
+        option("A config.json for the image encoder instead of the preset.", MODEL, "--config"),
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(
-            help="Take text_encoder/ and tokenizer/ from this folder, such as a U-Net run's export."
-        ),
+        option("Take text_encoder/ and tokenizer/ from this folder, such as a U-Net run's export.", MODEL),
     ] = None,
-    text_config: Annotated[Path | None, typer.Option(help="A config.json for a new text encoder.")] = None,
+    text_config: Annotated[Path | None, option("A config.json for a new text encoder.", MODEL)] = None,
     train_text_encoder: Annotated[
-        bool, typer.Option(help="Train the text encoder too, or only its projection.")
+        bool, option("Train the text encoder too, or only its projection.", TEXT, metavar="")
     ] = True,
     loop: Loop,
 ) -> None:

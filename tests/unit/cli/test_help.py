@@ -1,6 +1,7 @@
 """Help: at once, complete and true."""
 
 import json
+import re
 import subprocess
 import sys
 from typing import get_args
@@ -70,6 +71,21 @@ def test_no_word_is_cut_on_a_narrow_terminal():
     for command in ("generate", "grid", "batch"):
         helps = [parameter.help for parameter in COMMANDS[command].params if getattr(parameter, "help", None)]
         assert max(len(word) for text in helps for word in text.split()) <= 40
+
+
+@pytest.mark.parametrize(
+    "command", [*COMMANDS.items(), *COMMANDS["train"].commands.items()], ids=lambda it: it[0]
+)
+def test_no_option_is_cut_on_a_narrow_terminal(command, monkeypatch, capsys):
+    name, found = command
+    path = ["train", name] if name in COMMANDS["train"].commands else [name]
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*path, "--help"])
+    shown = capsys.readouterr().out
+    options = [parameter for parameter in found.params if parameter.param_type_name == "option"]
+    names = [name for option in options for name in (*option.opts, *option.secondary_opts)]
+    assert not [name for name in names if not re.search(rf"{name}[ ,│]", shown)]
 
 
 def test_the_version(capsys):
