@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -233,6 +234,12 @@ def test_an_interrupted_conversion_leaves_nothing(checkpoint_folder, tmp_path, m
     with pytest.raises(OutputError, match="cannot be written"):  # as on a full disk
         load(checkpoint_folder, backend="openvino", precision="fp32")
     assert not [path for path in (tmp_path / "cache" / "openvino").rglob("*") if path.is_file()]
+
+
+def test_threads_may_look_for_the_libraries_at_once():
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(openvino._library, ["openvino", "nncf"] * 400))
+    assert {library.__name__ for library in found} == {"openvino", "nncf"}
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16")])

@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stdout
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from types import ModuleType
 from typing import Any
 
@@ -304,7 +304,7 @@ def auto_precision() -> Precision:
     return "bf16" if "BF16" in capabilities else "fp32"
 
 
-_MAKING_CORE = Lock()
+_LOADING = RLock()  # held by the thread that imports a library or makes the runtime
 
 
 def _core() -> Any:
@@ -314,7 +314,7 @@ def _core() -> Any:
     in another thread, or before one that was made after it, it leaves a thread with a stack that is gone, and
     the next signal that Python handles, such as that of Ctrl-C, ends the process with a segmentation fault.
     """
-    with _MAKING_CORE:
+    with _LOADING:
         return _only_core()
 
 
@@ -338,7 +338,7 @@ def _without_telemetry() -> Iterator[None]:
 def _library(name: str) -> ModuleType:
     """OpenVINO or NNCF. Raises InvalidRequest if it is not installed."""
     try:
-        with _without_telemetry():
+        with _LOADING, _without_telemetry():
             return importlib.import_module(name)
     except ImportError:
         raise InvalidRequest(
