@@ -159,7 +159,7 @@ def test_files_by_name(limner, tiny):
     assert prompt(limner, "oil.png") == "a cat, oil"
     refused = limner("generate", "__animal__", "--wildcards", "--wildcards-dir", "nowhere", "--model", tiny)
     assert refused.code == 2
-    assert "there is no wildcard __animal__ (nowhere)" in refused.err
+    assert "there is no folder nowhere" in refused.err
 
 
 @pytest.mark.usefixtures("files")

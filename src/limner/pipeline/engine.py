@@ -47,6 +47,7 @@ from .calls import (
 )
 from .generation import Generation, passes_of, picture_of, rows_of, script_of
 from .handle import Handle, Progress
+from .idle import elsewhere, idle
 from .limits import Limits
 from .metadata import Picture
 from .model import Model
@@ -117,6 +118,7 @@ class _Resolved:
         place: what pictures must have in common with it to share its forward passes.
         guests: the networks that it names beside its model.
         pass_bytes: what its most demanding forward pass makes.
+        told: the warnings that it brings itself.
     """
 
     request: GenerationRequest
@@ -126,6 +128,7 @@ class _Resolved:
     place: Hashable
     guests: frozenset[Guest]
     pass_bytes: int
+    told: tuple[str, ...]
 
 
 @dataclass(eq=False)
@@ -420,7 +423,11 @@ class Engine:
         )
         steps, done = passes[-1].steps, passes[-1].done or 0
         work = done * prod(shapes[0]) + (steps - done) * prod(shapes[-1])
-        plan = _Resolved(request, steps, work, max(rows), (id(model), shapes[0]), guests, pass_bytes)
+        told = idle(request, passes, model.traits)
+        if isinstance(self._models, Model):
+            named = {"model": model.name, "revision": model.revision, "variant": model.variant}
+            told += elsewhere(job.handle.request, named)
+        plan = _Resolved(request, steps, work, max(rows), (id(model), shapes[0]), guests, pass_bytes, told)
         needed = _needed([(models, plan)])
         if needed > limits.memory:
             width, height = request.hires_size or (request.width, request.height)
@@ -457,7 +464,10 @@ class Engine:
         job.since = job.since or time.monotonic()
         own = models["model"].worded(request.of_picture(job.begun))
         generation = picture_of(own, models["model"], refiner=models.get("refiner"))
-        self._drawings.append(_Drawing(job, job.begun, own, models, generation, next(generation), self._tick))
+        drawing = _Drawing(job, job.begun, own, models, generation, next(generation), self._tick)
+        assert job.plan is not None
+        drawing.warnings += job.plan.told
+        self._drawings.append(drawing)
         if isinstance(self._models, ModelCache):
             for model in models.values():
                 self._models.hold(model)

@@ -92,13 +92,17 @@ class Canvas:
 
 
 def canvas_of(request: GenerationRequest) -> Canvas | None:
-    """The canvas of a resolved request; None if it begins with no picture."""
+    """The canvas of a resolved request; None if it begins with no picture.
+
+    Raises:
+        InvalidRequest: a picture that cannot be read, or a mask that is all 0.
+    """
     if request.image is None:
         return None
     assert request.width is not None
     assert request.height is not None
     size = request.width, request.height
-    whole = _extended(open_image(request.image).convert("RGB"), request.extend)
+    whole = _extended(_on_white(open_image(request.image)), request.extend)
     mask = None if request.mask is None else open_image(request.mask).convert("L")
     if request.extend != (0, 0, 0, 0):
         mask = _border(whole.size, request.extend)
@@ -111,9 +115,12 @@ def canvas_of(request: GenerationRequest) -> Canvas | None:
         mask = mask.resize(whole.size, Image.Resampling.LANCZOS)
     if request.mask_blur:
         mask = mask.filter(ImageFilter.GaussianBlur(request.mask_blur))
+    found = mask.getbbox()
+    if found is None:
+        raise InvalidRequest("the mask is black: there is nothing to draw", hint="make some of it white")
     box = (0, 0, *whole.size)
     if request.inpaint_area == "masked":
-        box = _around(mask, request.mask_padding, size)
+        box = _around(found, request.mask_padding, whole.size, size)
     return Canvas(whole, mask, hard, box, size)
 
 
@@ -133,24 +140,19 @@ def _border(size: tuple[int, int], by: tuple[int, int, int, int]) -> Image.Image
     return mask
 
 
-def _around(mask: Image.Image, padding: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box around all that is not 0 in a mask, with padding, in the proportions of `size` if the picture
-    is large enough.
-
-    Raises:
-        InvalidRequest: the mask is all 0.
-    """
-    found = mask.getbbox()
-    if found is None:
-        raise InvalidRequest("the mask is black: there is nothing to draw", hint="make some of it white")
-    sides = [_span((found[axis] - padding, found[axis + 2] + padding), mask.size[axis]) for axis in (0, 1)]
+def _around(
+    found: tuple[int, int, int, int], padding: int, whole: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The box around one in a picture of the size `whole`, with padding, in the proportions of `size` if the
+    picture is large enough."""
+    sides = [_span((found[axis] - padding, found[axis + 2] + padding), whole[axis]) for axis in (0, 1)]
     for axis in (0, 1):
         other = sides[1 - axis]
         wanted = round((other[1] - other[0]) * size[axis] / size[1 - axis])
         lacking = wanted - (sides[axis][1] - sides[axis][0])
         if lacking > 0:
             low = sides[axis][0] - lacking // 2
-            sides[axis] = _span((low, low + wanted), mask.size[axis])
+            sides[axis] = _span((low, low + wanted), whole[axis])
     (left, right), (top, bottom) = sides
     return left, top, right, bottom
 
@@ -183,12 +185,10 @@ _CLIP_SPREAD = (0.26862954, 0.26130258, 0.27577711)
 def clip_pixels(image: Image.Image, side: int) -> Tensor:
     """What CLIP's image encoder is given of a picture, on white where it is transparent: the middle square,
     [1, 3, side, side], normalised."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = _on_white(image)
     shorter = min(image.size)
     width, height = (int(side * length / shorter) for length in image.size)
-    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - side) // 2, (height - side) // 2
     pixels = (to_tensor([image.crop((left, top, left + side, top + side))]) + 1.0) / 2.0
     mean, spread = (torch.tensor(values)[:, None, None] for values in (_CLIP_MEAN, _CLIP_SPREAD))
@@ -287,6 +287,14 @@ def image_source(image: Image.Image | Path | str) -> str:
     encoded = io.BytesIO()
     image.save(encoded, format="PNG", compress_level=1)
     return f"{_DATA}png;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGB, on white where it is transparent."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _resized(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:

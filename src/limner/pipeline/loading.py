@@ -24,6 +24,9 @@ from .model import Model
 BackendName = Literal["torch", "openvino"]
 
 
+_WILDCARDS, _STYLES = ("wildcards",), ("styles.csv",)  # which need not be there
+
+
 @dataclass(frozen=True)
 class Source:
     """A model that was found and whose files were checked, but whose weights are not read."""
@@ -140,8 +143,8 @@ def find(
     prediction_type: Prediction | None = None,
     lora_dirs: Sequence[str | Path] = (),
     embedding_dirs: Sequence[str | Path] = (),
-    wildcards_dirs: Sequence[str | Path] = ("wildcards",),
-    styles_files: Sequence[str | Path] = ("styles.csv",),
+    wildcards_dirs: Sequence[str | Path] = _WILDCARDS,
+    styles_files: Sequence[str | Path] = _STYLES,
 ) -> Source:
     """Find a model, fetching it if need be, and check its files. Arguments and errors as of `load`."""
     where = pick_device("cpu" if backend == "openvino" and device == "auto" else device)
@@ -174,19 +177,26 @@ def find(
         attention,
         offload,
         warnings,
-        _folders(lora_dirs),
-        _folders(embedding_dirs),
-        tuple(Path(os.path.expanduser(folder)) for folder in wildcards_dirs),
-        tuple(Path(os.path.expanduser(file)) for file in styles_files),
+        _there(lora_dirs, "folder", "adapter files"),
+        _there(embedding_dirs, "folder", "adapter files"),
+        _there(wildcards_dirs, "folder", "wildcards", usual=_WILDCARDS),
+        _there(styles_files, "file", "styles", usual=_STYLES),
     )
 
 
-def _folders(given: Sequence[str | Path]) -> tuple[Path, ...]:
-    folders = tuple(Path(os.path.expanduser(folder)) for folder in given)
-    for folder in folders:
-        if not folder.is_dir():
-            raise InvalidRequest(f"there is no folder {folder}", hint="name folders with adapter files")
-    return folders
+def _there(
+    given: Sequence[str | Path], kind: Literal["folder", "file"], what: str, usual: Sequence[str] = ()
+) -> tuple[Path, ...]:
+    """Paths of folders or files, which must be there unless they are the usual ones.
+
+    Raises:
+        InvalidRequest: one that is not.
+    """
+    paths = tuple(Path(os.path.expanduser(path)) for path in given)
+    for path in paths:
+        if tuple(given) != usual and not (path.is_dir() if kind == "folder" else path.is_file()):
+            raise InvalidRequest(f"there is no {kind} {path}", hint=f"name {kind}s with {what}")
+    return paths
 
 
 def load(
@@ -204,8 +214,8 @@ def load(
     prediction_type: Prediction | None = None,
     lora_dirs: Sequence[str | Path] = (),
     embedding_dirs: Sequence[str | Path] = (),
-    wildcards_dirs: Sequence[str | Path] = ("wildcards",),
-    styles_files: Sequence[str | Path] = ("styles.csv",),
+    wildcards_dirs: Sequence[str | Path] = _WILDCARDS,
+    styles_files: Sequence[str | Path] = _STYLES,
 ) -> Model:
     """Load a model: the one that ships with Limner, a folder in the diffusers layout, a single file, or one
     from the hub.

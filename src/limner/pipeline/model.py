@@ -342,6 +342,15 @@ class Model:
             raise InvalidRequest(
                 f"inpaint_area is {request.inpaint_area}, but there is no mask", hint="give one with --mask"
             )
+        for name, told in (
+            ("mask_blur", "mask" in given),
+            ("mask_padding", request.inpaint_area == "masked"),
+        ):
+            if not told and getattr(request, name) != type(request).model_fields[name].default:
+                what = "mask" if name == "mask_blur" else "inpaint_area that is masked"
+                raise InvalidRequest(
+                    f"{name} is {getattr(request, name)}, but there is no {what}", hint="leave it out"
+                )
         if "mask" in given and "image" not in given:
             raise InvalidRequest("there is no picture that the mask is of", hint="give one with --image")
         needed = _NEEDED[kind]

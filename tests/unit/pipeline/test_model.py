@@ -261,14 +261,6 @@ def test_a_picture_is_extended(checkpoint_folder, photo):
         model.generate("a cat", extend=(8, 0, 0, 0))
 
 
-def test_a_black_mask(checkpoint_folder, photo):
-    Image.new("L", (128, 96)).save(photo / "mask.png")
-    model = load(checkpoint_folder, precision="fp32")
-    given = {"image": photo / "photo.png", "mask": photo / "mask.png", "inpaint_area": "masked"}
-    with pytest.raises(InvalidRequest, match="the mask is black"):
-        model.generate("a cat", **given)
-
-
 def test_modes_of_emphasis(checkpoint_folder):
     model = load(checkpoint_folder, precision="fp32")
 
