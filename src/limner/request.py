@@ -6,6 +6,7 @@ stored with a picture says everything that drew it.
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -581,6 +582,22 @@ def _refusal(error: ValidationError, *field: str) -> InvalidRequest:
     return InvalidRequest("; ".join(faults), hint=_advice(error))
 
 
+# What diffusers, AUTOMATIC1111 and ComfyUI call some fields.
+_ELSEWHERE = {
+    "num_inference_steps": "steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "num_images_per_prompt": "num_images",
+    "batch_size": "num_images",
+    "sampler_name": "sampler",
+    "scheduler": "sigma_schedule",
+    "denoise": "strength",
+    "denoising_strength": "strength",
+    "mask_image": "mask",
+    "negative": "negative_prompt",
+}
+
+
 def _advice(error: ValidationError) -> str:
     """What to do about a refused request: about the one fault that it has, where that is plain."""
     [fault, *others] = error.errors(include_url=False)
@@ -591,4 +608,8 @@ def _advice(error: ValidationError) -> str:
         return f"the nearest are {below} and {below + unit}"
     if name in ("seed", "variation_seed") and fault["type"] == "greater_than_equal":
         return "leave it out, and one is drawn at random"
+    if fault["type"] == "extra_forbidden" and isinstance(name, str):
+        near = get_close_matches(_ELSEWHERE.get(name, name), GenerationRequest.model_fields, 1)
+        if near:
+            return f"did you mean {near[0]}?"
     return "`limner generate --help` lists the fields"

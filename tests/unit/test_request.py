@@ -129,6 +129,20 @@ def test_a_refusal_says_what_to_do(fields, hint):
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("field", "hint"),
+    [
+        ("cfg_scale", "did you mean guidance_scale?"),
+        ("guidance_scal", "did you mean guidance_scale?"),
+        ("colour", "--help"),
+    ],
+)
+def test_a_field_of_another_name_is_recognised(field, hint):
+    with pytest.raises(InvalidRequest, match=f"{field} is not a field") as caught:
+        GenerationRequest.of({"prompt": "a house", field: 5})
+    assert hint in caught.value.hint
+
+
 def test_all_faults_are_named_at_once():
     message = refusal(steps=0, width=3)
     assert "steps" in message
