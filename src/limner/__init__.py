@@ -103,7 +103,10 @@ _FACE = (
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "MultiControlNetModel",
     "PNDMScheduler",
+    "SDCFGCutoffCallback",
+    "SDXLCFGCutoffCallback",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
     "StableDiffusionControlNetPipeline",
@@ -119,6 +122,9 @@ _FACE = (
     "TCDScheduler",
     "UNet2DConditionModel",
     "UniPCMultistepScheduler",
+    "VaeImageProcessor",
+    "load_image",
+    "make_image_grid",
 )
 """The classes that programs written for diffusers name."""
 

@@ -22,6 +22,7 @@ class Hub:
     repos: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
+    tokens: set[str | None] = field(default_factory=set)
     failing: bool = False
     slow: threading.Event | None = None  # which files wait for
     url: str = ""
@@ -70,7 +71,7 @@ class Hub:
             return 401, {"X-Error-Code": "RepoNotFound"}, b""
         path = self.repos[repo] / name
         if not path.is_file():
-            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
         return 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT}, path.read_bytes()
 
 
@@ -86,6 +87,7 @@ def serve(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            served.tokens.add(self.headers.get("Authorization"))
             status, headers, body = served.answer(self.command, self.path)
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():

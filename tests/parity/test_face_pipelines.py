@@ -1,6 +1,7 @@
 """Pipelines of the face against those of diffusers under the same name: final latents within 1e-4 of their
 standard deviation, from the same generator, in whatever order the two draw."""
 
+import json
 from functools import cache
 from inspect import signature
 
@@ -177,6 +178,54 @@ def test_control_pictures_for_xl(folders, controlnets, picture, mask):  # noqa: 
     name = "StableDiffusionXLControlNetInpaintPipeline"
     given = {"image": picture, "mask_image": mask, "control_image": picture.rotate(180), "guess_mode": True}
     compare(name, folders / "xl", controlnets=[controlnets / "xl"], **given)
+
+
+@pytest.mark.parametrize(("family", "count"), [("img2img", 1), ("img2img", 2), ("xl", 1)])
+def test_saved_with_controlnets(folders, controlnets, picture, tmp_path, family, count):  # noqa: F811
+    """What either library saved is opened by both."""
+    end, net = ("XL", "xl") if family == "xl" else ("", "plain")
+    name = f"StableDiffusion{end}ControlNetPipeline"
+    image = picture if count == 1 else [picture, picture.rotate(180)]
+    drawn = []
+    ask = {
+        "num_inference_steps": 2,
+        "output_type": "latent",
+        "image": image,
+        **SIZE,
+    }
+    for library in (limner, diffusers):
+        nets = [library.ControlNetModel.from_pretrained(controlnets / net) for _ in range(count)]
+        pipe = library.DiffusionPipeline.from_pretrained(folders / family)
+        pipe = getattr(library, name).from_pipe(pipe, controlnet=nets if count > 1 else nets[0])
+        folder = tmp_path / library.__name__
+        pipe.save_pretrained(folder)
+        for reader in (limner, diffusers):
+            for kind in (getattr(reader, name), reader.DiffusionPipeline):
+                again = kind.from_pretrained(folder)
+                assert type(again).__name__ == name
+                again.set_progress_bar_config(disable=True)
+                drawn.append(again("a cat", generator=seeded(3), **ask).images)
+    for one in drawn:
+        assert (one - drawn[-1]).abs().max() <= TOLERANCE * drawn[-1].std()
+
+
+def test_a_folder_with_controlnets_is_a_model_too(folders, controlnets, tmp_path):  # noqa: F811
+    net = limner.ControlNetModel.from_pretrained(controlnets / "plain")
+    pipe = limner.StableDiffusionPipeline.from_pretrained(folders / "img2img")
+    controlled = limner.StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
+    controlled.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "model_index.json").read_text()) == controlled.config
+    model = limner.load(tmp_path / "model", precision="fp32")
+    assert model.warnings == (
+        f"{tmp_path / 'model'} comes with a ControlNet, which is not used unless a request's control names "
+        "its folder",
+    )
+    plain = limner.StableDiffusionPipeline.from_pretrained(tmp_path / "model")
+    ask = {"num_inference_steps": 2, "output_type": "latent"}
+    plain.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)
+    one, other = (p("a cat", generator=seeded(1), **ask).images for p in (plain, pipe))
+    assert torch.equal(one, other)
 
 
 def test_pictures_as_prompts(folders, image_prompts, picture):  # noqa: F811

@@ -4,7 +4,9 @@
 """
 
 import json
+import re
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import diffusers
@@ -13,7 +15,14 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from test_families import TEXT, UNET, VAE, _text_encoder
+from test_families import (  # noqa: F401 (a fixture)
+    TEXT,
+    UNET,
+    VAE,
+    _text_encoder,
+    image_prompts,
+    save_family,
+)
 
 from limner.prompts.tokenizer import Tokenizer
 
@@ -24,12 +33,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`callback(_steps)?` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the scheduler's steps_offset is 0:UserWarning"),
 ]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, reference, randomise):
-    """A folder that diffusers saved, with the scheduler of 1.5."""
+def model(tmp_path_factory, reference, randomise, image_prompts):  # noqa: F811
+    """A folder that diffusers saved, with the scheduler of 1.5; beside it what else the programs name."""
     diffusers.utils.logging.disable_progress_bar()
     root = tmp_path_factory.mktemp("model")
     tokenizer = Tokenizer.train(["a cat on a red house", "the sea at night"], vocab_size=530, max_length=77)
@@ -56,13 +69,25 @@ def model(tmp_path_factory, reference, randomise):
     for name, token, count in (("cat-toy", "<cat-toy>", 1), ("style", "<style>", 3)):
         rows = torch.randn(count, width, generator=vectors)
         save_file({token: rows}, root / "words" / f"{name}.safetensors")
-    save_file(_lora(parts["unet"]), root / "lora" / "style.safetensors")
+    save_file(_lora(parts["unet"], 2), root / "lora" / "style.safetensors")
+    save_file(_lora(parts["unet"], 3), root / "lora" / "other.safetensors")
+    for name in ("xl", "refiner"):
+        save_family(name, root, reference, randomise)
+    known = signature(diffusers.ControlNetModel.__init__).parameters
+    shared = {key: value for key, value in UNET.to_dict().items() if key in known}
+    net = diffusers.ControlNetModel(**shared, conditioning_embedding_out_channels=(8, 8, 16, 16))
+    randomise(net, 50)
+    net.save_pretrained(root / "controlnet")
+    adapter = image_prompts("plain", UNET)
+    (root / "ip" / "models").mkdir(parents=True)
+    adapter.rename(root / "ip" / "models" / "plain.safetensors")
+    (adapter.parent / "image_encoder").rename(root / "ip" / "models" / "image_encoder")
     return root / "model"
 
 
-def _lora(unet):
+def _lora(unet, seed):
     """Of all attention in a U-Net."""
-    generator, tensors = torch.Generator().manual_seed(2), {}
+    generator, tensors = torch.Generator().manual_seed(seed), {}
     for name, module in unet.named_modules():
         if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
             out, into = module.weight.shape
@@ -76,8 +101,7 @@ def run(source, model, library):
     """What a snippet calls its result, with the imports of a library."""
     source = source.replace("org/stable-diffusion", str(model)).replace("org/", f"{model.parent}/")
     if library == "limner":
-        for other in ("diffusers", "transformers"):
-            source = source.replace(f"from {other} import", "from limner import")
+        source = re.sub(r"from (diffusers|transformers)[\w.]* import", "from limner import", source)
     names = {"__name__": "snippet"}
     exec(compile(source, "snippet", "exec"), names)
     result = names["result"]
@@ -91,6 +115,11 @@ def test_another_import_line_is_enough(snippet, model):
     assert len(ours) == len(theirs)
     for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         assert type(one) is type(other)
+        if isinstance(one, np.ndarray):
+            one, other = torch.from_numpy(one), torch.from_numpy(other)
+        if isinstance(one, list | int | float | str):
+            assert one == pytest.approx(other)
+            continue
         if not torch.is_tensor(one):
             assert one.size == other.size
             difference = np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16))

@@ -13,9 +13,12 @@ nothing is ignored.
     components    single networks and the tokenizer
     pipelines     the pipelines
     drawing       pictures that are drawn in step with each other
+    callbacks     what is done after a step
+    pictures      pictures as programs give and take them
     noise, files, values  what these share
 """
 
+from .callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from .classes import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
@@ -30,6 +33,7 @@ from .components import (
 )
 from .control import (
     ControlNetModel,
+    MultiControlNetModel,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetInpaintPipeline,
     StableDiffusionControlNetPipeline,
@@ -37,9 +41,8 @@ from .control import (
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
 )
-from .pipelines import (
-    DiffusionPipeline,
-)
+from .pictures import VaeImageProcessor, load_image, make_image_grid
+from .pipelines import DiffusionPipeline
 from .schedulers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -90,7 +93,10 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "MultiControlNetModel",
     "PNDMScheduler",
+    "SDCFGCutoffCallback",
+    "SDXLCFGCutoffCallback",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
     "StableDiffusionControlNetPipeline",
@@ -106,4 +112,7 @@ __all__ = [
     "TCDScheduler",
     "UNet2DConditionModel",
     "UniPCMultistepScheduler",
+    "VaeImageProcessor",
+    "load_image",
+    "make_image_grid",
 ]

@@ -14,7 +14,7 @@ from limner.pipeline.images import image_source
 from limner.pipeline.model import Model
 from limner.request import GenerationRequest, ImagePrompt, Lora
 
-from .files import find_file
+from .files import Place, refuse, refuse_pickles
 
 _LORA_FILE = "pytorch_lora_weights.safetensors"
 _INVERSION_FILE = "learned_embeds.safetensors"
@@ -64,17 +64,19 @@ class Adapters:
         adapter_name: str | None = None,
         *,
         weight_name: str | None = None,
-        subfolder: str | None = None,
-        revision: str | None = None,
+        **where: Any,
     ) -> None:
         """Load a LoRA: a safetensors file, a folder or a hub id. It counts from now on.
+
+        Args:
+            where: as of `AutoencoderKL.from_pretrained`.
 
         Raises:
             ModelNotFound: there is none.
             InvalidRequest: the name is taken, or what is given is no file.
             InvalidCheckpoint, UnsupportedModel: when something is drawn, if it is not for this model.
         """
-        path = _file(pretrained_model_name_or_path_or_dict, weight_name or _LORA_FILE, subfolder, revision)
+        path = _file(pretrained_model_name_or_path_or_dict, weight_name or _LORA_FILE, where)
         name = adapter_name or f"default_{len(self._loras)}"
         if name in self._loras:
             raise InvalidRequest(f"there is an adapter {name!r} already", hint="give another adapter_name")
@@ -149,6 +151,11 @@ class Adapters:
         for name in named:
             self._loras[name].fused = self._loras[name].weight * lora_scale
 
+    @property
+    def num_fused_loras(self) -> int:
+        """How many are fused."""
+        return sum(one.fused is not None for one in self._loras.values())
+
     def unfuse_lora(self, components: Sequence[str] = ()) -> None:
         """Undo `fuse_lora`."""
         for one in self._loras.values():
@@ -156,24 +163,35 @@ class Adapters:
 
     def load_textual_inversion(
         self,
-        pretrained_model_name_or_path: str | Path,
-        token: str | None = None,
+        pretrained_model_name_or_path: str | Path | Sequence[str | Path],
+        token: str | Sequence[str] | None = None,
         *,
         weight_name: str | None = None,
-        subfolder: str | None = None,
-        revision: str | None = None,
+        hub_token: str | bool | None = None,
+        **where: Any,
     ) -> None:
-        """Load the vectors of a word: a file, a folder or a hub id.
+        """Load the vectors of a word: a file, a folder or a hub id; or those of several words.
 
         Args:
             token: the word; None is the one that the file names.
+            hub_token: of an account on the hub, as `token` is elsewhere.
+            where: as of `AutoencoderKL.from_pretrained`.
 
         Raises:
             ModelNotFound: there is none.
             InvalidRequest: there is such a word already, or the file names none.
         """
-        where = pretrained_model_name_or_path
-        path = _file(where, weight_name or _INVERSION_FILE, subfolder, revision)
+        files = pretrained_model_name_or_path
+        if isinstance(files, list | tuple):
+            words = token if isinstance(token, list | tuple) else [token] * len(files)
+            if len(words) != len(files):
+                raise InvalidRequest(f"{len(files)} files were given for {len(words)} words")
+            for one, own in zip(files, words, strict=True):
+                self.load_textual_inversion(one, own, weight_name=weight_name, hub_token=hub_token, **where)
+            return
+        if token is not None and not isinstance(token, str):
+            raise InvalidRequest("several words were given for one file", hint="give one word")
+        path = _file(files, weight_name or _INVERSION_FILE, {**where, "token": hub_token})
         word = token or _word_in(path)
         if word in self.words:
             raise InvalidRequest(f"there is a word {word!r} already", hint="give another token")
@@ -192,6 +210,7 @@ class Adapters:
         subfolder: str | Sequence[str],
         weight_name: str | Sequence[str],
         image_encoder_folder: str = "image_encoder",
+        **where: Any,
     ) -> None:
         """Load IP-Adapters, in the place of those that are loaded; each call then takes `ip_adapter_image`.
 
@@ -200,14 +219,16 @@ class Adapters:
             subfolder: the same of folders within it.
             weight_name: of the file, or of several.
             image_encoder_folder: beside the first file; if it has a slash, in the folder or repository.
+            where: of the hub revision, cache_dir, token, local_files_only.
 
         Raises:
+            ModelNotFound: there is none.
             InvalidRequest: as many folders as files are needed.
-            ModelNotFound, InvalidCheckpoint, UnsupportedModel: when something is drawn.
+            InvalidCheckpoint, UnsupportedModel: when something is drawn.
         """
         files = [weight_name] if isinstance(weight_name, str) else list(weight_name)
-        where = pretrained_model_name_or_path_or_dict
-        roots = [where] if isinstance(where, str | Path) else list(where)
+        given = pretrained_model_name_or_path_or_dict
+        roots = [given] if isinstance(given, str | Path) else list(given)
         folders = [subfolder] if isinstance(subfolder, str) else list(subfolder)
         if not all(isinstance(root, str | Path) for root in roots):
             raise InvalidRequest("tensors in memory are not offered", hint="name a file")
@@ -215,10 +236,14 @@ class Adapters:
         folders = folders * len(files) if len(folders) == 1 else folders
         if len(roots) != len(files) or len(folders) != len(files):
             raise InvalidRequest(f"{len(files)} files, {len(roots)} places and {len(folders)} subfolders")
-        inside = "/" in image_encoder_folder
-        encoder = _within(roots[0], "" if inside else folders[0], image_encoder_folder)
+        if not isinstance(image_encoder_folder, str):
+            raise InvalidRequest("image_encoder_folder is None, and embeddings of pictures are not offered")
+        beside = "" if "/" in image_encoder_folder else f"{folders[0]}/"
+        encoder = _place(roots[0], {**where, "subfolder": f"{beside}{image_encoder_folder}".strip("/")})
+        encoder.find_weights("model", None)
+        encoders = str(encoder.find("config.json").parent)
         self._ip_adapters = [
-            _IPAdapter(_within(root, folder, file), encoder)
+            _IPAdapter(str(_place(root, {**where, "subfolder": folder}).find(file)), encoders)
             for root, folder, file in zip(roots, folders, files, strict=True)
         ]
 
@@ -308,17 +333,21 @@ class Adapters:
         return names
 
 
-def _file(where: Any, name: str, subfolder: str | None, revision: str | None) -> Path:
+def _file(reference: Any, name: str, where: Mapping[str, Any]) -> Path:
     """A file that is named itself, or by its folder or hub id."""
-    if not isinstance(where, str | Path):
+    if not isinstance(reference, str | Path):
         raise InvalidRequest("tensors in memory are not offered", hint="name a safetensors file")
-    return Path(where) if Path(where).is_file() else find_file(where, name, subfolder, revision)
+    place = _place(reference, where)
+    return Path(reference) if Path(reference).is_file() else place.find(name)
 
 
-def _within(root: str | Path, *parts: str) -> str:
-    """A place in a folder, or in a repository of the hub, as `locate_file` takes it."""
-    inside = "/".join(part for part in parts if part)
-    return f"{root}/{inside}" if Path(root).is_dir() else f"{root}:{inside}"
+def _place(reference: str | Path, where: Mapping[str, Any]) -> Place:
+    """A place by all arguments that were given for it. Raises for others."""
+    use_safetensors = where.get("use_safetensors")
+    refuse_pickles(use_safetensors)
+    place, strange = Place.of(reference, {k: v for k, v in where.items() if k != "use_safetensors"})
+    refuse(strange, ("low_cpu_mem_usage", "hotswap", "text_encoder", "tokenizer", "mean_resizing"))
+    return place
 
 
 def _word_in(path: Path) -> str:

@@ -28,9 +28,10 @@ from limner.weights.checkpoint import TOKENIZER_FILES
 from limner.weights.files import read_json
 from limner.weights.load import Names, load_module, text_encoder_name, unet_name, vae_name
 from limner.weights.save import write_json
-from limner.weights.tensors import open_tensors, read_index, write_tensors
+from limner.weights.single import is_checkpoint, read_single_file, read_vae_config, read_vae_file
+from limner.weights.tensors import open_tensors, write_tensors
 
-from .files import find_file
+from .files import Place, refuse, refuse_pickles, single_file
 from .noise import Generators, draw
 from .values import Config, Output
 
@@ -53,13 +54,13 @@ class Network(nn.Module):
     Attributes:
         config: a dict whose keys are attributes too.
         path: of the file that it was read from.
-        as_read: its state then, by `state_of`.
+        as_read: its state then, by `state_of`; None where there is no file.
     """
 
     stem: ClassVar[str] = "diffusion_pytorch_model"
     config: Any
     path: Path
-    as_read: tuple[tuple[int, int], ...]
+    as_read: tuple[tuple[int, int], ...] | None = None
 
     @staticmethod
     def names(key: str) -> str | None:
@@ -76,28 +77,89 @@ class Network(nn.Module):
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        subfolder: str | None = None,
-        revision: str | None = None,
         variant: str | None = None,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
         use_safetensors: bool | None = None,
+        low_cpu_mem_usage: bool = True,
+        **where: Any,
     ) -> Self:
         """The network of a folder or a hub id, in float32 unless another dtype is asked for.
 
+        Args:
+            low_cpu_mem_usage: no effect: hardly more is in memory while weights are read than then.
+            where: subfolder; of the hub revision, cache_dir, token, local_files_only.
+
         Raises:
             ModelNotFound, InvalidCheckpoint, UnsupportedModel: there is none, or Limner cannot run it.
-            InvalidRequest: pickles are asked for.
+            InvalidRequest: pickles are asked for, or something else that is not offered.
         """
         refuse_pickles(use_safetensors)
-        where = pretrained_model_name_or_path
-        values = read_json(find_file(where, "config.json", subfolder, revision))
-        path = _find_weights(where, cls.stem, subfolder, revision, variant)
+        place, strange = Place.of(pretrained_model_name_or_path, where)
+        refuse(strange, ())
+        values = read_json(place.find("config.json"))
+        path = place.find_weights(cls.stem, variant)
         return cls.made(values, open_tensors(path), path, torch_dtype or dtype or torch.float32, cls.names)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """A network without training."""
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path: str | Path,
+        *,
+        config: str | Path | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        use_safetensors: bool | None = None,
+        **where: Any,
+    ) -> Self:
+        """The network in a file: one of its own, or a whole checkpoint.
+
+        Args:
+            pretrained_model_link_or_path: a file, or its page on the hub.
+            config: a folder or a hub id with a `config.json`, for what a file does not tell.
+            where: subfolder, of the config; of the hub revision, cache_dir, token, local_files_only.
+
+        Raises:
+            ModelNotFound, InvalidCheckpoint, UnsupportedModel, PickleRefused: as `from_pretrained`.
+        """
+        refuse_pickles(use_safetensors)
+        path, more = single_file(pretrained_model_link_or_path, where)
+        refuse(more, ("original_config", "disable_mmap"))
+        values = None
+        if config is not None:
+            place, _ = Place.of(config, {name: value for name, value in where.items() if name != "revision"})
+            values = read_json(place.find("config.json"))
+        told, tensors = cls._in_single_file(path, None if values is None else cls._read(values))
+        return cls.made(values or told.to_dict(), tensors, path, torch_dtype or dtype or torch.float32)
+
+    @classmethod
+    def _in_single_file(cls, path: Path, config: Any) -> tuple[Any, Mapping[str, Tensor]]:
+        """The geometry of the network in a file, and its tensors by the names of the hub.
+
+        Args:
+            config: the geometry, if it is known.
+        """
+        raise UnsupportedModel(f"{cls.__name__} is not read from single files")
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | Path, **where: Any) -> dict[str, Any]:
+        """What a `config.json` says, for `from_config`. Arguments as of `from_pretrained`."""
+        place, strange = Place.of(pretrained_model_name_or_path, where)
+        refuse(strange, ())
+        return read_json(place.find("config.json"))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **where: Any) -> Self:
+        """A network without training.
+
+        Raises:
+            InvalidRequest: the name of a config, in place of what it says.
+        """
+        if not isinstance(config, Mapping):
+            raise InvalidRequest(
+                f"config is {config!r}, expected a dict", hint=f"give {cls.__name__}.load_config(…)"
+            )
+        refuse(where, ())
         known = cls._read(config)
         network = cls(known)
         network.config = NetworkConfig(config, known)
@@ -157,8 +219,17 @@ class Network(nn.Module):
         """Trade time for memory in training."""
         self.gradient_checkpointing = True
 
-    def enable_xformers_memory_efficient_attention(self) -> None:
+    def enable_xformers_memory_efficient_attention(self, attention_op: None = None) -> None:
         """No effect: attention never holds all scores at once."""
+
+    def set_default_attn_processor(self) -> None:
+        """No effect: there is one way to compute attention."""
+
+    def compile(self, *given: Any, **named: Any) -> None:
+        """Not offered: a pipeline would not draw with it."""
+        raise InvalidRequest(
+            "a network of a pipeline is not compiled by itself", hint="limner.load(…, compiled=True)"
+        )
 
 
 def state_of(network: nn.Module) -> tuple[tuple[int, int], ...]:
@@ -179,6 +250,12 @@ class UNet2DConditionModel(Network, limner.nn.unet.UNet2DConditionModel):
     @classmethod
     def geometry(cls, values: Mapping[str, Any]) -> UNetConfig:
         return UNetConfig.from_dict(values)
+
+    @classmethod
+    def _in_single_file(cls, path: Path, config: Any) -> tuple[UNetConfig, Mapping[str, Tensor]]:
+        """That of a whole checkpoint."""
+        file = read_single_file(path)
+        return config or file.unet_config, file.tensors("unet")
 
     def forward(  # type: ignore[override]
         self,
@@ -255,6 +332,10 @@ class DiagonalGaussianDistribution:
         """The most probable latents."""
         return self.mean
 
+    def kl(self) -> Tensor:
+        """The Kullback-Leibler divergence from unit normal noise, [B]."""
+        return 0.5 * (self.mean**2 + self.var - 1.0 - self.logvar).sum(dim=(1, 2, 3))
+
 
 @dataclass
 class AutoencoderKLOutput(Output):
@@ -287,6 +368,15 @@ class AutoencoderKL(Network, limner.nn.vae.AutoencoderKL):
     @classmethod
     def geometry(cls, values: Mapping[str, Any]) -> VAEConfig:
         return VAEConfig.from_dict(values)
+
+    @classmethod
+    def _in_single_file(cls, path: Path, config: Any) -> tuple[VAEConfig, Mapping[str, Tensor]]:
+        """That of a whole checkpoint, or of a file of its own."""
+        if is_checkpoint(path):
+            file = read_single_file(path)
+            return config or file.vae_config, file.tensors("vae")
+        known = config or read_vae_config(path)
+        return known, read_vae_file(path, known)
 
     def encode(  # type: ignore[override]
         self, x: Tensor, return_dict: bool = True
@@ -447,15 +537,19 @@ class CLIPTokenizer:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
+        **where: Any,
     ) -> Self:
-        """The tokenizer of a folder or a hub id. Raises as `Tokenizer.from_folder`."""
+        """The tokenizer of a folder or a hub id. Raises as `Tokenizer.from_folder`.
+
+        Args:
+            where: as of `Network.from_pretrained`.
+        """
+        place, strange = Place.of(pretrained_model_name_or_path, where)
+        refuse(strange, ("use_fast",))
         found = []
         for name in TOKENIZER_FILES:
             try:
-                found.append(find_file(pretrained_model_name_or_path, name, subfolder, revision))
+                found.append(place.find(name))
             except ModelNotFound as error:
                 missing = error
         if not found:
@@ -521,45 +615,26 @@ class CLIPTokenizer:
         """The tokens of a text, as the vocabulary has them."""
         return self.own.tokens(self.own.encode(text))
 
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> str:
+        """The text of token ids.
+
+        Args:
+            skip_special_tokens: leave out start, end and padding.
+        """
+        ids = token_ids.tolist() if isinstance(token_ids, Tensor) else [*token_ids]
+        special = {self.bos_token_id, self.eos_token_id, self.pad_token_id}
+        return self.own.decode([one for one in ids if not (skip_special_tokens and one in special)])
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False) -> list[str]:
+        """The text of each row of token ids."""
+        return [self.decode(row, skip_special_tokens) for row in sequences]
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """The id of a token as the vocabulary has it, or those of several; of an unknown one the end's."""
+        ids = [self.own.index(token) for token in ([tokens] if isinstance(tokens, str) else tokens)]
+        found = [self.eos_token_id if index is None else index for index in ids]
+        return found[0] if isinstance(tokens, str) else found
+
     def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
         """The token of an id, or those of several."""
         return self.own.tokens([ids])[0] if isinstance(ids, int) else self.own.tokens(ids)
-
-
-def refuse(given: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise for arguments that are not offered.
-
-    Args:
-        known: those that diffusers has, which may be None.
-
-    Raises:
-        TypeError: one that nobody has.
-        InvalidRequest: one that is not offered.
-    """
-    for name, value in given.items():
-        if name not in known:
-            raise TypeError(f"there is no argument {name!r}")
-        if value is not None:
-            raise InvalidRequest(f"{name} is not offered", hint="leave it out")
-
-
-def refuse_pickles(use_safetensors: bool | None) -> None:
-    """Raise InvalidRequest where pickles are asked for."""
-    if use_safetensors is False:
-        raise InvalidRequest(
-            "use_safetensors is False, which asks for pickles; they are never opened", hint="leave it out"
-        )
-
-
-def _find_weights(
-    where: str | Path, stem: str, subfolder: str | None, revision: str | None, variant: str | None
-) -> Path:
-    """A weight file, or the index of its shards, which are there then too."""
-    end = "" if variant is None else f".{variant}"
-    try:
-        return find_file(where, f"{stem}{end}.safetensors", subfolder, revision)
-    except ModelNotFound:
-        index = find_file(where, f"{stem}.safetensors.index{end}.json", subfolder, revision)
-    for shard in read_index(index):
-        find_file(where, shard, subfolder, revision)
-    return index

@@ -1,26 +1,27 @@
 """ControlNets: the network, called as diffusers calls it, and the pipelines that keep to its picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 import limner.nn.controlnet
 from limner.errors import InvalidRequest, UnsupportedModel
 from limner.nn.controlnet import ControlNetConfig
 from limner.pipeline.calls import ReadControl
-from limner.pipeline.controlling import Controlled, residual_weights
+from limner.pipeline.controlling import Controlled, guess_shares, residual_weights
 from limner.request import Control, GenerationRequest
 from limner.weights.control import read_control
 
-from .components import Network, refuse, state_of
+from .components import Network, NetworkConfig, state_of
 from .drawing import Answers
-from .pictures import Pictures, pixels_of
+from .files import Place, refuse
+from .pictures import Pictures, pixels_of, size_of
 from .pipelines import Ask, Controls, DiffusionPipeline, Prompts, Size
 from .stable_diffusion import (
     AskXL,
@@ -53,15 +54,22 @@ class ControlNetModel(Network, limner.nn.controlnet.ControlNetModel):
         return ControlNetConfig.from_dict(values)
 
     @classmethod
-    def from_single_file(
-        cls, pretrained_model_link_or_path: str | Path, *, torch_dtype: torch.dtype | None = None
-    ) -> Self:
-        """The ControlNet in a file. Raises as `limner.weights.control.read_control`."""
-        file = read_control(Path(pretrained_model_link_or_path))
+    def _in_single_file(cls, path: Path, config: Any) -> tuple[ControlNetConfig, Mapping[str, Tensor]]:
+        """That of a file of its own. Raises as `limner.weights.control.read_control`."""
+        if config is not None:
+            raise InvalidRequest("config is not offered: the file tells it", hint="leave it out")
+        file = read_control(path)
         if not isinstance(file.config, ControlNetConfig):
             raise UnsupportedModel(f"{file.path} is a T2I-Adapter, not a ControlNet")
-        dtype = torch_dtype or torch.float32
-        return cls.made(file.config.to_dict(), file.load().state_dict(), file.path, dtype)
+        return file.config, file.load().state_dict()
+
+    @classmethod
+    def from_unet(cls, unet: Any, **own: Any) -> Self:
+        """One to be trained, as of `limner.nn.controlnet.ControlNetModel`."""
+        made = super().from_unet(unet, **own)
+        assert isinstance(made, cls)
+        made.config = NetworkConfig(made.config.to_dict(), made.config)
+        return made
 
     def forward(  # type: ignore[override]
         self,
@@ -94,9 +102,58 @@ class ControlNetModel(Network, limner.nn.controlnet.ControlNetModel):
         embedding = self.embed(controlnet_cond)
         added = super().forward(sample, timesteps, encoder_hidden_states, embedding, pooled, sizes)
         guesses = guess_mode and not self.config.global_pool_conditions
-        shares = torch.logspace(-1, 0, len(added)).tolist() if guesses else [1.0] * len(added)
+        shares = guess_shares(len(added)) if guesses else [1.0] * len(added)
         *down, middle = (one * (conditioning_scale * s) for one, s in zip(added, shares, strict=True))
         return ControlNetOutput(tuple(down), middle) if return_dict else (tuple(down), middle)
+
+
+class MultiControlNetModel(nn.Module):
+    """Several ControlNets, whose additions are added up.
+
+    Attributes:
+        nets: the ControlNets.
+    """
+
+    def __init__(self, controlnets: Sequence[ControlNetModel]) -> None:
+        super().__init__()
+        self.nets: Any = nn.ModuleList(controlnets)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_path: str | Path, **where: Any) -> Self:
+        """Those of a folder `controlnet`, beside it of `controlnet_1`, and so on, as `save_pretrained` writes
+        them. Arguments and errors as of `ControlNetModel.from_pretrained`."""
+        inside = where.pop("subfolder", None)
+        nets: list[ControlNetModel] = []
+        while True:
+            number = f"_{len(nets)}" if nets else ""
+            root = pretrained_model_path if inside else f"{pretrained_model_path}{number}"
+            own = {**where, "subfolder": f"{inside}{number}" if inside else None}
+            place, _ = Place.of(root, own)
+            if nets and not place.has("config.json"):
+                return cls(nets)
+            nets.append(ControlNetModel.from_pretrained(root, **own))
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write each into a folder of its own, whose names are the given one, and with _1, _2 … behind."""
+        for number, net in enumerate(self.nets):
+            net.save_pretrained(f"{save_directory}_{number}" if number else save_directory)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Sequence[Tensor],
+        conditioning_scale: Sequence[float],
+        **more: Any,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What is added to a U-Net. As `ControlNetModel`, with a picture and a scale for each."""
+        added = [
+            net(sample, timestep, encoder_hidden_states, picture, scale, **{**more, "return_dict": False})
+            for net, picture, scale in zip(self.nets, controlnet_cond, conditioning_scale, strict=True)
+        ]
+        downs, middles = zip(*added, strict=True)
+        return tuple(sum(one) for one in zip(*downs, strict=True)), sum(middles)
 
 
 @dataclass(frozen=True)
@@ -123,11 +180,31 @@ class _Controlled(DiffusionPipeline):
     """Pictures that keep to others.
 
     Attributes:
-        controlnet: one, or a list of several.
+        controlnet: a `ControlNetModel`, or a `MultiControlNetModel`, which a list of them becomes.
     """
 
     ask: ClassVar[type[Ask]] = AskControl
-    controlnet: Any
+    steps_offset: ClassVar[int | None] = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "controlnet":
+            value = MultiControlNetModel(value) if isinstance(value, list | tuple) else value
+            nets = value.nets if isinstance(value, MultiControlNetModel) else [value]
+            if strange := [net for net in nets if not isinstance(net, ControlNetModel)]:
+                raise InvalidRequest(
+                    f"controlnet is a {type(strange[0]).__module__}.{type(strange[0]).__name__}, expected "
+                    "one of Limner's",
+                    hint="import it from limner",
+                )
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _controlnet(cls, place: Place, kind: str, variant: str | None) -> Any:
+        net = MultiControlNetModel if kind == "MultiControlNetModel" else ControlNetModel
+        hub = {one.name: getattr(place.access, one.name) for one in fields(place.access)}
+        return net.from_pretrained(
+            place.reference, subfolder="controlnet", revision=place.revision, variant=variant, **hub
+        )
 
     def _controls(self, image: Any, ask: Any, size: Size) -> Controls:
         """Have ControlNets read their pictures.
@@ -135,8 +212,8 @@ class _Controlled(DiffusionPipeline):
         Raises:
             InvalidRequest: as many pictures and numbers as ControlNets are needed.
         """
-        several = isinstance(self.controlnet, list | tuple)
-        nets: list[ControlNetModel] = [*self.controlnet] if several else [self.controlnet]
+        several = isinstance(self.controlnet, MultiControlNetModel)
+        nets: list[Any] = [*self.controlnet.nets] if several else [self.controlnet]
         images = [*image] if several and isinstance(image, list | tuple) else [image]
         if len(images) != len(nets):
             raise InvalidRequest(f"{len(images)} control pictures were given for {len(nets)} ControlNets")
@@ -148,7 +225,7 @@ class _Controlled(DiffusionPipeline):
         for net, one, scale, start, end in zip(nets, images, scales, starts, ends, strict=True):
             if state_of(net) != net.as_read:
                 raise InvalidRequest(
-                    "the weights of a ControlNet were changed", hint="save it and load it again"
+                    "the weights of a ControlNet are not those of its file", hint="save it and load it again"
                 )
             mode = "guess" if ask.guess_mode else "balanced"
             own = {"model": str(net.path), "image": "given", "weight": float(scale), "mode": mode}
@@ -188,11 +265,9 @@ def _for_each(given: Numbers, count: int, name: str) -> list[float]:
 
 def _size_of(image: Any, height: int | None, width: int | None) -> tuple[int | None, int | None]:
     """Height and width in pixels, or those of control pictures, cut to multiples of 8."""
-    while isinstance(image, list | tuple):
-        image = image[0]
     if height and width:
         return height, width
-    own = pixels_of(image).shape[2:]
+    own = size_of(image)
     return height or own[0], width or own[1]
 
 

@@ -94,7 +94,9 @@ class Parts:
                 raise InvalidRequest(
                     f"{name} is a {type(component).__module__}.{type(component).__name__}, expected one of "
                     "Limner's",
-                    hint="import it from limner",
+                    hint="limner.load(…, compiled=True)"
+                    if type(component).__name__ == "OptimizedModule"
+                    else "import it from limner",
                 )
         if checkpoint is None and not {"unet", "vae"} <= given.keys():
             raise InvalidRequest(f"{' and '.join(sorted({'unet', 'vae'} - given.keys()))} must be given")

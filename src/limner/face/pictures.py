@@ -1,22 +1,26 @@
 """Pictures as diffusers takes them: PIL images, arrays or tensors, alone or in lists."""
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from limner.errors import InvalidRequest
-from limner.pipeline.images import to_tensor
+from limner.pipeline.images import open_image, to_images, to_tensor
 
 Pictures = Image.Image | np.ndarray[Any, Any] | Tensor | Sequence[Any]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 
 _UNIT = 8
+_EXPECTED = "expected a PIL image, an array or a tensor, or a list"
 _RESAMPLING = Image.Resampling.LANCZOS
 
 
@@ -57,8 +61,25 @@ def pixels_of(
     return _interpolated(images.float(), size)
 
 
+def size_of(given: Any) -> tuple[int, int]:
+    """Height and width of a picture or mask, or of the first of several, cut to multiples of 8."""
+    while isinstance(given, list | tuple):
+        given = given[0]
+    if isinstance(given, Image.Image):
+        height, width = given.height, given.width
+    elif isinstance(given, Tensor):
+        height, width = given.shape[-2:]
+    elif isinstance(given, np.ndarray):
+        height, width = given.shape[:2] if given.ndim < 4 else given.shape[1:3]
+    else:
+        raise InvalidRequest(f"a picture is {type(given).__name__}; {_EXPECTED}")
+    return height - height % _UNIT, width - width % _UNIT
+
+
 def masks_of(given: Pictures | None, size: tuple[int, int], *, box: Box | None = None) -> Tensor:
     """Masks [B, 1, H, W], 1 where something is to be drawn and 0 elsewhere. Arguments as of `pictures_of`."""
+    if isinstance(given, np.ndarray) and given.ndim == 2:
+        given = given[None]
     if isinstance(given, Tensor | np.ndarray) and given.ndim == 3:
         given = given[:, None] if isinstance(given, Tensor) else given[..., None]
     if isinstance(images := _listed(given), list):
@@ -94,16 +115,132 @@ def box_around(mask: Image.Image, size: tuple[int, int], padding: int) -> Box:
     return low[0], low[1], high[0], high[1]
 
 
-def pasted(drawn: Image.Image, into: Image.Image, mask: Image.Image, box: Box) -> Image.Image:
-    """A picture with what was drawn of its `box` in its place, where the mask is white."""
-    left, top, right, bottom = box
-    base = Image.new("RGBA", into.size)
-    base.paste(_cropped(drawn, (bottom - top, right - left)), (left, top))
+def pasted(drawn: Image.Image, into: Image.Image, mask: Image.Image, box: Box | None) -> Image.Image:
+    """A picture with what was drawn of its `box`, or of all of it, in its place, where the mask is white."""
+    base = drawn
+    if box is not None:
+        left, top, right, bottom = box
+        base = Image.new("RGBA", into.size)
+        base.paste(_cropped(drawn, (bottom - top, right - left)), (left, top))
     kept = Image.new("RGBa", into.size)
     kept.paste(into.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
     base = base.convert("RGB").convert("RGBA")
     base.alpha_composite(kept.convert("RGBA"))
     return base.convert("RGB")
+
+
+def finished(pictures: Tensor, output_type: str) -> Any:
+    """Pictures [B, 3, H, W] in [-1, 1] as PIL images ("pil"), or in [0, 1] as an array [B, H, W, 3] ("np") or
+    a tensor [B, 3, H, W] ("pt")."""
+    if output_type == "pil":
+        return to_images(pictures)
+    pictures = (pictures / 2 + 0.5).clamp(0.0, 1.0)
+    return pictures if output_type == "pt" else pictures.float().cpu().permute(0, 2, 3, 1).numpy()
+
+
+class VaeImageProcessor:
+    """Pictures on their way into the autoencoder and out of it, for programs with a loop of their own.
+
+    Args:
+        vae_scale_factor: how many pixels there are to a latent, along each side.
+        do_normalize: the autoencoder's pictures are in [-1, 1]; otherwise, and of masks, in [0, 1].
+        do_binarize, do_convert_grayscale: it is for masks; both or neither.
+
+    Raises:
+        InvalidRequest: something else than that.
+    """
+
+    def __init__(
+        self,
+        vae_scale_factor: int = 8,
+        *,
+        do_normalize: bool = True,
+        do_binarize: bool = False,
+        do_convert_grayscale: bool = False,
+    ) -> None:
+        if vae_scale_factor != _UNIT or do_binarize != do_convert_grayscale or (do_binarize and do_normalize):
+            raise InvalidRequest(
+                "pictures are processed in [-1, 1] or [0, 1], and masks in black and white, for "
+                f"vae_scale_factor={_UNIT}; nothing else is offered"
+            )
+        self._normalize, self._masks = do_normalize, do_binarize
+
+    def preprocess(self, image: Pictures, height: int | None = None, width: int | None = None) -> Tensor:
+        """Pictures as a tensor [B, 3, H, W], or masks [B, 1, H, W]; what is given as of `pictures_of`."""
+        own = size_of(image)
+        size = height or own[0], width or own[1]
+        if self._masks:
+            return masks_of(image, size)
+        return pictures_of(image, size) if self._normalize else pixels_of(image, size)
+
+    def postprocess(
+        self, image: Tensor, output_type: str = "pil", do_denormalize: Sequence[bool] | None = None
+    ) -> Any:
+        """Pictures [B, 3, H, W] in the form that is asked for: "pil", "np", "pt", or "latent" as they are.
+
+        Args:
+            do_denormalize: for each picture, whether it is in [-1, 1] rather than [0, 1].
+
+        Raises:
+            InvalidRequest: another form, or as many answers as pictures are needed.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InvalidRequest(f"output_type is {output_type!r}; expected 'pil', 'np', 'pt' or 'latent'")
+        if output_type == "latent":
+            return image
+        normal = [self._normalize] * len(image) if do_denormalize is None else do_denormalize
+        if len(normal) != len(image):
+            raise InvalidRequest(f"do_denormalize has {len(normal)} items for {len(image)} pictures")
+        rows = [row if own else 2.0 * row - 1.0 for row, own in zip(image, normal, strict=True)]
+        return finished(torch.stack(rows), output_type)
+
+    @staticmethod
+    def blur(image: Image.Image, blur_factor: int = 4) -> Image.Image:
+        """A picture blurred by a Gaussian of so many pixels."""
+        return image.filter(ImageFilter.GaussianBlur(blur_factor))
+
+    @staticmethod
+    def apply_overlay(
+        mask: Image.Image, init_image: Image.Image, image: Image.Image, crop_coords: Box | None = None
+    ) -> Image.Image:
+        """`init_image` with `image`, which was drawn of it or of a box of it, where the mask is white."""
+        return pasted(image, init_image, mask, crop_coords)
+
+
+def load_image(image: str | Path | Image.Image) -> Image.Image:
+    """A picture by its path or its address, in RGB and turned the way up that its EXIF says.
+
+    Raises:
+        InvalidRequest: there is no such file, or it is no picture.
+        OSError: it cannot be fetched.
+    """
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        with urlopen(Request(image, headers={"User-Agent": "limner"}), timeout=60) as answer:
+            image = Image.open(io.BytesIO(answer.read()))
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    return open_image(str(image)).convert("RGB")
+
+
+def make_image_grid(
+    images: Sequence[Image.Image], rows: int, cols: int, resize: int | None = None
+) -> Image.Image:
+    """Pictures of one size side by side, on one.
+
+    Args:
+        resize: the side of each on it, in pixels; None is as they are.
+
+    Raises:
+        InvalidRequest: rows times columns are not as many as there are pictures.
+    """
+    if len(images) != rows * cols:
+        raise InvalidRequest(f"{len(images)} pictures do not fill {rows} rows of {cols}")
+    shown = [image if resize is None else image.resize((resize, resize)) for image in images]
+    width, height = shown[0].size
+    grid = Image.new("RGB", (cols * width, rows * height))
+    for number, image in enumerate(shown):
+        grid.paste(image, (number % cols * width, number // cols * height))
+    return grid
 
 
 def _listed(given: Pictures | None) -> list[Image.Image] | Tensor:
@@ -119,9 +256,7 @@ def _listed(given: Pictures | None) -> list[Image.Image] | Tensor:
         elif isinstance(item, Tensor) and item.ndim in (3, 4):
             tensors.append((item if item.ndim == 4 else item[None]).detach().cpu())
         else:
-            raise InvalidRequest(
-                f"a picture is {type(item).__name__}; expected a PIL image, an array or a tensor, or a list"
-            )
+            raise InvalidRequest(f"a picture is {type(item).__name__}; {_EXPECTED}")
     return torch.cat(tensors)
 
 

@@ -1,11 +1,11 @@
 """Pipelines with the arguments, the defaults and the order of draws that diffusers has."""
 
 import inspect
-import re
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,27 +14,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limner.device import pick_device
 from limner.diffusion.guidance import ClassifierFreeGuidance
 from limner.errors import InvalidRequest, UnsupportedModel
 from limner.pipeline.adapting import UsedAdapter
+from limner.pipeline.backends.base import OffloadName
 from limner.pipeline.calls import Conditioning, EncodeText, ReadImagePrompt
 from limner.pipeline.controlling import Controlled
 from limner.pipeline.image_prompts import SeenPictures
-from limner.pipeline.images import to_images
 from limner.pipeline.loading import find
 from limner.pipeline.model import Model
 from limner.weights.checkpoint import MODEL_INDEX
 from limner.weights.files import read_json
+from limner.weights.hub import Access
+from limner.weights.save import write_json
 
 from .adapters import Adapters
-from .components import refuse_pickles
 from .drawing import Answers, Drawing
-from .files import find_file
+from .files import Place, refuse, refuse_pickles, single_file
 from .noise import Generators, SharedNoise, draw
 from .parts import Parts, Stored
+from .pictures import VaeImageProcessor, finished
 from .schedulers import Scheduler, scheduler_from
-from .values import Output
+from .values import Config, NotOffered, Output
 
 Prompts = str | Sequence[str] | None
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
@@ -45,6 +46,25 @@ Controls = Callable[[int, int], Sequence[tuple[Controlled, ...]]]
 _ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
 _OWN = ("scheduler", "controlnet")  # components that a pipeline itself keeps
 _ANY: Any = object()
+_LOADING_WITHOUT = (
+    *("add_watermarker", "enable_pag", "custom_pipeline", "custom_revision", "trust_remote_code"),
+    *("max_memory", "offload_folder", "offload_state_dict", "quantization_config", *_ABSENT[1:]),
+)
+_SINGLE_WITHOUT = (
+    *("config", "original_config", "original_config_file", "load_safety_checker", "extract_ema"),
+    *("image_size", "num_in_channels", "prediction_type", "scheduler_type", "upcast_attention"),
+)
+_NOT_OFFERED = {
+    "check_inputs": "arguments are checked when something is drawn",
+    "enable_freeu": "FreeU is not offered",
+    "enable_group_offload": "say enable_model_cpu_offload()",
+    "enable_layerwise_casting": "say to(torch.bfloat16)",
+    "prepare_ip_adapter_image_embeds": "give ip_adapter_image",
+    "prepare_latents": "give latents of your own: torch.randn(shape, generator=…)",
+    "register_modules": "assign to the component: pipe.unet = …",
+    "upcast_vae": "load the pipeline in float32 or bfloat16",
+}
+"""What programs ask of diffusers' pipelines that there is not here -> what to do."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,8 @@ class Ask:
     clip_skip: int | None = None
     callback_on_step_end: Callback | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    callback: Callable[[int, Any, Tensor], None] | None = None
+    callback_steps: int = 1
 
     @property
     def prompts(self) -> int:
@@ -144,6 +166,7 @@ class DiffusionPipeline(Adapters):
     output: ClassVar[type[Any]] = StableDiffusionPipelineOutput
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ()
     kinds: ClassVar[tuple[str, ...]] = ("text",)
+    steps_offset: ClassVar[int | None] = None  # what schedulers have that a pipeline is made with
 
     def __init__(
         self,
@@ -174,9 +197,20 @@ class DiffusionPipeline(Adapters):
         """Take components: those that pipelines share, and the scheduler and ControlNets."""
         super().__init__()
         self._parts = parts
+        scheduler = own["scheduler"]
+        if self.steps_offset not in (None, scheduler.config.get("steps_offset", self.steps_offset)):
+            warnings.warn(
+                f"the scheduler's steps_offset is {scheduler.config['steps_offset']}; as in diffusers, "
+                f"{type(self).__name__} takes {self.steps_offset}",
+                stacklevel=3,
+            )
+            changed = {"steps_offset": self.steps_offset}
+            own = {**own, "scheduler": scheduler.from_config(scheduler.config, **changed)}
         for name, component in own.items():
             setattr(self, name, component)
         self._guidance_scale = self._guidance_rescale = 0.0
+        self._clip_skip: int | None = None
+        self._cross_attention_kwargs: Mapping[str, Any] | None = None
         self._num_timesteps = 0
         self._interrupt = self._tiled = self._sliced = False
         self._progress: dict[str, Any] = {}
@@ -187,55 +221,45 @@ class DiffusionPipeline(Adapters):
         return "text_encoder_2" in self.component_names
 
     @classmethod
-    def from_pipe(cls, pipeline: "DiffusionPipeline", **given: Any) -> Self:
+    def from_pipe(
+        cls, pipeline: "DiffusionPipeline", *, torch_dtype: torch.dtype | None = None, **given: Any
+    ) -> Self:
         """A pipeline of this class with the components of another one, and its adapters.
 
         Args:
-            given: components that the other one does not have: controlnet.
+            torch_dtype: to draw in, as of `to`, for both: they share their networks.
+            given: components in the place of the other one's, or that it does not have: controlnet.
         """
         made = cls.__new__(cls)
         made.force_zeros_for_empty_prompt = pipeline.force_zeros_for_empty_prompt
-        made._adopt(pipeline._parts, cls._own_of(given, pipeline.scheduler))
+        own = {name: given.pop(name) for name in _OWN if name in given}
+        if unknown := given.keys() - {*cls.component_names}:
+            raise TypeError(f"{cls.__name__} has no component {', '.join(sorted(unknown))}")
+        made._adopt(pipeline._parts, cls._own_of(own, pipeline.scheduler))
+        for name, component in given.items():
+            setattr(made, name, component)
         made.take_adapters(pipeline)
-        return made
+        return made.to(torch_dtype)
 
     @classmethod
     def from_single_file(
         cls,
         pretrained_model_link_or_path: str | Path,
-        *,
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
-        use_safetensors: bool | None = None,
-        safety_checker: None = None,
-        load_safety_checker: bool = False,
         **given: Any,
     ) -> Self:
         """The pipeline of a checkpoint in one file.
 
         Args:
             pretrained_model_link_or_path: a .safetensors file, or its page on the hub.
-            given: components to take the place of the file's.
+            given: as of `from_pretrained`.
 
         Raises:
             As `from_pretrained`.
         """
-        if load_safety_checker:
-            raise InvalidRequest("load_safety_checker is not offered", hint="leave it out")
-        link = re.fullmatch(
-            r"https://huggingface\.co/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/(.+)",
-            str(pretrained_model_link_or_path),
-        )
-        where = pretrained_model_link_or_path
-        if link is not None:
-            where = find_file(link[1], link[3], None, link[2])
-        made: Self = cls.from_pretrained(
-            where,
-            torch_dtype=torch_dtype or dtype,
-            use_safetensors=use_safetensors,
-            safety_checker=safety_checker,
-            **given,
-        )
+        refuse({name: given.pop(name) for name in _SINGLE_WITHOUT if name in given}, _SINGLE_WITHOUT)
+        path, own = single_file(pretrained_model_link_or_path, given)
+        access = {one.name: given[one.name] for one in fields(Access) if one.name in given}
+        made: Self = cls.from_pretrained(path, **own, **access)
         return made
 
     @classmethod
@@ -245,15 +269,11 @@ class DiffusionPipeline(Adapters):
         *,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
-        revision: str | None = None,
         variant: str | None = None,
         use_safetensors: bool | None = None,
         safety_checker: None = _ANY,
-        feature_extractor: None = None,
-        image_encoder: None = None,
         requires_safety_checker: bool = False,
         low_cpu_mem_usage: bool = True,
-        local_files_only: bool = False,
         **given: Any,
     ) -> Any:
         """The pipeline of a folder or a hub id. Networks are read when something is drawn.
@@ -261,10 +281,10 @@ class DiffusionPipeline(Adapters):
         Args:
             torch_dtype, dtype: of the networks; None is float32.
             variant: of the weight files, such as "fp16".
-            safety_checker, feature_extractor, image_encoder: None: they are not offered.
+            safety_checker: None: it is not offered.
             low_cpu_mem_usage: no effect: hardly more is in memory while weights are read than then.
-            local_files_only: of a hub id, take what is in the hub's cache.
-            given: components to take the place of the model's.
+            given: of the hub revision, cache_dir, token and local_files_only, which takes what is in its
+                cache; and components to take the place of the model's.
 
         Raises:
             ModelNotFound, InvalidCheckpoint, PickleRefused, UnsupportedModel: as `limner.load`.
@@ -272,16 +292,16 @@ class DiffusionPipeline(Adapters):
             InvalidRequest: one that is not offered.
         """
         refuse_pickles(use_safetensors)
-        for name, value in (("feature_extractor", feature_extractor), ("image_encoder", image_encoder)):
-            if value is not None:
-                raise InvalidRequest(f"{name} is not offered", hint="leave it out")
-        where: str | Path = pretrained_model_name_or_path
-        if local_files_only and not Path(where).is_dir():
-            from huggingface_hub import snapshot_download
-
-            where = snapshot_download(str(where), revision=revision, local_files_only=True)
-            revision = None
-        source = find(where, revision=revision, variant=variant, device="cpu", precision="fp32")
+        place, given = Place.of(pretrained_model_name_or_path, given)
+        refuse({name: given.pop(name) for name in _LOADING_WITHOUT if name in given}, _LOADING_WITHOUT)
+        source = find(
+            place.reference,
+            revision=place.revision,
+            variant=variant,
+            access=place.access,
+            device="cpu",
+            precision="fp32",
+        )
         for told in source.warnings:
             warnings.warn(told, stacklevel=2)
         index = read_json(source.checkpoint.folder / MODEL_INDEX) if source.checkpoint.single is None else {}
@@ -294,16 +314,28 @@ class DiffusionPipeline(Adapters):
             raise InvalidRequest("safety_checker is not offered", hint="say safety_checker=None")
         if unknown := given.keys() - {*kind.component_names}:
             raise TypeError(f"{kind.__name__} has no component {', '.join(sorted(unknown))}")
+        if "controlnet" in kind.component_names and source.checkpoint.controlled:
+            given.setdefault("controlnet", kind._controlnet(place, index["controlnet"][-1], variant))
         scheduler = given.pop("scheduler", None) or scheduler_from(source.checkpoint.scheduler_config)
         held = kind._own_of({name: given.pop(name) for name in _OWN if name in given}, scheduler)
         own = {name: given[name] for name in given if given[name] is not None}
         zero = source.checkpoint.zero_negative
-        parts = Parts(source.checkpoint, own, name=str(where), dtype=torch.float32, zero_negative=zero)
+        name = str(place.reference)
+        parts = Parts(source.checkpoint, own, name=name, dtype=torch.float32, zero_negative=zero)
         pipeline = kind.__new__(kind)
         pipeline.force_zeros_for_empty_prompt = zero
         pipeline._adopt(parts, held)
         parts.move(None, torch_dtype or dtype)
         return pipeline
+
+    @classmethod
+    def _controlnet(cls, place: Place, kind: str, variant: str | None) -> Any:
+        """The ControlNets that a model comes with.
+
+        Args:
+            kind: the name of their class.
+        """
+        raise NotImplementedError
 
     @classmethod
     def _own_of(cls, given: Mapping[str, Any], scheduler: Scheduler) -> dict[str, Any]:
@@ -342,6 +374,8 @@ class DiffusionPipeline(Adapters):
             return self._parts.component(name)
         if name in _ABSENT:
             return None
+        if name in _NOT_OFFERED:
+            raise NotOffered(f"{type(self).__name__} has no {name}", hint=_NOT_OFFERED[name])
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -381,6 +415,8 @@ class DiffusionPipeline(Adapters):
         """That it draws on."""
         return self._parts.device
 
+    _execution_device = device  # as community pipelines call it
+
     @property
     def dtype(self) -> torch.dtype:
         """That it draws in."""
@@ -418,21 +454,41 @@ class DiffusionPipeline(Adapters):
         """Decode pictures whole where they fit."""
         self._tiled = False
 
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: str = "cuda") -> None:
-        """Keep only the network that is running on the GPU.
+    def fuse_qkv_projections(self) -> None:
+        """No effect, as of `enable_attention_slicing`: projections are joined where that is faster."""
+
+    def unfuse_qkv_projections(self) -> None:
+        """No effect, as of `fuse_qkv_projections`."""
+
+    def enable_model_cpu_offload(
+        self, gpu_id: int | None = None, device: str | torch.device = "cuda"
+    ) -> None:
+        """Keep only the network that is running on the GPU; no effect where the device is the CPU.
 
         Raises:
             InvalidRequest: there is no GPU.
         """
-        self._parts.move(pick_device(device if gpu_id is None else f"{device}:{gpu_id}"), None)
-        self._parts.offload = "model"
+        self._offload("model", gpu_id, device)
 
-    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: str = "cuda") -> None:
-        """Keep only the block that is running on the GPU. Raises as `enable_model_cpu_offload`."""
-        self.enable_model_cpu_offload(gpu_id, device)
-        self._parts.offload = "sequential"
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: str | torch.device = "cuda"
+    ) -> None:
+        """Keep only the block that is running on the GPU. As `enable_model_cpu_offload`."""
+        self._offload("sequential", gpu_id, device)
+
+    def _offload(self, what: OffloadName, gpu_id: int | None, device: str | torch.device) -> None:
+        where = str(device) if gpu_id is None else f"{device}:{gpu_id}"
+        if where.startswith("cuda") and not torch.cuda.is_available():
+            raise InvalidRequest(
+                "networks are kept off a GPU, and this machine has none", hint="leave it out on a CPU"
+            )
+        self._parts.move(where, None)
+        self._parts.offload = "none" if self.device.type == "cpu" else what
 
     def maybe_free_model_hooks(self) -> None:
+        """No effect: there are no hooks."""
+
+    def remove_all_hooks(self) -> None:
         """No effect: there are no hooks."""
 
     def save_pretrained(self, save_directory: str | Path, *, safe_serialization: bool = True) -> None:
@@ -441,22 +497,32 @@ class DiffusionPipeline(Adapters):
         Raises:
             InvalidRequest: pickles are asked for.
         """
-        from limner.weights.save import write_json
-
         refuse_pickles(safe_serialization)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        for name in self.component_names:
+            if (component := getattr(self, name)) is not None:
+                component.save_pretrained(folder / name)
+        write_json(folder / MODEL_INDEX, self.config)
+
+    @property
+    def config(self) -> Config:
+        """What `model_index.json` says of this pipeline."""
         index: dict[str, Any] = {"_class_name": type(self).__name__}
         for name in self.component_names:
             component = getattr(self, name)
-            component.save_pretrained(folder / name)
             library = "transformers" if name.startswith(("text", "token")) else "diffusers"
-            index[name] = [library, type(component).__name__]
-        index |= {name: [None, None] for name in _ABSENT}
+            index[name] = [None, None] if component is None else [library, type(component).__name__]
+        absent = _ABSENT[1:] if self.is_xl else _ABSENT
+        index |= {name: [None, None] for name in absent}
         if self.is_xl:
-            index = {key: value for key, value in index.items() if key != "safety_checker"}
             index["force_zeros_for_empty_prompt"] = self.force_zeros_for_empty_prompt
-        write_json(folder / MODEL_INDEX, index)
+        else:
+            index["requires_safety_checker"] = False
+        return Config(index)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {json.dumps(self.config, indent=2)}"
 
     @property
     def guidance_scale(self) -> float:
@@ -467,6 +533,16 @@ class DiffusionPipeline(Adapters):
     def guidance_rescale(self) -> float:
         """Of the call in progress."""
         return self._guidance_rescale
+
+    @property
+    def clip_skip(self) -> int | None:
+        """Of the call in progress."""
+        return self._clip_skip
+
+    @property
+    def cross_attention_kwargs(self) -> Mapping[str, Any] | None:
+        """Of the call in progress."""
+        return self._cross_attention_kwargs
 
     @property
     def num_timesteps(self) -> int:
@@ -487,6 +563,11 @@ class DiffusionPipeline(Adapters):
     def vae_scale_factor(self) -> int:
         """How many pixels a latent pixel stands for, in each direction."""
         return self._model.checkpoint.vae_config.downscale
+
+    @property
+    def image_processor(self) -> VaeImageProcessor:
+        """What makes tensors of pictures and pictures of tensors."""
+        return VaeImageProcessor(self.vae_scale_factor)
 
     @property
     def _model(self) -> Model:
@@ -523,6 +604,10 @@ class DiffusionPipeline(Adapters):
         if unknown := given.keys() - {one.name for one in fields(self.ask)}:
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}")
         ask = self.ask(**{**self.defaults, **given})
+        if (wanted := getattr(ask.callback_on_step_end, "tensor_inputs", None)) is not None:
+            ask = replace(ask, callback_on_step_end_tensor_inputs=wanted)  # a callback that knows its own
+        if ask.callback_steps is None or ask.callback_steps < 1:
+            raise InvalidRequest(f"callback_steps is {ask.callback_steps}; expected 1 or more")
         if ask.ip_adapter_image_embeds is not None:
             raise InvalidRequest("ip_adapter_image_embeds is not offered", hint="give ip_adapter_image")
         if strange := {*ask.callback_on_step_end_tensor_inputs} - {*self._callback_tensor_inputs}:
@@ -539,6 +624,7 @@ class DiffusionPipeline(Adapters):
                 f"the U-Net is one for {self._model.traits.kind}, which {type(self).__name__} cannot use"
             )
         self._guidance_scale, self._guidance_rescale = ask.guidance_scale, ask.guidance_rescale
+        self._clip_skip, self._cross_attention_kwargs = ask.clip_skip, ask.cross_attention_kwargs
         return ask
 
     def _call(
@@ -633,6 +719,7 @@ class DiffusionPipeline(Adapters):
             latents [B, C, h, w], where the last step left them.
         """
         order, pictures, end = self.scheduler.order, len(tensors["latents"]), self._end(ask)
+        more = len(self.scheduler.timesteps) - order * self.scheduler.num_inference_steps
         plan = self.scheduler.plan(start.begin, options)
         timesteps = self.scheduler.timesteps[start.begin : end]
         if len(timesteps) == 0:
@@ -671,6 +758,9 @@ class DiffusionPipeline(Adapters):
                     drawing.controls = controls(number + 1, len(timesteps))
                 if (number + 1) % order == 0 or number + 1 == len(timesteps):
                     bar.update()
+                    told = number + 1 > more  # as diffusers counts, where the first step takes more calls
+                    if ask.callback is not None and told and number % ask.callback_steps == 0:
+                        ask.callback(number // order, timesteps[number], self._out(drawing.latents))
                 if self._interrupt:
                     break
         return drawing.latents.float().cpu()
@@ -711,16 +801,14 @@ class DiffusionPipeline(Adapters):
         made = self._parts.made("vae")
         if made is not None:
             tiled, sliced = tiled or made.use_tiling, sliced or made.use_slicing
-        pictures = Answers(self._model).decode(latents, tiled=tiled, sliced=sliced)
-        if output_type == "pil":
-            return to_images(pictures)
-        pictures = (pictures / 2 + 0.5).clamp(0.0, 1.0)
-        return self._out(pictures) if output_type == "pt" else np.asarray(pictures.permute(0, 2, 3, 1))
+        pictures = finished(Answers(self._model).decode(latents, tiled=tiled, sliced=sliced), output_type)
+        return self._out(pictures) if output_type == "pt" else pictures
 
     @staticmethod
     def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
-        """Arrays [B, H, W, 3] in [0, 1] to images."""
-        return [Image.fromarray(rows) for rows in (images * 255).round().astype("uint8")]
+        """Arrays [B, H, W, 3] in [0, 1], or one [H, W, 3], to images."""
+        batch = images[None] if images.ndim == 3 else images
+        return [Image.fromarray(rows) for rows in (batch * 255).round().astype("uint8")]
 
 
 def _parts_of(given: Mapping[str, Any], zero_negative: bool) -> Parts:

@@ -31,7 +31,7 @@ from limner.errors import InvalidRequest, UnsupportedModel
 from limner.weights.files import read_json
 from limner.weights.save import write_json
 
-from .files import find_file
+from .files import Place, refuse
 from .noise import Generators, draw
 from .values import Config, Output
 
@@ -142,6 +142,9 @@ class Scheduler:
             return config[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
     def __len__(self) -> int:
         return self._known.num_train_timesteps
 
@@ -172,24 +175,38 @@ class Scheduler:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        *,
-        subfolder: str | None = None,
-        revision: str | None = None,
-        **changes: Any,
+        **given: Any,
     ) -> Self:
         """The scheduler of a folder or a hub id, whose `scheduler_config.json` may be of any class.
+
+        Args:
+            given: subfolder; of the hub revision, cache_dir, token, local_files_only; changes of settings.
 
         Raises:
             ModelNotFound, InvalidCheckpoint: there is no such file, or it is broken.
         """
-        path = find_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder, revision)
-        return cls.from_config(read_json(path), **changes)
+        place, changes = Place.of(pretrained_model_name_or_path, given)
+        return cls.from_config(read_json(place.find(CONFIG_NAME)), **changes)
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | Path, **where: Any) -> dict[str, Any]:
+        """What a `scheduler_config.json` says, for `from_config`. Arguments as of `from_pretrained`."""
+        place, strange = Place.of(pretrained_model_name_or_path, where)
+        refuse(strange, ())
+        return read_json(place.find(CONFIG_NAME))
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write `scheduler_config.json` into a folder, which is made if need be."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG_NAME, self.saved_config)
+
+    save_config = save_pretrained
+
+    @property
+    def compatibles(self) -> list[type["Scheduler"]]:
+        """The classes that take its config."""
+        return [*CLASSES.values()]
 
     @property
     def saved_config(self) -> dict[str, Any]:
@@ -277,6 +294,19 @@ class Scheduler:
     def alphas_cumprod(self) -> Tensor:
         """The signal power of each training timestep."""
         return torch.tensor(self._known.noise_schedule_fp32.alphas_cumprod)
+
+    @property
+    def betas(self) -> Tensor:
+        """How much of the signal's power each training timestep takes."""
+        powers = torch.cat([torch.ones(1), self.alphas_cumprod])
+        return 1.0 - powers[1:] / powers[:-1]
+
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """The signal power behind the last step, of the classes that have a setting for it."""
+        if "set_alpha_to_one" not in self.defaults:
+            raise AttributeError(f"{type(self).__name__} has no final_alpha_cumprod")
+        return torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
 
     @property
     def sigmas(self) -> Tensor:

@@ -15,7 +15,7 @@ from limner.pipeline.calls import Conditioning
 
 from .drawing import Answers
 from .noise import Generators
-from .pictures import Box, Pictures, box_around, masks_of, pasted, pictures_of
+from .pictures import Box, Pictures, VaeImageProcessor, box_around, masks_of, pasted, pictures_of
 from .pipelines import (
     Ask,
     DiffusionPipeline,
@@ -33,6 +33,7 @@ class _StableDiffusion(DiffusionPipeline):
     """What the pipelines of 1.x and 2.x have in common."""
 
     component_names: ClassVar[tuple[str, ...]] = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    steps_offset: ClassVar[int | None] = 1
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
         "latents",
         "prompt_embeds",
@@ -492,6 +493,13 @@ class _Inpainting(_FromPicture):
     """Pictures that are drawn anew where a mask is white."""
 
     kinds = ("text", "inpainting")
+
+    @property
+    def mask_processor(self) -> VaeImageProcessor:
+        """What makes tensors of masks."""
+        return VaeImageProcessor(
+            self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+        )
 
     def _inpaint(
         self,

@@ -4,6 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+from limner.errors import InvalidRequest
+
+
+class NotOffered(InvalidRequest, AttributeError):
+    """An attribute that diffusers has and Limner does not."""
+
 
 class Config(dict[str, Any]):
     """A config: a dict whose keys are attributes too. It is not to be written to."""

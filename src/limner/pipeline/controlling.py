@@ -170,8 +170,15 @@ def residual_weights(control: Control, used: UsedControl) -> tuple[float, ...]:
     if control.mode == "balanced" or (control.mode == "guess" and used.pooled):
         return (control.weight,) * used.residuals
     if control.mode == "guess":
-        # Zhang et al. 2023, section 3.4: a tenth at the outermost, as diffusers spaces them.
-        shares = torch.logspace(-1, 0, used.residuals).tolist()
+        shares = guess_shares(used.residuals)
     else:
         shares = [_SOFT ** (used.residuals - 1 - index) for index in range(used.residuals)]
     return tuple(control.weight * share for share in shares)
+
+
+def guess_shares(residuals: int) -> list[float]:
+    """What counts of each residual in guess mode: a tenth of the outermost, all of the middle's.
+
+    Zhang et al. 2023, section 3.4, spaced as in diffusers.
+    """
+    return torch.logspace(-1, 0, residuals).tolist()

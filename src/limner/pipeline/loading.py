@@ -14,7 +14,7 @@ from limner.diffusion.config import SchedulerConfig
 from limner.errors import InvalidCheckpoint, InvalidRequest, UnsupportedModel
 from limner.prompts.tokenizer import Tokenizer
 from limner.weights.checkpoint import Checkpoint, read_checkpoint
-from limner.weights.hub import locate_model
+from limner.weights.hub import ANYWHERE, Access, locate_model
 from limner.weights.single import Prediction
 
 from .backends.base import AttentionName, Backend, OffloadName, Precision
@@ -22,8 +22,7 @@ from .backends.native import NativeBackend
 from .model import Model
 
 BackendName = Literal["torch", "openvino"]
-
-
+_CONTROLLED = "{} comes with a ControlNet, which is not used unless a request's control names its folder"
 _WILDCARDS, _STYLES = ("wildcards",), ("styles.csv",)  # which need not be there
 
 
@@ -67,6 +66,7 @@ class Source:
         except ValueError as error:
             path = checkpoint.folder / "scheduler" / "scheduler_config.json"
             raise UnsupportedModel(f"{path}: {error}") from None
+        unused = (_CONTROLLED.format(self.name),) if checkpoint.controlled else ()
         return Model(
             name=self.name,
             revision=self.revision,
@@ -75,7 +75,7 @@ class Source:
             scheduler=scheduler,
             tokenizers=read_tokenizers(checkpoint),
             backend=self._backend(),
-            warnings=self.warnings,
+            warnings=self.warnings + unused,
             lora_dirs=self.lora_dirs,
             embedding_dirs=self.embedding_dirs,
             wildcards_dirs=self.wildcards_dirs,
@@ -145,8 +145,13 @@ def find(
     embedding_dirs: Sequence[str | Path] = (),
     wildcards_dirs: Sequence[str | Path] = _WILDCARDS,
     styles_files: Sequence[str | Path] = _STYLES,
+    access: Access = ANYWHERE,
 ) -> Source:
-    """Find a model, fetching it if need be, and check its files. Arguments and errors as of `load`."""
+    """Find a model, fetching it if need be, and check its files. Arguments and errors as of `load`.
+
+    Args:
+        access: how the hub is asked.
+    """
     where = pick_device("cpu" if backend == "openvino" and device == "auto" else device)
     if precision == "auto" and backend == "openvino":
         from .backends.openvino import auto_precision
@@ -156,7 +161,7 @@ def find(
         precision = "fp16" if where.type == "cuda" else "bf16" if computes_in_bf16() else "fp32"
     if precision not in get_args(Precision):
         raise InvalidRequest(f"precision is {precision!r}; expected auto, {', '.join(get_args(Precision))}")
-    located = locate_model(reference, revision=revision, variant=variant)
+    located = locate_model(reference, revision=revision, variant=variant, access=access)
     checkpoint = read_checkpoint(
         located.folder,
         variant,
@@ -243,21 +248,4 @@ def load(
         InvalidCheckpoint, PickleRefused, UnsupportedModel: files that are broken, or that Limner cannot run.
         InvalidRequest: an unknown device, precision or backend.
     """
-    source = find(
-        reference,
-        revision=revision,
-        variant=variant,
-        device=device,
-        precision=precision,
-        backend=backend,
-        compiled=compiled,
-        attention=attention,
-        offload=offload,
-        vae=vae,
-        prediction_type=prediction_type,
-        lora_dirs=lora_dirs,
-        embedding_dirs=embedding_dirs,
-        wildcards_dirs=wildcards_dirs,
-        styles_files=styles_files,
-    )
-    return source.load()
+    return find(**locals()).load()

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -189,6 +189,16 @@ class Tokenizer:
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Ids as the vocabulary has them; where a word ends, a token ends in `</w>`."""
         return [self._backend.id_to_token(index) or "" for index in ids]
+
+    def index(self, token: str) -> int | None:
+        """The id of a token as the vocabulary has it."""
+        index: int | None = self._backend.token_to_id(token)
+        return index
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids: a word's tokens together, a space behind each word."""
+        text: str = decoders.ByteLevel().decode(self.tokens(ids))
+        return text.replace(_SUFFIX, " ").strip()
 
     def pad_ids(self, ids: Iterable[int]) -> tuple[int, ...]:
         """start + `ids` + end + padding to `max_length`; the caller has seen to it that `ids` fit."""

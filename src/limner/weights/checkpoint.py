@@ -69,6 +69,12 @@ _PIPELINES = (
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLInstructPix2PixPipeline",
     "LatentConsistencyModelPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionXLControlNetPipeline",
+    "StableDiffusionXLControlNetImg2ImgPipeline",
+    "StableDiffusionXLControlNetInpaintPipeline",
 )
 _TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _TOKENIZER_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -79,6 +85,7 @@ _COMPONENT_CLASSES: Mapping[str, tuple[str, ...] | None] = {
     "text_encoder_2": _TEXT_CLASSES,
     "tokenizer": _TOKENIZER_CLASSES,
     "tokenizer_2": _TOKENIZER_CLASSES,
+    "controlnet": ("ControlNetModel", "MultiControlNetModel"),
     "scheduler": None,  # any class: which of them a sampler stands for is not a question of files
 }
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "depth_estimator")
@@ -94,10 +101,12 @@ class ModelIndex:
     Attributes:
         parts: the components with weights: "unet", "vae", and "text_encoder", "text_encoder_2" or both.
         zero_negative: no negative prompt means an embedding of zeros, not that of an empty text.
+        controlled: there are ControlNets too, which are no part of a model: requests name those they want.
     """
 
     parts: tuple[str, ...]
     zero_negative: bool = False
+    controlled: bool = False
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -116,7 +125,7 @@ class Checkpoint:
         scheduler_config: `scheduler/scheduler_config.json` as it stands.
         tokenizers: text encoder -> the folder of its tokenizer's files.
         weights: component -> safetensors file, or index of its shards.
-        zero_negative: as in `ModelIndex`.
+        zero_negative, controlled: as in `ModelIndex`.
         single: what a single file says, if it is one.
         vae_file: a file of its own with another autoencoder.
         warnings: what the caller should know about the choice of files.
@@ -131,6 +140,7 @@ class Checkpoint:
     tokenizers: Mapping[str, Path]
     weights: Mapping[str, Path]
     zero_negative: bool = False
+    controlled: bool = False
     single: SingleFile | None = None
     vae_file: Path | None = None
     warnings: tuple[str, ...] = ()
@@ -344,6 +354,7 @@ def read_model_index(path: Path) -> ModelIndex:
     return ModelIndex(
         tuple(part for part in WEIGHT_STEMS if part in given),
         "XL" in pipeline and index.get("force_zeros_for_empty_prompt", True) is True,
+        "controlnet" in given,
     )
 
 
@@ -418,6 +429,7 @@ def _read_folder(folder: Path, variant: str | None) -> Checkpoint:
         tokenizers={part: folder / TOKENIZER_OF[part] for part in index.text_encoders},
         weights={part: folder / file for part, file in weights.items()},
         zero_negative=index.zero_negative,
+        controlled=index.controlled,
         warnings=warnings,
     )
 

@@ -46,6 +46,33 @@ _TOKEN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
+class Access:
+    """How the hub is asked.
+
+    Attributes:
+        cache_dir: where files are kept; None is the hub's own cache.
+        token: of an account; None is that of `hf auth login`, and False none.
+        local_files_only: not at all: what is in the cache serves.
+    """
+
+    cache_dir: str | Path | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For the functions of huggingface_hub that fetch files."""
+        return {
+            "cache_dir": self.cache_dir,
+            "token": self.token,
+            "local_files_only": self.local_files_only,
+        }
+
+
+ANYWHERE = Access()
+
+
+@dataclass(frozen=True)
 class LocatedModel:
     """Where a model is.
 
@@ -88,7 +115,11 @@ class ModelInfo:
 
 
 def locate_model(
-    reference: str | Path, *, revision: str | None = None, variant: str | None = None
+    reference: str | Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    access: Access = ANYWHERE,
 ) -> LocatedModel:
     """Find a model's folder or file, fetching it from the hub if need be.
 
@@ -97,6 +128,7 @@ def locate_model(
             (.safetensors), or "organisation/name" on the hub. What exists here is preferred to the hub.
         revision: branch, tag or commit on the hub; None is its main branch.
         variant: which weight files to fetch from the hub, such as "fp16".
+        access: how the hub is asked.
 
     Raises:
         ModelNotFound: nothing of this name, revision or variant, or no access to it.
@@ -109,7 +141,7 @@ def locate_model(
     shipped = SHIPPED.get(name) if isinstance(reference, str) else None
     there = os.path.exists(path)  # unlike Path.exists, false for what cannot be a path
     if shipped is None and not there and isinstance(reference, str) and _HUB_ID.fullmatch(reference):
-        return _from_hub(reference, revision, variant)
+        return _from_hub(reference, revision, variant, access)
     if revision is not None:
         raise InvalidRequest(f"revision {revision!r} of {name!r}: only models on the hub have revisions")
     if shipped is not None and not (shipped / MODEL_INDEX).is_file():
@@ -121,17 +153,18 @@ def locate_model(
         if variant is not None:
             raise InvalidRequest(f"variant {variant!r} of {name!r}: a single file has no variants")
         read_single_file(path)  # before a tokenizer is fetched in vain
-        return LocatedModel(name, path, tokenizer=clip_tokenizer())
+        return LocatedModel(name, path, tokenizer=clip_tokenizer(access))
     if shipped is None and not os.path.isdir(path):
         raise _not_a_folder(name, path)
     return LocatedModel(name, shipped or path)
 
 
-def locate_file(reference: str, *, revision: str | None = None) -> Path:
+def locate_file(reference: str, *, revision: str | None = None, access: Access = ANYWHERE) -> Path:
     """Find one file: a path, or a file of a repository, "organisation/name:folder/file", fetched if need be.
 
     Args:
         revision: branch, tag or commit on the hub; None is its main branch.
+        access: how the hub is asked.
 
     Raises:
         ModelNotFound: there is no such file, or it cannot be fetched.
@@ -150,9 +183,8 @@ def locate_file(reference: str, *, revision: str | None = None) -> Path:
 
     repo, file = named.groups()
     try:
-        return Path(
-            hf_hub_download(repo, file, revision=revision)
-        )  # as it is in the cache, where the hub cannot be asked
+        # As it is in the cache, where the hub cannot be asked.
+        return Path(hf_hub_download(repo, file, revision=revision, **access.options))
     except LocalEntryNotFoundError as error:
         raise _hub_error(repo, revision, error) from error
     except EntryNotFoundError as error:
@@ -266,7 +298,7 @@ def _describe(name: str, revision: str | None, folder: Path, where: str) -> list
     return infos
 
 
-def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedModel:
+def _from_hub(repo: str, revision: str | None, variant: str | None, access: Access) -> LocatedModel:
     # Imported here because it takes a while, and the shipped model and folders do without.
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -279,11 +311,18 @@ def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedMo
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{"disable": None, **kwargs})  # type: ignore[no-untyped-call]
 
-    cached = _in_cache(repo, revision)
+    cached = _in_cache(repo, revision, access)
+    if access.local_files_only:
+        if cached is None:
+            raise ModelNotFound(
+                f"{repo} is not in the hub's cache, and local_files_only forbids asking the hub",
+                hint="leave local_files_only out once to fetch it",
+            )
+        return LocatedModel(repo, cached)
     if cached and revision and _COMMIT.fullmatch(revision) and _is_complete(cached, variant):
         return LocatedModel(repo, cached)  # a commit never changes, so there is nothing to ask
     try:
-        listing = HfApi().model_info(repo, revision=revision, timeout=_TIMEOUT)
+        listing = HfApi(token=access.token).model_info(repo, revision=revision, timeout=_TIMEOUT)
     except (OSError, ValueError, TransportError) as error:  # ValueError: a bad id, or no JSON
         if cached is None:
             raise _hub_error(repo, revision, error) from error
@@ -294,7 +333,7 @@ def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedMo
         raise _no_pipeline(repo, files)
 
     def fetch(file: str) -> Path:
-        return Path(hf_hub_download(repo, file, revision=revision))
+        return Path(hf_hub_download(repo, file, revision=revision, **access.options))
 
     try:
         index = read_model_index(fetch(MODEL_INDEX))  # before gigabytes are fetched in vain
@@ -309,7 +348,9 @@ def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedMo
             if file.endswith(".json"):
                 wanted |= {f"{part}/{shard}" for shard in read_index(fetch(file))}
         patterns = [glob.escape(file) for file in sorted(wanted)]
-        folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, tqdm_class=Progress)
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, tqdm_class=Progress, **access.options
+        )
     except HfHubHTTPError as error:
         raise _hub_error(repo, revision, error) from error
     except (OSError, TransportError) as error:
@@ -320,16 +361,16 @@ def _from_hub(repo: str, revision: str | None, variant: str | None) -> LocatedMo
     return LocatedModel(repo, Path(folder))
 
 
-def cached_clip_tokenizer() -> Path | None:
+def cached_clip_tokenizer(access: Access = ANYWHERE) -> Path | None:
     """The folder of CLIP's tokenizer files in the hub's cache, if they are there."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(_TOKENIZER_REPO, "vocab.json")
+    found = try_to_load_from_cache(_TOKENIZER_REPO, "vocab.json", cache_dir=access.cache_dir)
     there = isinstance(found, str) and (Path(found).parent / "merges.txt").is_file()
     return Path(str(found)).parent if there else None
 
 
-def clip_tokenizer() -> Path:
+def clip_tokenizer(access: Access = ANYWHERE) -> Path:
     """As `cached_clip_tokenizer`, but fetched where they are not there.
 
     Raises:
@@ -337,10 +378,11 @@ def clip_tokenizer() -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    if (cached := cached_clip_tokenizer()) is not None:
+    if (cached := cached_clip_tokenizer(access)) is not None:
         return cached
     try:
-        return Path(snapshot_download(_TOKENIZER_REPO, allow_patterns=list(TOKENIZER_FILES)))
+        files = list(TOKENIZER_FILES)
+        return Path(snapshot_download(_TOKENIZER_REPO, allow_patterns=files, **access.options))
     except Exception as error:  # of many libraries underneath
         raise ModelNotFound(
             f"a single file holds no tokenizer, and CLIP's cannot be fetched: "
@@ -349,12 +391,12 @@ def clip_tokenizer() -> Path:
         ) from error
 
 
-def _in_cache(repo: str, revision: str | None) -> Path | None:
+def _in_cache(repo: str, revision: str | None, access: Access) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repo, MODEL_INDEX, revision=revision)
+        found = try_to_load_from_cache(repo, MODEL_INDEX, cache_dir=access.cache_dir, revision=revision)
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None

@@ -178,7 +178,7 @@ def describe(path: Path, header: Header, *, prediction_type: Prediction | None =
     try:
         texts = {part: _text_config(shapes, prefix, layout) for part, prefix in layout.texts.items()}
         unet = _unet_config(shapes, layout, [*texts.values()][-1].projection_dim)
-        vae = _vae_config(shapes, layout)
+        vae = _vae_config(shapes, VAE, layout.scaling_factor)
         entries = [
             replace(entry, single=names.get(entry.single, entry.single))
             for entry in _entries(layout, unet, vae, texts)
@@ -266,6 +266,30 @@ def read_vae_file(path: Path, config: VAEConfig) -> dict[str, Tensor]:
     _check(path, infos, entries, _VAE_WITHOUT_COUNTERPART.fullmatch)
     tensors = open_tensors(path)
     return {entry.name: entry.from_single(tensors[entry.single]) for entry in entries}
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file holds a U-Net, and so is to be read by `read_single_file`."""
+    return any(key.startswith(UNET) for key in read_header(path).tensors)
+
+
+def read_vae_config(path: Path) -> VAEConfig:
+    """The geometry of an autoencoder in a file of its own, under CompVis' names.
+
+    The scaling factor, which such a file does not tell, is that of 1.x.
+
+    Raises:
+        InvalidCheckpoint: it is no such file.
+        PickleRefused: it is a pickle.
+    """
+    shapes = {key: info.shape for key, info in read_header(path).tensors.items()}
+    prefix = VAE if any(key.startswith(VAE) for key in shapes) else ""
+    try:
+        return _vae_config(shapes, prefix, VAEConfig().scaling_factor)
+    except (LookupError, ValueError):
+        raise InvalidCheckpoint(
+            f"{path} is no autoencoder under CompVis' names", hint="give config, a folder with a config.json"
+        ) from None
 
 
 def _layout(path: Path, shapes: Shapes) -> _Layout:
@@ -375,16 +399,16 @@ def _unet_config(shapes: Shapes, layout: _Layout, pooled: int) -> UNetConfig:
     )
 
 
-def _vae_config(shapes: Shapes, layout: _Layout) -> VAEConfig:
-    levels = count_of(shapes, VAE + "encoder.down.{}.block.0.conv1.weight")
-    widths = (shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels))
+def _vae_config(shapes: Shapes, prefix: str, scaling_factor: float) -> VAEConfig:
+    levels = count_of(shapes, prefix + "encoder.down.{}.block.0.conv1.weight")
+    widths = (shapes[f"{prefix}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels))
     return VAEConfig(
-        in_channels=shapes[f"{VAE}encoder.conv_in.weight"][1],
-        out_channels=shapes[f"{VAE}decoder.conv_out.weight"][0],
-        latent_channels=shapes[f"{VAE}post_quant_conv.weight"][0],
+        in_channels=shapes[f"{prefix}encoder.conv_in.weight"][1],
+        out_channels=shapes[f"{prefix}decoder.conv_out.weight"][0],
+        latent_channels=shapes[f"{prefix}post_quant_conv.weight"][0],
         block_out_channels=tuple(widths),
-        layers_per_block=bounded(count_of(shapes, VAE + "encoder.down.0.block.{}.conv1.weight")),
-        scaling_factor=layout.scaling_factor,
+        layers_per_block=bounded(count_of(shapes, prefix + "encoder.down.0.block.{}.conv1.weight")),
+        scaling_factor=scaling_factor,
     )
 
 

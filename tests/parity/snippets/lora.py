@@ -23,7 +23,14 @@ off = draw()
 pipe.enable_lora()
 pipe.fuse_lora(lora_scale=0.7)
 fused = draw()
+assert pipe.num_fused_loras == 1
 pipe.unfuse_lora()
+pipe.load_lora_weights("org/lora/other.safetensors", adapter_name="other")
+pipe.set_adapters(["style", "other"], adapter_weights=[0.4, 0.3])
+assert sorted(pipe.get_active_adapters()) == ["other", "style"]
+both = draw()
+pipe.delete_adapters("style")
+other = draw()
 pipe.unload_lora_weights()
 assert (whole - plain).abs().max() > 0.1
-result = [plain, whole, half, weighed, off, fused, draw()]
+result = [plain, whole, half, weighed, off, fused, both, other, draw()]

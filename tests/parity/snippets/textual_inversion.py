@@ -5,7 +5,7 @@ from diffusers import StableDiffusionPipeline
 
 pipe = StableDiffusionPipeline.from_pretrained("org/stable-diffusion")
 pipe.set_progress_bar_config(disable=True)
-pipe.load_textual_inversion("org/words/cat-toy.safetensors")
+pipe.load_textual_inversion(["org/words/cat-toy.safetensors"])
 pipe.load_textual_inversion("org/words/style.safetensors", token="<two>")
 images = pipe(
     ["a <cat-toy> on a table", "a house in the manner of <two>"],

@@ -2,9 +2,14 @@
 
 import subprocess
 import sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import limner.face
 from limner import InvalidRequest, UnsupportedModel
@@ -47,13 +52,114 @@ def test_arguments_that_cannot_be_honoured(pipe, given, message):
 
 
 def test_arguments_that_nobody_has(pipe):
-    for given in ({"steps": 5}, {"callback": print}, {"image": None}):
+    for given in ({"steps": 5}, {"colour": "red"}, {"image": None}):
         with pytest.raises(TypeError, match=f"no argument {next(iter(given))}"):
             pipe("a boat", **given)
     with pytest.raises(TypeError, match="no component refiner"):
         limner.StableDiffusionPipeline.from_pretrained(FOLDER, refiner=1)
     with pytest.raises(TypeError, match="needs controlnet"):
         limner.StableDiffusionControlNetPipeline.from_pretrained(FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("enable_freeu", "FreeU"),
+        ("prepare_ip_adapter_image_embeds", "ip_adapter_image"),
+        ("register_modules", "pipe.unet"),
+    ],
+)
+def test_attributes_of_diffusers_that_are_not_offered(pipe, name, hint):
+    assert not hasattr(pipe, name)
+    with pytest.raises(InvalidRequest, match=f"has no {name}") as refused:
+        getattr(pipe, name)
+    assert hint in refused.value.hint
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_networks_that_are_compiled(pipe):
+    with pytest.raises(InvalidRequest, match="OptimizedModule") as refused:
+        pipe.unet = torch.compile(pipe.unet)
+    assert refused.value.hint == "limner.load(…, compiled=True)"
+    with pytest.raises(InvalidRequest, match="not compiled by itself"):
+        pipe.unet.compile()
+
+
+def test_offload_on_a_machine_without_a_gpu(pipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for offload in (pipe.enable_model_cpu_offload, pipe.enable_sequential_cpu_offload):
+        with pytest.raises(InvalidRequest, match="this machine has none"):
+            offload()
+        offload(device="cpu")
+    assert pipe("a boat", num_inference_steps=1, output_type="latent").images.shape[0] == 1
+
+
+def test_what_pictures_are_made_of():
+    processor = limner.VaeImageProcessor()
+    gray = np.zeros((20, 30), np.float32)
+    masks = limner.VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    assert masks.preprocess(gray).shape == (1, 1, 16, 24)
+    assert processor.postprocess(torch.zeros(1, 3, 8, 8), "pil", [False])[0].getpixel((0, 0)) == (0, 0, 0)
+    assert processor.postprocess(torch.zeros(1, 3, 8, 8), "np").max() == 0.5
+    for wrong in ({"output_type": "jpg"}, {"do_denormalize": [True, False]}):
+        with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+            processor.postprocess(torch.zeros(1, 3, 8, 8), **wrong)
+    with pytest.raises(InvalidRequest, match="nothing else is offered"):
+        limner.VaeImageProcessor(do_binarize=True)
+    with pytest.raises(InvalidRequest, match="a picture is NoneType"):
+        processor.preprocess(None)
+    with pytest.raises(InvalidRequest, match="2 pictures do not fill 1 rows of 3"):
+        limner.make_image_grid([Image.new("RGB", (8, 8))] * 2, rows=1, cols=3)
+
+
+def test_a_picture_by_its_address(tmp_path):
+    Image.new("RGBA", (9, 5), (10, 20, 30, 255)).save(tmp_path / "one.png")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        Thread(target=httpd.serve_forever, daemon=True).start()
+        image = limner.load_image(f"http://127.0.0.1:{httpd.server_port}/one.png")
+        httpd.shutdown()
+    for one in (image, limner.load_image(tmp_path / "one.png"), limner.load_image(image)):
+        assert (one.mode, one.size, one.getpixel((0, 0))) == ("RGB", (9, 5), (10, 20, 30))
+    with pytest.raises(InvalidRequest, match=r"none\.png"):
+        limner.load_image(str(tmp_path / "none.png"))
+
+
+@pytest.mark.parametrize(("ratio", "index"), [(None, None), (0.5, 2), (1.5, None)])
+def test_when_guidance_is_to_be_cut_off(ratio, index):
+    with pytest.raises(InvalidRequest, match="cutoff_step_ratio"):
+        limner.SDCFGCutoffCallback(cutoff_step_ratio=ratio, cutoff_step_index=index)
+
+
+def test_guidance_is_cut_off_for_several_pictures(pipe):
+    seen = []
+
+    def cut(pipeline, step, timestep, tensors):
+        changed = callback(pipeline, step, timestep, tensors)
+        seen.append((len(changed["prompt_embeds"]), pipeline.do_classifier_free_guidance))
+        return changed
+
+    callback = limner.SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+    cut.tensor_inputs = callback.tensor_inputs
+    pipe(["a boat", "a house"], num_inference_steps=3, callback_on_step_end=cut, output_type="latent")
+    assert seen[:2] == [(4, True), (2, False)]
+
+
+def test_a_scheduler_of_another_offset_is_told(pipe):
+    zero = limner.DDIMScheduler.from_config(pipe.scheduler.config, steps_offset=0, clip_sample=False)
+    components = {**pipe.components, "scheduler": zero}
+    with pytest.warns(UserWarning, match="steps_offset is 0; as in diffusers"):
+        made = limner.StableDiffusionPipeline(**components)
+    assert (made.scheduler.config.steps_offset, zero.config.steps_offset) == (1, 0)
+
+
+def test_a_controlnet_of_another_library(pipe):
+    with pytest.raises(InvalidRequest, match="controlnet is a torch"):
+        limner.StableDiffusionControlNetPipeline(**pipe.components, controlnet=[torch.nn.Linear(1, 1)])
+    net = limner.ControlNetModel.from_unet(pipe.unet)
+    controlled = limner.StableDiffusionControlNetPipeline.from_pipe(pipe, controlnet=net)
+    with pytest.raises(InvalidRequest, match="not those of its file"):
+        controlled("a boat", torch.zeros(1, 3, 128, 128), num_inference_steps=1)
 
 
 def test_components_that_cannot_be_had(pipe, tmp_path):

@@ -1,14 +1,16 @@
 """Grids: what stands where, what is said of it, and what happens when something fails."""
 
 import shutil
+from inspect import signature
 
 import pytest
 from PIL import Image, ImageFont
 
 import limner
+from limner.cli.grid import grid
 from limner.errors import InvalidRequest, NumericalError
 from limner.pipeline.axes import Axis
-from limner.pipeline.grid import Grid, _font, draw, plan
+from limner.pipeline.grid import LIMIT, Grid, _font, draw, plan
 from limner.pipeline.loading import load
 from limner.pipeline.metadata import read_record, read_texts
 from limner.pipeline.models import ModelCache
@@ -193,3 +195,8 @@ def test_closing_stops(model):
     drawing = draw([ask(), *(ask(seed=seed, steps=500) for seed in range(9))], model)
     assert next(drawing)[0] == 0
     drawing.close()
+
+
+def test_the_command_has_the_limit_of_the_function():
+    """It cannot take it from there, as that would import torch."""
+    assert signature(grid).parameters["limit"].default == LIMIT
