@@ -87,9 +87,9 @@ PARTS = ("unet", "vae", "text_encoder")
         ("model_index.json", {"unet": []}, UnsupportedModel, "expected UNet2D"),
         (
             "model_index.json",
-            {"controlnet": ["diffusers", "ControlNetModel"]},
+            {"prior": ["diffusers", "PriorTransformer"]},
             UnsupportedModel,
-            "'controlnet'",
+            "'prior'",
         ),
         ("model_index.json", {"vae": [None, None]}, InvalidCheckpoint, "names no 'vae'"),
         ("model_index.json", {"tokenizer": "drop"}, InvalidCheckpoint, "names no 'tokenizer'"),
