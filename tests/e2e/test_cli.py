@@ -9,6 +9,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
@@ -474,3 +475,11 @@ def test_the_shipped_model_is_listed(limner):
     listed = {model["name"]: model for model in json.loads(limner("models", "--json").out)}
     assert listed["picturebook"]["problem"] is None
     assert listed["picturebook"]["bytes"] <= 30 << 20
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    run = [
+        subprocess.run([*command, "--version"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        for command in ([LIMNER], [sys.executable, "-m", "limner"])
+    ]
+    assert run[0].stdout == run[1].stdout != ""

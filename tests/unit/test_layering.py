@@ -45,6 +45,7 @@ MAY_IMPORT = {
         WORLD,
         *JUDGES,
     },  # it draws samples, and pipeline/images.py owns value ranges
+    "limner.__main__": {"limner.cli"},
     "limner.cli": {"limner.memory", *DRAWING, WORLD, *JUDGES, "limner.training"},
 }
 

@@ -158,9 +158,9 @@ def _unknown(field: str, name: str, known: Mapping[str, str]) -> InvalidRequest:
     """That nobody calls anything so."""
     near = dict.fromkeys(known[match] for match in difflib.get_close_matches(_folded(name)[:60], known))
     shown = repr(name if len(name) <= 60 else f"{name[:57]}…")
-    like = f", which is much like {', '.join(near)}" if near else ""
     every = ", ".join(dict.fromkeys(known.values()))
-    return InvalidRequest(f"{field} is {shown}{like}; expected one of {every}", hint="name one of these")
+    hint = f"did you mean {' or '.join(near)}?" if near else "name one of these"
+    return InvalidRequest(f"{field} is {shown}; expected one of {every}", hint=hint)
 
 
 # webui's and ComfyUI's own spelling of one UniPC, where "unipc" is Limner's and diffusers' name for another.
