@@ -11,6 +11,7 @@ from limner.errors import OutOfMemory
 from limner.nn.clip import CLIPVisionConfig, CLIPVisionModel
 from limner.nn.controlnet import ControlNetModel
 from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
+from limner.pipeline.backends import native
 from limner.pipeline.engine import Engine
 from limner.pipeline.images import image_source
 from limner.pipeline.limits import Limits
@@ -151,3 +152,27 @@ def test_the_same_network_has_room_once_for_all_and_idle_ones_make_room(model, n
     most, _ = drawn_together(model, enough(model, size, 1), [{**named, "seed": seed} for seed in range(3)])
     assert most == 3
     assert model.backend.idle_bytes() == size
+
+
+def test_many_large_networks_are_kept_while_they_are_in_use(model, monkeypatch):
+    now, read = 100.0, []
+    monkeypatch.setattr(native, "_GUEST_BYTES", 1000)
+    monkeypatch.setattr(native.time, "monotonic", lambda: now)
+
+    def use(name, numbers=200):
+        def load():
+            read.append(name)
+            return torch.nn.Linear(numbers, 1, bias=False)
+
+        model.backend._guest(name, load)
+
+    for _ in range(3):  # steps
+        for name in "abc":
+            use(name)
+        now += 10
+    assert read == ["a", "b", "c"]
+    now += 55  # since the last use of these
+    use("d")
+    assert model.backend.idle_bytes() == 800  # of d alone
+    use("c")
+    assert read == ["a", "b", "c", "d", "c"]

@@ -1,10 +1,11 @@
 """The networks in PyTorch."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import cached_property, partial
 from threading import Lock
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -36,11 +37,19 @@ from .seamless import seamless
 
 Network = TypeVar("Network", bound=nn.Module)
 
-# Of networks beside the checkpoint's that are kept. XL's largest image encoder and its adapter take 4.4 GB in
-# 16 bits, and must not drive each other out.
-_GUEST_BYTES = 5 << 30
+# Of networks beside the checkpoint's that are kept. More are as long as they are in use: three ControlNets of
+# XL's take 7.5 GB in 16 bits, and must not drive each other out at every step.
+_GUEST_BYTES, _IN_USE = 5 << 30, 60.0  # seconds since the last time
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class _Kept(NamedTuple):
+    """A network beside the checkpoint's, and when it was last used."""
+
+    network: nn.Module
+    bytes: int
+    used: float = 0.0
 
 
 class NativeBackend:
@@ -101,7 +110,7 @@ class NativeBackend:
         self.compiled, self.attention, self.offload = compiled, attention, offload
         self._on_device: nn.Module | None = None  # where networks are offloaded
         # With their bytes, which cannot be told once they are packed. Guarded by the lock.
-        self._guests: OrderedDict[Hashable, tuple[nn.Module, int]] = OrderedDict()
+        self._guests: OrderedDict[Hashable, _Kept] = OrderedDict()  # the longest unused first
         self._guests_lock = Lock()
         self._dtype = DTYPES[precision]
         self._tuning = Tuning.stored() if tuning is None else tuning
@@ -145,22 +154,24 @@ class NativeBackend:
         if known is None:
             network = load()
             size = sum(parameter.numel() for parameter in network.parameters()) * self._dtype.itemsize
-            known = self._prepared(network), size
+            known = _Kept(self._prepared(network), size)
+        now = time.monotonic()
         with self._guests_lock:
-            self._guests[key] = known
+            self._guests[key] = known._replace(used=now)
             self._guests.move_to_end(key)
-            while len(self._guests) > 1 and self._sum_of_guests() > _GUEST_BYTES:
-                self._guests.popitem(last=False)
-        return known[0]
-
-    def _sum_of_guests(self) -> int:
-        return sum(size for _, size in self._guests.values())
+            spare = _GUEST_BYTES - sum(kept.bytes for kept in self._guests.values())
+            for other, kept in list(self._guests.items()):
+                if spare >= 0 or now - kept.used < _IN_USE:
+                    break
+                del self._guests[other]
+                spare += kept.bytes
+        return known.network
 
     def idle_bytes(self, at_work: Collection[Guest] = ()) -> int:
         if self.offload != "none":
             return 0
         with self._guests_lock:
-            return sum(size for key, (_, size) in self._guests.items() if key not in at_work)
+            return sum(kept.bytes for key, kept in self._guests.items() if key not in at_work)
 
     def forget_guests(self, but: Collection[Guest] = ()) -> None:
         with self._guests_lock:
