@@ -108,7 +108,8 @@ def is_in_reference(line: str) -> bool:
 @pytest.mark.parametrize("model", TEXTS)
 def test_every_measured_pair_and_no_other(reference, model):
     entries = entries_of(reference, model)
-    lines = [as_line(entry, single_shapes(entries)) for entry in entries]
+    totals = single_shapes(entries)
+    lines = [as_line(entry, totals) for entry in entries]
     assert len(lines) > 1000
     assert sorted(filter(is_in_reference, lines)) == sorted(pairs(reference, model))
 
