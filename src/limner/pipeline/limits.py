@@ -60,7 +60,8 @@ class Limits:
         if isinstance(call, EncodeText | ReadImagePrompt):
             return 16
         height, width = call.latents.shape[2:] if isinstance(call, DecodeLatents) else call.image.shape[2:]
-        return max(1, self.rows_of(model, height, width) // 4)
+        # The autoencoder gains nothing from more, and each takes what many rows of the U-Net do.
+        return max(1, self.rows_of(model, height, width) // 8)
 
     def needs(self, model: Model, call: Call) -> int:
         """Bytes that the forward pass of this call alone makes, about."""

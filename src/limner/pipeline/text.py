@@ -46,7 +46,7 @@ class TextEncoder:
         words: LearnedWords | None = None,
         *,
         pooled: bool = False,
-        max_bytes: int = 64 << 20,
+        max_bytes: int = 16 << 20,
     ) -> None:
         self._words = words
         self._towers, self._pooled, self._max_bytes = towers, pooled, max_bytes
