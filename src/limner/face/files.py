@@ -46,9 +46,12 @@ class Place:
         subfolder, revision = own.pop("subfolder", None), own.pop("revision", None)
         return cls(reference, subfolder or None, revision, Access(**about)), own
 
+    def _inside(self, name: str) -> str:
+        return f"{self.subfolder}/{name}" if self.subfolder else name
+
     def find(self, name: str) -> Path:
         """A file, fetched if need be. Raises ModelNotFound if there is none."""
-        inside = f"{self.subfolder}/{name}" if self.subfolder else name
+        inside = self._inside(name)
         shipped = {**SHIPPED, **SHIPPED_NETWORKS}.get(str(self.reference))
         folder = shipped or Path(os.path.expanduser(self.reference))
         if not folder.is_dir():
@@ -69,9 +72,9 @@ class Place:
                 return False  # in the folder
             told = isinstance(error.__cause__, EntryNotFoundError)
             if isinstance(error.__cause__, LocalEntryNotFoundError):
-                inside = f"{self.subfolder}/{name}" if self.subfolder else name
                 where: dict[str, Any] = {"cache_dir": self.access.cache_dir, "revision": self.revision}
-                told = try_to_load_from_cache(str(self.reference), inside, **where) is _CACHED_NO_EXIST
+                cached = try_to_load_from_cache(str(self.reference), self._inside(name), **where)
+                told = cached is _CACHED_NO_EXIST
             if not told:
                 raise
             return False

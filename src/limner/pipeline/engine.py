@@ -615,11 +615,11 @@ def _wanted(request: GenerationRequest) -> dict[Role, GenerationRequest]:
     return wanted
 
 
-Tenants = Sequence[tuple[Mapping[Role, Model], _Resolved]]
+_Tenants = Sequence[tuple[Mapping[Role, Model], _Resolved]]
 """Pictures that are in memory together: of each its models, and its plan."""
 
 
-def _at_work(tenants: Tenants) -> dict[Model, set[Guest]]:
+def _at_work(tenants: _Tenants) -> dict[Model, set[Guest]]:
     """The models of pictures, and the networks that are needed beside each."""
     guests: dict[Model, set[Guest]] = {model: set() for models, _ in tenants for model in models.values()}
     for models, plan in tenants:
@@ -627,7 +627,7 @@ def _at_work(tenants: Tenants) -> dict[Model, set[Guest]]:
     return guests
 
 
-def _needed(tenants: Tenants) -> int:
+def _needed(tenants: _Tenants) -> int:
     """Bytes that pictures take in memory together, about: weights, and the most demanding forward pass."""
     weights = sum(model.backend.bytes_with(guests) for model, guests in _at_work(tenants).items())
     return weights + max(plan.pass_bytes for _, plan in tenants)
