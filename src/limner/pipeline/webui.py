@@ -367,6 +367,8 @@ class _Source:
             return
         width, height = (int(side) for side in first if side is not None)
         whole = [int(side) for side in size if side is not None]
+        if 0 in whole:
+            return  # which the request will refuse
         if not (width and height):  # as many pixels as 512 x 512 has, in steps of 64
             scale = math.sqrt(512 * 512 / math.prod(whole))
             width, height = (math.ceil(scale * side / 64) * 64 for side in whole)
@@ -482,7 +484,11 @@ def _read_unit(text: str) -> _Unit | None:
 
 
 def _with_thresholds(module: str, said: Mapping[str, str]) -> str:
-    """A preprocessor of the extension as Limner's, such as canny:50:150. Raises as `preprocessor`."""
+    """A preprocessor of the extension as Limner's, such as canny:50:150.
+
+    Raises:
+        InvalidRequest: Limner has none such, or a threshold is no number.
+    """
     from limner.preprocess import option_names, preprocessor  # here, as it takes NumPy
 
     if module.startswith("inpaint"):
@@ -492,7 +498,10 @@ def _with_thresholds(module: str, said: Mapping[str, str]) -> str:
     for key, _ in zip(("threshold a", "threshold b"), option_names(ours), strict=False):
         if key not in said:
             break
-        values.append(f"{float(said[key]):g}")
+        try:
+            values.append(f"{float(said[key]):g}")
+        except ValueError:
+            raise InvalidRequest(f"its {key} is {said[key]!r}, expected a number") from None
     return ":".join([module, *values])
 
 

@@ -135,6 +135,8 @@ def test_units_that_have_no_option_of_their_own():
     assert cut.endswith("image=PICTURE; without its resize mode: Crop and Resize, processor res: 512")
     assert "--control yourself" in warned('ControlNet 3: "Module: canny, Weight: heavy"')
     assert "ControlNet Enabled: True" in warned("ControlNet Enabled: True")
+    broken = warned('ControlNet 4: "Module: canny, Model: m [ab], Threshold A: high"')
+    assert broken.endswith("--control model=m,image=PICTURE; its threshold a is 'high', expected a number")
 
 
 def test_with_a_picture_and_a_mask_what_is_about_them_counts():
@@ -185,6 +187,12 @@ def test_old_versions_say_the_size_of_the_second_pass(first, size):
     request = GenerationRequest.of(found.fields)
     assert (request.width, request.height) == size
     assert (request.hires_width, request.hires_height, request.hires_strength) == (1024, 1152, 0.7)
+
+
+def test_a_size_of_nothing_is_refused_by_the_request():
+    found = read("First pass size: 0x0", plain=PLAIN.replace("Size: 512x640", "Size: 0x0"))
+    with pytest.raises(InvalidRequest, match="width is 0"):
+        GenerationRequest.of(found.fields)
 
 
 def test_a_sampler_that_is_given_stands_over_one_that_limner_lacks():
