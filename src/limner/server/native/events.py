@@ -1,0 +1,188 @@
+"""The stream of events: changes of jobs and libraries, which can be resumed, and progress, which is live."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from limner.server.auth import Reader
+from limner.server.problems import Refused
+from limner.server.state import ServerState, in_thread, state_of
+from limner.service.events import JobChanged, LibraryChanged, ServiceEvent
+from limner.service.identity import Principal
+
+from .access import AccountQuery, listed_account, owner_of
+from .views import change_data, checked_id, progress_view
+
+router = APIRouter(tags=["events"])
+
+HEARTBEAT_SECONDS = 15.0
+_MANY, _PAUSE_SECONDS = 20, 0.05  # number of streams from which each pauses between two writes
+_TEXTS = 2000  # texts of events that are kept, as many streams send the same ones
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events with an id: `job`, a change of a job's state, and `library`, a change of "
+        "images or albums; and without one: `progress`.",
+        "content": {"text/event-stream": {}},
+    }
+}
+
+
+@router.get("/events", response_class=StreamingResponse, responses=_RESPONSES)
+async def events(
+    request: Request,
+    caller: Reader,
+    set_id: Annotated[
+        list[str] | None, Query(max_length=100, description="Only events of these sets. May be repeated.")
+    ] = None,
+    previews: Annotated[bool, Query(description="Whether progress has previews, as data URLs.")] = False,
+    last_event_id: Annotated[
+        str | None,
+        Header(max_length=20, description="Id of the last event received: the stream goes on after it."),
+    ] = None,
+    after: Annotated[
+        int | None,
+        Query(ge=0, le=10**18, description="As Last-Event-ID, for clients that cannot set it; 0 is all."),
+    ] = None,
+    account: AccountQuery = None,
+) -> StreamingResponse:
+    """Server-sent events of the account's jobs and library; with `set_id`, of the jobs of these sets alone.
+
+    Without Last-Event-ID the stream begins with what happens now. A comment comes every 15 seconds at least.
+    """
+    state = state_of(request)
+    if last_event_id is not None:
+        if not (last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) <= 18):
+            raise Refused(400, f"Last-Event-ID is {last_event_id!r}; expected the id of an event")
+        after = int(last_event_id)
+    owner = listed_account(caller, account)
+    sets = None
+    if set_id:
+        for one in set_id:
+            await in_thread(state.ledger.get_set, checked_id(one, "set"), account_id=owner_of(caller))
+        owner, sets = owner_of(caller), frozenset(set_id)
+    if state.streams >= state.settings.max_event_streams:
+        raise Refused(
+            503, "as many event streams are open as this service keeps", headers={"retry-after": "5"}
+        )
+    if state.streams_of[caller.account.id] >= state.settings.max_event_streams_per_account:
+        raise Refused(
+            429,
+            "as many event streams of this account are open as this service keeps for one",
+            hint="close one: a single stream has the events of all sets",
+            headers={"retry-after": "5"},
+        )
+    stream = _Stream(state, caller, owner, sets, previews).lines(after)
+    return _Counted(state, caller.account.id, stream)
+
+
+class _Counted(StreamingResponse):
+    """An answer with a stream of events, which counts as open from now until it has been sent.
+
+    It is made in the same turn of the event loop in which the limits were looked at, so that no other call
+    comes in between.
+    """
+
+    def __init__(self, state: ServerState, account_id: str, lines: AsyncIterator[str]) -> None:
+        super().__init__(
+            lines,
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+        self._state, self._account = state, account_id
+        self._count(1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        state = self._state
+        state.streams += change
+        state.streams_of[self._account] += change
+        if not state.streams_of[self._account]:
+            del state.streams_of[self._account]
+        state.metrics.set("limner_event_streams", state.streams)
+
+
+class _Stream:
+    """One stream of events.
+
+    Args:
+        caller: Who reads it. It ends soon after the key is revoked.
+        account_id, set_ids: Whose events it has; None for all.
+    """
+
+    def __init__(
+        self,
+        state: ServerState,
+        caller: Principal,
+        account_id: str | None,
+        set_ids: frozenset[str] | None,
+        previews: bool,
+    ) -> None:
+        self._caller, self._checked = caller, time.monotonic()
+        self._state, self._account, self._sets, self._previews = state, account_id, set_ids, previews
+
+    async def lines(self, after: int | None) -> AsyncIterator[str]:
+        """The text of the stream, beginning after the event `after`; None: with what happens now."""
+        state = self._state
+        begin = "retry: 1000\n\n"
+        if after is None:
+            after = await in_thread(state.ledger.last_event)
+            # An id without data sets Last-Event-ID: a client that is cut off before the first event
+            # misses nothing either.
+            begin += f"id: {after}\n\n"
+        yield begin  # only now: a client that has read this misses nothing that happens from here on
+        watched = state.hub.subscribe(self._account, set_ids=self._sets, after=after, previews=self._previews)
+        async with watched as live:
+            while (found := await live.batch(HEARTBEAT_SECONDS)) is not None:
+                if not await self._may_read():
+                    return
+                yield "".join(map(self._text, found)) or ": \n\n"
+                if state.streams > _MANY:  # what comes next is sent together: a write costs the most
+                    await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _may_read(self) -> bool:
+        """Whether the caller's key is still good, looked up every 15 seconds."""
+        now = time.monotonic()
+        if now - self._checked < HEARTBEAT_SECONDS:
+            return True
+        self._checked = now
+        return await in_thread(self._state.ledger.is_valid, self._caller)
+
+    def _text(self, event: ServiceEvent) -> str:
+        if isinstance(event, JobChanged | LibraryChanged):
+            texts = self._state.event_texts
+            if (known := texts.get(event.seq)) is None:
+                if len(texts) >= _TEXTS:
+                    texts.clear()
+                kind, said = _said(event)
+                known = f"id: {event.seq}\nevent: {kind}\ndata: {json.dumps(said)}\n\n"
+                texts[event.seq] = known
+            return known
+        data: dict[str, Any] = {
+            "job_id": event.job_id,
+            "set_id": event.set_id,
+            "account_id": event.account_id,
+            "index": event.index,
+            **progress_view(event).model_dump(),
+        }
+        if self._previews and event.preview is not None:
+            data["preview"] = f"data:{event.preview_type};base64,{base64.b64encode(event.preview).decode()}"
+        return f"event: progress\ndata: {json.dumps(data)}\n\n"
+
+
+def _said(event: JobChanged | LibraryChanged) -> tuple[str, dict[str, Any]]:
+    """The kind and the data of a change."""
+    if isinstance(event, JobChanged):
+        return "job", change_data(event)
+    return "library", {"account_id": event.account_id, "change": event.change, "at": event.at, **event.data}

@@ -1,0 +1,195 @@
+"""Finished images: which there are, their files, thumbnails and records, and how they are marked and deleted.
+
+Wherever a path has an image's id, its number does as well.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from PIL import Image
+from pydantic import BaseModel, Field
+
+from limner.errors import NotFound
+from limner.server.auth import Manager, Reader
+from limner.server.ranges import IMMUTABLE, conditional, ranged
+from limner.server.state import ServerState, in_thread, state_of
+from limner.server.waiting import MEDIA_TYPES, delivered
+from limner.service.identity import Principal
+from limner.service.jobs import ImageFile
+
+from .access import AccountQuery, listed_account, owner_of
+from .jobs import Before, Limit
+from .library import WhichImages
+from .views import ImagePage, ImageView, checked_id, http_date, image_view
+
+router = APIRouter(tags=["images"])
+
+THUMBNAIL_SIDE = 384
+_FILE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in MEDIA_TYPES.values()}}}
+_THUMBNAIL: dict[int | str, dict[str, Any]] = {200: {"content": {"image/webp": {}}}}
+
+
+class StepView(BaseModel):
+    """A step of an image."""
+
+    step: int = Field(description="Its number, from 1.")
+    sigma: float | None = Field(default=None, description="Its noise level, where that is known.")
+    x: int = Field(description="Left edge of its preview in the sprite.")
+    y: int = Field(description="Upper edge of its preview in the sprite.")
+
+
+class StepsView(BaseModel):
+    """The steps of an image."""
+
+    steps: list[StepView] = Field(description="Steps with a preview, in order; none where none are kept.")
+    sprite: str | None = Field(description="Path of a WebP with all previews.")
+    tile: tuple[int, int] = Field(description="Width and height of a preview in pixels.")
+
+
+@router.get("/images")
+async def list_images(
+    request: Request,
+    caller: Reader,
+    which: WhichImages,
+    number: Annotated[
+        list[Annotated[int, Field(ge=0, lt=2**63)]] | None,
+        Query(max_length=500, description="Only the images of these numbers. May be repeated."),
+    ] = None,
+    limit: Limit = 50,
+    before: Before = None,
+    account: AccountQuery = None,
+) -> ImagePage:
+    """Images, newest first."""
+    server = state_of(request)
+    found = await in_thread(
+        server.ledger.list_images,
+        listed_account(caller, account),
+        which=which if number is None else replace(which, numbers=tuple(number)),
+        limit=limit,
+        before=before,
+    )
+    items = [image_view(one) for one in found]
+    return ImagePage(items=items, next=items[-1].id if len(items) == limit else None)
+
+
+@router.get("/images/{image_id}")
+async def show_image(request: Request, caller: Reader, image_id: str) -> ImageView:
+    """An image with its record."""
+    ledger, name = state_of(request).ledger, checked_id(image_id, "image")
+    return image_view(await in_thread(ledger.get_image, name, account_id=owner_of(caller)), whole=True)
+
+
+@router.get("/images/{image_id}/file", responses=_FILE)
+@router.head("/images/{image_id}/file", include_in_schema=False)
+async def image_file(
+    request: Request,
+    caller: Reader,
+    image_id: str,
+    format: Annotated[
+        Literal["png", "jpeg", "webp"], Query(description="Format; `png` is the stored file.")
+    ] = "png",
+    quality: Annotated[int | None, Query(ge=0, le=100, description="Of JPEG and WebP.")] = None,
+) -> Response:
+    """The file of an image, with its record. Takes Range, If-None-Match and If-Range."""
+    server = state_of(request)
+    image = await _find_image(request, caller, image_id)
+    tag = f'"{image.sha256}"' if format == "png" else f'"{image.sha256}-{format}-{quality}"'
+    headers = _headers(image, tag, f"{image.id}.{format}")
+    if (known := conditional(request, tag, headers)) is not None:
+        return known
+    data = await delivered(server, image.key, format=format, quality=quality)
+    return ranged(request, data, MEDIA_TYPES[format], tag, headers)
+
+
+@router.get("/images/{image_id}/thumbnail", responses=_THUMBNAIL)
+@router.head("/images/{image_id}/thumbnail", include_in_schema=False)
+async def thumbnail(request: Request, caller: Reader, image_id: str) -> Response:
+    """A small WebP of an image, at most 384 pixels a side, without its record."""
+    server = state_of(request)
+    image = await _find_image(request, caller, image_id)
+    tag = f'"{image.sha256}-{THUMBNAIL_SIDE}"'
+    headers = _headers(image, tag, f"{image.id}.webp")
+    if (known := conditional(request, tag, headers)) is not None:
+        return known
+    data = await in_thread(_thumbnail, server, image)
+    return ranged(request, data, "image/webp", tag, headers)
+
+
+@router.get("/images/{image_id}/steps")
+async def image_steps(request: Request, caller: Reader, image_id: str) -> StepsView:
+    """Small previews of an image's steps in one WebP: at most 32, of at most 96 pixels a side."""
+    server = state_of(request)
+    image = await _find_image(request, caller, image_id)
+    layout = await in_thread(server.store.get_strip_layout, image.key)
+    if layout is None:
+        return StepsView(steps=[], sprite=None, tile=(0, 0))
+    steps = [StepView(**one) for one in layout["steps"]]
+    return StepsView(steps=steps, sprite=f"/api/v1/images/{image.id}/steps/sprite", tile=layout["tile"])
+
+
+@router.get("/images/{image_id}/steps/sprite", responses=_THUMBNAIL)
+@router.head("/images/{image_id}/steps/sprite", include_in_schema=False)
+async def image_steps_sprite(request: Request, caller: Reader, image_id: str) -> Response:
+    """The WebP with the previews of an image's steps."""
+    server = state_of(request)
+    image = await _find_image(request, caller, image_id)
+    tag = f'"{image.sha256}-steps"'
+    headers = _headers(image, tag, f"{image.id}-steps.webp")
+    if (known := conditional(request, tag, headers)) is not None:
+        return known
+    return ranged(request, await in_thread(server.store.get_strip, image.key), "image/webp", tag, headers)
+
+
+@router.delete("/images/{image_id}", status_code=204)
+async def delete_image(request: Request, caller: Manager, image_id: str) -> Response:
+    """Delete an image permanently: its entry and its files. The job that made it and its usage stay."""
+    server = state_of(request)
+    name, owner = checked_id(image_id, "image"), owner_of(caller)
+
+    def delete() -> None:
+        server.store.delete([server.ledger.delete_image(name, account_id=owner)])
+
+    await in_thread(delete)
+    server.hub.changed()
+    return Response(status_code=204)
+
+
+def encoded_thumbnail(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> bytes:
+    """An image at most `THUMBNAIL_SIDE` pixels a side, as a WebP. The image itself is made smaller."""
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    image.convert(mode).save(encoded, "WEBP", quality=80, method=4)
+    return encoded.getvalue()
+
+
+async def _find_image(request: Request, caller: Principal, image_id: str) -> ImageFile:
+    """The file of an image of the caller's. Raises NotFound."""
+    ledger, name = state_of(request).ledger, checked_id(image_id, "image")
+    return await in_thread(ledger.find_image, name, account_id=owner_of(caller))
+
+
+def _headers(image: ImageFile, tag: str, name: str) -> Mapping[str, str]:
+    return {
+        "etag": tag,
+        "last-modified": http_date(image.created_at),
+        "cache-control": IMMUTABLE,
+        "content-disposition": f'inline; filename="{name}"',
+    }
+
+
+def _thumbnail(state: ServerState, image: ImageFile) -> bytes:
+    """The thumbnail of an image, made at the first call and kept."""
+    if (kept := state.store.get_thumbnail(image.key)) is not None:
+        return kept
+    with Image.open(io.BytesIO(state.store.get(image.key)), formats=("PNG",)) as opened:
+        data = encoded_thumbnail(opened, "RGBA" if "A" in opened.getbands() else "RGB")
+    state.store.put_thumbnail(image.key, data)
+    try:
+        state.ledger.find_image(image.id)
+    except NotFound:  # deleted in the meantime, and its thumbnail must not be left over
+        state.store.delete([image.key])
+        raise
+    return data

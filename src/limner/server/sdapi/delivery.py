@@ -1,0 +1,67 @@
+"""The images of a finished request, as base64, with those that were interrupted as far as they came."""
+
+import base64
+import io
+from collections.abc import Mapping
+
+from PIL import Image
+
+from limner import __version__
+from limner.images.picture import Picture, encode
+from limner.images.record import Record
+from limner.request import GenerationRequest
+from limner.service.jobs import Job
+
+from .running import Unfinished
+from .translate import Delivery
+
+
+def delivered(master: bytes, delivery: Delivery) -> bytes:
+    """A stored master as it is to be sent: the file itself, or its pixels in another format.
+
+    Args:
+        master: A PNG with its record.
+    """
+    if delivery.format == "png" and delivery.parameters:
+        return master
+    with Image.open(io.BytesIO(master), formats=("PNG",)) as opened:
+        opened.load()  # PNG text may follow the pixels
+        text = opened.info.get("limner")
+        image: Image.Image = opened.convert("RGB") if delivery.format == "jpeg" else opened.copy()
+    image.info = {}
+    if delivery.parameters and isinstance(text, str):
+        image = Picture(image, Record.model_validate_json(text))
+    return encode(image, delivery.format, **_parameters(delivery))
+
+
+def _parameters(delivery: Delivery) -> dict[str, object]:
+    if delivery.format == "png":
+        return {}
+    if delivery.format == "webp":
+        return {"quality": delivery.quality, "lossless": delivery.lossless}
+    return {"quality": delivery.quality}
+
+
+def unfinished(job: Job, image: Unfinished, models: Mapping[str, str]) -> Picture:
+    """The image of an interrupted job as far as it is, at full size, with a record that says so.
+
+    Args:
+        models: Name of a model by its id.
+    """
+    request = GenerationRequest.of(job.params)
+    with Image.open(io.BytesIO(image.data)) as opened:
+        small = opened.convert("RGB")
+    size = request.hires_size or (request.width or small.width, request.height or small.height)
+    what = "after" if image.decoded else "a preview after"
+    record = Record(
+        request=request,
+        model={"name": models.get(job.model, request.model)},
+        environment={"limner": __version__},
+        notes={"interrupted": f"{what} step {image.step} of {image.steps}"},
+    )
+    return Picture(small if small.size == size else small.resize(size, Image.Resampling.BICUBIC), record)
+
+
+def text_of(data: bytes) -> str:
+    """Base64 without a prefix."""
+    return base64.b64encode(data).decode()

@@ -1,0 +1,551 @@
+"""From a request of a caller to accepted jobs: models and uploads resolved, limits checked, cost estimated.
+
+What leaves here is trusted by all that follows: every model, adapter and network is one of the catalogue,
+every input image is an upload of the caller, named by its `sha256:`, and the request is within the caller's
+limits.
+Nothing is stored for a request that is refused. No torch.
+"""
+
+import base64
+import binascii
+import hashlib
+import io
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+
+from limner.catalogue.catalogue import Catalogue, Entry
+from limner.catalogue.facts import model_facts
+from limner.catalogue.files import CatalogueFiles
+from limner.errors import (
+    Conflict,
+    EngineClosed,
+    InvalidRequest,
+    LimnerError,
+    ModelNotFound,
+    PromptError,
+    QueueFull,
+)
+from limner.files import StampCache
+from limner.images.assets import Assets
+from limner.images.inputs import InputImages, inputs_of, map_inputs
+from limner.images.opening import ImageInfo, image_info, shortened
+from limner.request import GenerationRequest
+from limner.request.estimate import DEVICES, Device, Estimate
+from limner.request.facts import ModelFacts
+from limner.request.policy import RequestPolicy
+from limner.request.resolve import ResolvedRequest, resolve
+from limner.settings.serve import ServeSettings
+
+from .health import check_room
+from .identity import Principal
+from .jobs import JobSet, Lane, NewJob, Relation, Submission
+from .ledger.ledger import Ledger
+from .ledger.reading import Load
+from .ledger.submitting import Extended
+from .metrics import Meter
+from .paths import PathFilter
+from .tracing import current_traceparent
+from .webhooks import check_webhook
+
+FORMATS = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+}
+"""Formats of input images, in Pillow's spelling -> media type. No other decoder sees what callers send."""
+
+_LOAD_SECONDS = 0.25
+_MODELS = 8  # names that a hint has
+_RESTART_SECONDS = 10.0  # that a service which is started again usually takes
+_LIMITS = tuple(one.name for one in fields(RequestPolicy))
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An input image whose header was checked.
+
+    Attributes:
+        data: Bytes of the file.
+        sha256: Their hash, in hex.
+        width, height: Pixels, turned upright.
+    """
+
+    data: bytes
+    sha256: str
+    media_type: str
+    width: int
+    height: int
+
+    @property
+    def reference(self) -> str:
+        """What a request holds for it."""
+        return f"sha256:{self.sha256}"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that can be accepted.
+
+    Attributes:
+        request: The request as it was given, with the model's name in the catalogue and `sha256:` references.
+        resolved: With every default filled in.
+        entry: The checkpoint.
+        facts: Facts about it.
+        device: What it is estimated for.
+        uploads: Images that the request brought along, not stored yet.
+        warnings: What the caller should know.
+    """
+
+    request: GenerationRequest
+    resolved: ResolvedRequest
+    entry: Entry
+    facts: ModelFacts
+    device: Device
+    uploads: tuple[Upload, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """What all images take together."""
+        return self.resolved.estimate(self.device)
+
+    @cached_property
+    def jobs(self) -> tuple[NewJob, ...]:
+        """A job for each image. Their requests keep styles and wildcards, so that records tell of them."""
+        whole = self.resolved.request
+        return tuple(
+            NewJob(
+                whole.of_picture(index).model_dump(mode="json", exclude_none=True),
+                self.entry.id,
+                picture.cost.flops / self.device.flops,
+            )
+            for index, picture in enumerate(self.resolved.pictures)
+        )
+
+
+def read_upload(data: bytes, *, max_pixels: int, field: str = "image") -> Upload:
+    """Check the header of an image file, without decoding its pixels.
+
+    Args:
+        field: Field of the request that holds it, for errors.
+
+    Raises:
+        InvalidRequest: No image of a known format, or one of too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
+            format, (width, height) = str(image.format), image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_many_pixels(field, max_pixels) from None
+    except Exception:  # what a decoder raises at hostile bytes is not documented
+        raise InvalidRequest(
+            f"{field} is no image that can be read",
+            hint=f"expected one of {', '.join(FORMATS)}",
+            fields=(field,),
+        ) from None
+    if width * height > max_pixels:
+        raise _too_many_pixels(field, max_pixels, f"{width}x{height}, ")
+    media_type, digest = FORMATS.get(format, "image/jpeg"), hashlib.sha256(data).hexdigest()
+    return Upload(data, digest, media_type, *((height, width) if turned else (width, height)))
+
+
+def decode_data_url(source: str, field: str = "image") -> bytes:
+    """The bytes of a data URL, or of plain base64. Raises InvalidRequest for anything else."""
+    head, comma, body = source.partition(",") if source.startswith("data:") else ("", "", source)
+    if comma and not head.endswith(";base64"):
+        raise InvalidRequest(f"{field} is a data URL that is not base64", fields=(field,))
+    try:
+        return base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"{field} is not valid base64", fields=(field,)) from None
+
+
+class Intake:
+    """Prepares and accepts requests. Safe to use from any thread.
+
+    Args:
+        wake: Tells the workers that there are jobs.
+        meter: Counts what is accepted and refused.
+        devices: The devices of the connected workers: estimates are made for the first of them.
+        stopping: Whether the service is about to stop.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        ledger: Ledger,
+        catalogue: Catalogue,
+        assets: Assets,
+        wake: Callable[[], None],
+        meter: Meter,
+        devices: Callable[[], Sequence[str]] = tuple,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._settings, self._ledger, self._catalogue = settings, ledger, catalogue
+        self._assets, self._wake, self._meter, self._devices = assets, wake, meter, devices
+        self._stopping = stopping
+        self._facts: dict[str, StampCache[ModelFacts]] = {}
+        self._loading = threading.Lock()  # of what follows
+        self._load, self._added, self._loaded_until = Load(), 0, float("-inf")
+        self.without_paths = PathFilter(settings, catalogue.entries)
+
+    @property
+    def device_name(self) -> str:
+        """The device that estimates are made for."""
+        first = next(iter((*self._devices(), *self._settings.devices)))
+        return "cpu" if first == "auto" else first
+
+    @property
+    def device(self) -> Device:
+        """What is known of the device that estimates are made for."""
+        known = DEVICES.get(self.device_name.partition(":")[0], DEVICES["cpu"])
+        return replace(known, price=self._settings.price_of(self.device_name))
+
+    def find_model(self, name: str, *, variant: str | None = None) -> Entry:
+        """The checkpoint that a name, an alias or the beginning of a hash means.
+
+        Raises:
+            ModelNotFound, InvalidRequest: As `Catalogue.find`.
+        """
+        meant = self._settings.aliases.get(name, name)
+        try:
+            if meant.startswith(("/", "~", ".")):  # a path, which the catalogue would know as well
+                raise ModelNotFound(f"there is no checkpoint {meant!r} in the catalogue")
+            named = [
+                one
+                for one in self._catalogue.entries("checkpoint")
+                if one.is_named(meant) and (variant is None or one.variant == variant)
+            ]
+            plain = [one for one in named if one.variant == variant]
+            entry = plain[0] if len(plain) == 1 else self._catalogue.find("checkpoint", meant)
+        except (ModelNotFound, InvalidRequest) as error:
+            hint = error.hint or (self._known_models() if isinstance(error, ModelNotFound) else None)
+            raise type(error)(error.message, hint=hint, fields=("model",)) from None
+        if entry.problem is not None:
+            raise InvalidRequest(f"the model {entry.name} cannot be used: {entry.problem}", fields=("model",))
+        return entry
+
+    def _known_models(self) -> str:
+        """The models that a request may name, as a hint; the first few of many."""
+        entries = [entry for entry in self._catalogue.entries("checkpoint") if entry.problem is None]
+        names = list(dict.fromkeys([entry.name for entry in entries] + list(self._settings.aliases)))
+        more = f" and {len(names) - _MODELS} more" if len(names) > _MODELS else ""
+        return f"this service has {', '.join(names[:_MODELS])}{more}" if names else "this service has none"
+
+    def facts(self, entry: Entry) -> ModelFacts:
+        """The facts about a checkpoint. Raises as `model_facts`."""
+        cache = self._facts.setdefault(entry.id, StampCache(lambda _: model_facts(entry), 1))
+        return cache.get(entry.stamp)
+
+    def policy(self, principal: Principal) -> RequestPolicy:
+        """What a caller may ask: the stricter limits of the key and the account, over the server's."""
+        limits: dict[str, Any] = {**self._settings.limits, **principal.policy}
+        return RequestPolicy(**{name: value for name, value in limits.items() if name in _LIMITS})
+
+    def prepare(self, principal: Principal, request: GenerationRequest) -> Prepared:
+        """Resolve a request and check it against the caller's limits. Blocks: it reads files and the ledger.
+
+        Raises:
+            LimnerError: With the fields at fault.
+        """
+        try:
+            return self._prepare(principal, request)
+        except LimnerError as error:
+            if isinstance(error, PromptError) and not error.fields:
+                error.fields = ("prompt",)
+            error.message = self.without_paths(error.message)
+            error.hint = error.hint and self.without_paths(error.hint)
+            raise
+
+    def _prepare(self, principal: Principal, request: GenerationRequest) -> Prepared:
+        policy = self.policy(principal)
+        policy.check(request)
+        named = request.model if "model" in request.model_fields_set else self._settings.model
+        entry = self.find_model(named, variant=request.variant)
+        facts = self.facts(entry)
+        request, uploads = self._with_uploads(principal, self._with_names(request, entry))
+        images = InputImages(info=lambda source: self._image_info(source, uploads))
+        files = CatalogueFiles(self._catalogue, facts, images=images)
+        resolved = resolve(
+            request,
+            facts,
+            files,
+            styles_files=self._settings.styles_files,
+            wildcards_dirs=self._settings.wildcards_dirs,
+        )
+        policy.check_resolved(resolved)
+        warnings = tuple(map(self.without_paths, resolved.warnings))
+        return Prepared(request, resolved, entry, facts, self.device, tuple(uploads.values()), warnings)
+
+    async def accept(
+        self,
+        principal: Principal,
+        request: GenerationRequest,
+        *,
+        lane: Lane = "interactive",
+        client: str = "native",
+        idempotency_key: str | None = None,
+        digest: str = "",
+        external_id: str | None = None,
+        deadline_seconds: float | None = None,
+        webhook: Mapping[str, str] | None = None,
+        parents: tuple[str, ...] = (),
+        relation: Relation | None = None,
+        warnings: Sequence[str] = (),
+        waits: bool = False,
+    ) -> JobSet:
+        """Accept a request: its jobs are in the ledger when this returns, and the workers know of them.
+
+        Args:
+            warnings: Those of the API, before those of the request.
+            waits: Whether the jobs are only for the call that waits for them, so that a service which is
+                about to stop does not accept them.
+            **others: As of `Submission`.
+
+        Raises:
+            EngineClosed: The service is about to stop, and the caller waits.
+            QueueFull: Too many jobs are waiting; `retry_after` says when to try again.
+            StorageError: The disk has no room for images.
+            LimnerError: As `prepare` and `Ledger.accept`.
+        """
+
+        def work() -> JobSet:
+            if idempotency_key is not None:
+                # Before anything that may refuse it by now: what was accepted once stays accepted.
+                earlier = self._ledger.find_replayed(principal.account.id, idempotency_key, digest)
+                if earlier is not None:
+                    return earlier
+            if webhook is not None:
+                check_webhook(webhook, self._settings.webhook_hosts)
+            prepared = self.prepare(principal, request)
+            self._check_load(len(prepared.jobs))
+            check_room(self._settings.data, self._settings.min_free_bytes)
+            for upload in prepared.uploads:
+                self.store_upload(principal, upload)
+            submission = Submission(
+                prepared.jobs,
+                prepared.request.model_dump(mode="json", exclude_unset=True),
+                lane=lane,
+                client=client,
+                idempotency_key=idempotency_key,
+                digest=digest,
+                external_id=external_id,
+                deadline_seconds=deadline_seconds,
+                webhook=webhook,
+                parents=parents,
+                relation=relation,
+                traceparent=current_traceparent(),
+                warnings=(*warnings, *prepared.warnings),
+                uploads=_uploads_of(prepared.request),
+            )
+            return self._ledger.accept(principal, submission)
+
+        try:
+            if waits and self._stopping():
+                raise service_stops()
+            accepted = await run_in_threadpool(work)
+        except LimnerError as error:
+            self._meter.count("limner_jobs_rejected_total", client=client, reason=error.code)
+            raise
+        if accepted.replayed:
+            self._meter.count("limner_jobs_replayed_total", client=client)
+        else:
+            jobs = len(accepted.jobs)
+            self._meter.count("limner_jobs_submitted_total", jobs, client=client, lane=lane)
+        self._wake()
+        return accepted
+
+    async def extend(
+        self,
+        principal: Principal,
+        set_id: str,
+        *,
+        count: int = 1,
+        seeds: Sequence[int] = (),
+        instead_of: Sequence[str] = (),
+    ) -> Extended:
+        """Add further images of the same request to a set of the caller's own account.
+
+        Args:
+            count: Number of images. They take the next seeds.
+            seeds: Their seeds, in place of `count`.
+            instead_of: Jobs of the set that are cancelled, in place of both: one image is added for each that
+                has not ended.
+
+        Raises:
+            Conflict: The set is not of generated images, or would get too large.
+            LimnerError: As `accept`.
+        """
+
+        def work() -> Extended:
+            number = len(seeds) or len(instead_of) or count
+            self._check_load(number)
+            check_room(self._settings.data, self._settings.min_free_bytes)
+            while True:
+                known = self._ledger.get_set(set_id, account_id=principal.account.id)
+                further = self._further(principal, known, seeds, number)
+                extended = self._ledger.extend(
+                    principal,
+                    set_id,
+                    [job for prepared in further for job in prepared.jobs],
+                    known=len(known.jobs),
+                    uploads=_uploads_of(further[0].request),
+                    instead_of=instead_of,
+                )
+                if extended is not None:  # else others came first, and took the seeds
+                    return extended
+
+        extended = await run_in_threadpool(work)
+        added = len(extended.cancelled) if instead_of else len(seeds) or count
+        labels = {"client": extended.jobs.client, "lane": extended.jobs.lane}
+        self._meter.count("limner_jobs_submitted_total", added, **labels)
+        self._wake()
+        return extended
+
+    def _further(
+        self, principal: Principal, known: JobSet, seeds: Sequence[int], number: int
+    ) -> list[Prepared]:
+        """Further images of a set's request, with these seeds or else the next ones."""
+        if known.kind != "generate":
+            raise Conflict(f"{known.id} makes no images of a request: its kind is {known.kind}")
+        job = known.jobs[0]
+        params = {**job.params, "model": job.model, "revision": None, "variant": None}
+        name = "variation_seed" if params.get("variation_strength") else "seed"
+        if not seeds:
+            last = max(one.params[name] for one in known.jobs)
+            seeds = range(last + 1, last + 1 + number)
+        runs: list[list[int]] = []  # of seeds that follow each other
+        for seed in seeds:
+            if runs and seed == runs[-1][-1] + 1:
+                runs[-1].append(seed)
+            else:
+                runs.append([seed])
+        return [
+            self.prepare(principal, GenerationRequest.of({**params, name: run[0], "num_images": len(run)}))
+            for run in runs
+        ]
+
+    def read_image(self, data: bytes, field: str = "image") -> Upload:
+        """Check an image that was sent by itself. Raises as `read_upload`."""
+        return read_upload(data, max_pixels=self._settings.max_image_pixels, field=field)
+
+    def store_upload(self, principal: Principal, upload: Upload) -> None:
+        """Keep an upload for an account. Raises QuotaExceeded, OutputError."""
+        digest = upload.sha256
+        self._assets.put(upload.data)  # first, so that whatever the ledger lists is there
+        try:
+            self._ledger.add_upload(principal.account.id, digest, len(upload.data), upload.media_type)
+        except LimnerError:
+            self._ledger.delete_unowned([digest], self._assets.discard)
+            raise
+        if self._assets.find(digest) is None:  # deleted for the last account that had it, just before
+            self._assets.put(upload.data)
+
+    def _image_info(self, source: str, uploads: Mapping[str, Upload]) -> ImageInfo:
+        """What is known of an upload, also of one that is not stored yet."""
+        if (upload := uploads.get(source)) is not None:
+            return image_info(f"data:{upload.media_type};base64,{base64.b64encode(upload.data).decode()}")
+        return image_info(self._assets.locate(source))
+
+    def waiting(self) -> int:
+        """Number of jobs that wait, as `_check_load` knows it. Blocks where the ledger is asked."""
+        with self._loading:
+            return self._newest_load().all_waiting + self._added
+
+    def _newest_load(self) -> Load:
+        """The load, for which the ledger is asked four times a second at most. Needs the lock `_loading`."""
+        if time.monotonic() >= self._loaded_until:
+            self._load, self._added = self._ledger.load(), 0
+            self._loaded_until = time.monotonic() + _LOAD_SECONDS
+        return self._load
+
+    def _check_load(self, jobs: int) -> None:
+        """Raise QueueFull where too many jobs wait. What is accepted since the ledger was asked is added, as
+        if none of it was begun."""
+        with self._loading:
+            load = self._newest_load()
+            waiting, limit = load.all_waiting + self._added, self._settings.max_queued_jobs
+            if waiting + jobs <= limit:
+                self._added += jobs
+                return
+        each = load.all_waiting_seconds / max(1, load.all_waiting)
+        retry_after = min(3600.0, max(1.0, (waiting + jobs - limit) * each / (load.work_per_second or 1.0)))
+        raise QueueFull(
+            f"{waiting} jobs are waiting, and {jobs} more exceed the {limit} that this service keeps",
+            hint=f"try again in about {round(retry_after)} s",
+            retry_after=retry_after,
+        )
+
+    def _with_names(self, request: GenerationRequest, entry: Entry) -> GenerationRequest:
+        """The request with the names of the catalogue, so that no path of a caller goes further."""
+        update: dict[str, Any] = {"model": entry.name, "variant": entry.variant}
+        if request.revision is not None and request.revision != entry.revision:
+            raise InvalidRequest(
+                f"revision is {request.revision}; this service has {entry.revision or 'one only'}",
+                fields=("revision",),
+            )
+        update["revision"] = entry.revision
+        if request.refiner is not None:
+            update["refiner"] = self.find_model(request.refiner).name
+        return request.model_copy(update=update)
+
+    def _with_uploads(
+        self, principal: Principal, request: GenerationRequest
+    ) -> tuple[GenerationRequest, dict[str, Upload]]:
+        """The request with a `sha256:` for each input image, and the images that came with it."""
+        uploads: dict[str, Upload] = {}
+
+        def reference(field: str, source: str) -> str:
+            if source.startswith("data:"):
+                upload = self.read_image(decode_data_url(source, field), field)
+                uploads[upload.reference] = upload
+                return upload.reference
+            digest = source.removeprefix("sha256:")
+            if digest == source:
+                raise InvalidRequest(
+                    f"{field} is {shortened(source)}; paths and addresses are not opened here",
+                    hint="give a data URL, or upload the image and give its `sha256:` reference",
+                    fields=(field,),
+                )
+            if not self._ledger.has_upload(principal.account.id, digest):
+                raise InvalidRequest(
+                    f"{field} is {shortened(source)}, which is no upload of this account",
+                    hint="upload it first",
+                    fields=(field,),
+                )
+            return source
+
+        return map_inputs(request, reference), uploads
+
+
+def service_stops() -> EngineClosed:
+    """The error for a call that waits for images when the service is about to stop."""
+    return EngineClosed(
+        "the service is about to stop",
+        hint="send the request again when it is back",
+        retry_after=_RESTART_SECONDS,
+    )
+
+
+def _uploads_of(request: GenerationRequest) -> tuple[str, ...]:
+    """Hashes of the uploads that a request names."""
+    return tuple({source.removeprefix("sha256:"): None for _, source in inputs_of(request)})
+
+
+def _too_many_pixels(field: str, limit: int, size: str = "") -> InvalidRequest:
+    return InvalidRequest(
+        f"{field} is {size}larger than the {limit:,} pixels that are taken",
+        hint="scale it down",
+        fields=(field,),
+    )

@@ -1,0 +1,1 @@
+"""The ledger: accounts, jobs, their results and their usage in SQLite or PostgreSQL."""

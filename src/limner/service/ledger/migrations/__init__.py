@@ -1,0 +1,1 @@
+"""Alembic scripts that bring a database to the schema of this program."""

@@ -1,0 +1,339 @@
+"""The tables of the ledger, in SQLAlchemy Core. What alters them is a script in `migrations/versions`.
+
+Times are seconds since the epoch by the database's clock. States, lanes and kinds are those of
+`limner.service.jobs`.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    false,
+    text,
+)
+
+HEAD = "v0004"
+"""Revision of the schema that this program uses: the newest script in `migrations/versions`."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Big = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up INTEGER keys alone
+_Json = JSON(none_as_null=True)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("role", String, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("quotas", _Json, nullable=False),
+    Column("policy", _Json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("disabled", Boolean, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", String, ForeignKey("accounts.id"), nullable=False, index=True),
+    Column("name", String, nullable=False),
+    Column("hash", String, nullable=False),
+    Column("scopes", _Json, nullable=False),
+    Column("policy", _Json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("last_used_at", Double),
+)
+
+sets = Table(
+    "sets",
+    metadata,
+    Column("seq", _Big, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("account_id", String, ForeignKey("accounts.id"), nullable=False),
+    Column("key_id", String),
+    Column("kind", String, nullable=False),
+    Column("lane", String, nullable=False),
+    Column("client", String, nullable=False),
+    Column("request", _Json, nullable=False),
+    Column("relation", String),  # of its images to their parents
+    Column("warnings", _Json, nullable=False),
+    Column("idempotency_key", String),
+    Column("digest", String, nullable=False),
+    Column("external_id", String),
+    Column("webhook", _Json),
+    Column("traceparent", String),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("account_id", "idempotency_key"),
+    Index(None, "account_id", "seq"),
+    Index(None, "account_id", "external_id"),
+    sqlite_autoincrement=True,
+)
+
+# The images that those of a set were made from. Ids stay when an image is deleted.
+set_parents = Table(
+    "set_parents",
+    metadata,
+    Column("set_id", String, ForeignKey("sets.id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("image_id", String, nullable=False, index=True),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", _Big, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("set_id", String, ForeignKey("sets.id"), nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("account_id", String, nullable=False),
+    Column("key_id", String),
+    Column("kind", String, nullable=False),
+    Column("lane", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("params", _Json, nullable=False),
+    Column("model", String, nullable=False),
+    Column("predicted_seconds", Double, nullable=False),
+    Column("position", Double, nullable=False),
+    Column("passed_over", Integer, nullable=False, server_default=text("0")),
+    Column("passed_since", Double),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("fence", Integer, nullable=False, server_default=text("0")),
+    Column("cancel_requested", Boolean, nullable=False, server_default=false()),
+    Column("notify", Boolean, nullable=False, server_default=false()),  # the set has a webhook
+    Column("owner", String),
+    Column("lease_seconds", Double),
+    Column("lease_until", Double),
+    Column("not_before", Double),
+    Column("deadline_at", Double),
+    Column("created_at", Double, nullable=False),
+    Column("queued_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("finished_at", Double),
+    Column("error", _Json),
+    Column("device_seconds", Double),
+    Column("cost", Double),
+    Index("ix_jobs_set_id_index", "set_id", "index"),
+    Index("ix_jobs_account_id_seq", "account_id", "seq"),
+    # Small whatever has been done before: they hold what is waiting or running now.
+    *(
+        Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+        for name, columns, where in (
+            ("ix_jobs_waiting", ("lane", "account_id", "position", "seq"), "state = 'queued'"),
+            ("ix_jobs_paused", ("account_id",), "state = 'paused'"),
+            ("ix_jobs_running", ("account_id", "lease_until"), "state = 'running'"),
+            (
+                "ix_jobs_deadline",
+                ("deadline_at",),
+                "deadline_at IS NOT NULL AND state IN ('queued', 'paused')",
+            ),
+        )
+    ),
+    sqlite_autoincrement=True,
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("fence", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, nullable=False),
+    Column("worker", String, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("outcome", String),
+    Column("error", _Json),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("seq", _Big, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("job_id", String, ForeignKey("jobs.id"), nullable=False, unique=True),
+    Column("account_id", String, nullable=False),
+    Column("key", String, nullable=False, unique=True),
+    Column("sha256", String, nullable=False),
+    Column("pixels_sha256", String, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("bytes", _Big, nullable=False),
+    Column("record", _Json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("kept", Boolean, nullable=False, server_default=false()),
+    Column("deleted_at", Double),  # put into the trash
+    Index(None, "account_id", "seq"),
+    Index(None, "created_at"),
+    # All that the compact index of a library needs: records make the rows of the table large.
+    Index("ix_images_library", "account_id", "deleted_at", "seq", "kept", "width", "height", "created_at"),
+    Index(
+        "ix_images_trash",
+        "deleted_at",
+        sqlite_where=text("deleted_at IS NOT NULL"),
+        postgresql_where=text("deleted_at IS NOT NULL"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+albums = Table(
+    "albums",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("account_id", String, ForeignKey("accounts.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    UniqueConstraint("account_id", "name"),
+)
+
+album_images = Table(
+    "album_images",
+    metadata,
+    Column("album_id", String, ForeignKey("albums.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", _Big, ForeignKey("images.seq", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("fence", Integer, primary_key=True, autoincrement=False),
+    Column("account_id", String, nullable=False),
+    Column("key_id", String),
+    Column("kind", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("predicted_seconds", Double, nullable=False),
+    Column("device_seconds", Double, nullable=False),
+    Column("cost", Double, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("at", Double, nullable=False),
+    Index(None, "account_id", "at"),
+    Index(None, "at"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _Big, primary_key=True, autoincrement=True),
+    # PostgreSQL only: ids are given before transactions commit, in another order than they become visible.
+    Column("seq", _Big, unique=True),
+    Column("account_id", String, nullable=False),
+    # Of the job that has changed. Changes of a library are of none: they have "", "" and 0.
+    Column("set_id", String, nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("change", String, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("data", _Json, nullable=False),
+    Index(None, "account_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("value", _Big, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", _Big, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("subject", String, nullable=False),
+    Column("details", _Json, nullable=False),
+    Index(None, "subject"),
+    sqlite_autoincrement=True,
+)
+
+# Fair sharing: the tags of `limner.service.ledger.order`. The row of a lane itself has the account "": its
+# own start and finish tag, and the virtual time between its accounts.
+shares = Table(
+    "shares",
+    metadata,
+    Column("lane", String, primary_key=True),
+    Column("account_id", String, primary_key=True),
+    Column("start", Double, nullable=False, server_default=text("0")),
+    Column("finish", Double, nullable=False, server_default=text("0")),
+    Column("virtual", Double, nullable=False, server_default=text("0")),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("device", String, nullable=False),
+    Column("warm", _Json, nullable=False),
+    Column("details", _Json, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("account_id", String, ForeignKey("accounts.id"), primary_key=True),
+    Column("sha256", String, primary_key=True),
+    Column("bytes", _Big, nullable=False),
+    Column("media_type", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("used_at", Double, nullable=False),
+    Index(None, "sha256"),
+)
+
+preferences = Table(
+    "preferences",
+    metadata,
+    Column("account_id", String, ForeignKey("accounts.id"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", _Json, nullable=False),
+    Column("updated_at", Double, nullable=False),
+)
+
+drafts = Table(
+    "drafts",
+    metadata,
+    Column("account_id", String, ForeignKey("accounts.id"), primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", _Json, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("updated_at", Double, nullable=False),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("set_id", String, ForeignKey("sets.id"), nullable=False, index=True),
+    Column("account_id", String, nullable=False),
+    Column("webhook", _Json, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("due_at", Double),  # None: delivered, or given up
+    Column("attempts", Integer, nullable=False),
+    Column("delivered_at", Double),
+    Column("status", Integer),
+    Column("error", String),
+    Index(None, "due_at"),
+)

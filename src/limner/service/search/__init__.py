@@ -1,0 +1,1 @@
+"""Search over the images of accounts: words, settings and likeness; prompt memory and taste."""

@@ -1,0 +1,187 @@
+"""AUTOMATIC1111's API of `limner serve` with the shipped model, in processes of its own."""
+
+import base64
+import io
+import json
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.faults.service import Service
+from limner.catalogue.shipped import SHIPPED
+from limner.images.record import Record
+
+pytestmark = pytest.mark.skipif(
+    not (SHIPPED["picturebook"] / "model_index.json").is_file(), reason="the shipped model is not here"
+)
+LONG = {"prompt": "a red house at night", "steps": 250}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    with Service(tmp_path_factory.mktemp("served") / "data") as service:
+        until(lambda: ready(service.url), 60.0)
+        yield service.url
+
+
+def ready(address):
+    try:
+        return httpx.get(f"{address}/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it has not come about"
+        time.sleep(0.02)
+    return found
+
+
+def generate(url, kind="txt2img", **fields):
+    answer = httpx.post(f"{url}/sdapi/v1/{kind}", json=fields, timeout=60)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in body["images"]]
+    return images, json.loads(body["info"])
+
+
+class Background:
+    """A request in a thread of its own."""
+
+    def __init__(self, url, **fields):
+        self.found = None
+        self._thread = threading.Thread(target=self._run, args=(url, fields), daemon=True)
+        self._thread.start()
+
+    def _run(self, url, fields):
+        self.found = generate(url, **fields)
+
+    @property
+    def ended(self):
+        return not self._thread.is_alive()
+
+    def result(self):
+        self._thread.join(60)
+        assert self.found is not None
+        return self.found
+
+
+def progress(url):
+    return httpx.get(f"{url}/sdapi/v1/progress").json()
+
+
+def task(url, name):
+    return httpx.post(f"{url}/internal/progress", json={"id_task": name}).json()
+
+
+def test_progress_rises_and_ends_idle(url):
+    drawing = Background(url, **{**LONG, "steps": 25})
+    seen = []
+    until(lambda: progress(url)["state"]["job_count"] > 0)
+    while not drawing.ended:
+        seen.append(progress(url))
+        time.sleep(0.05)
+    values = [one["progress"] for one in seen if one["state"]["job_count"]]
+    assert values == sorted(values)
+    assert len(set(values)) >= 4
+    assert max(values) < 1
+    assert any(one["current_image"] for one in seen)
+    idle = progress(url)
+    assert (idle["progress"], idle["state"]["job_count"]) == (0, 0)
+
+
+def test_two_at_once_have_a_progress_each(url):
+    first = Background(url, **{**LONG, "force_task_id": "first"})
+    until(lambda: (task(url, "first")["progress"] or 0) > 0.1)
+    second = Background(url, **{**LONG, "force_task_id": "second"})
+    until(lambda: task(url, "second")["active"])
+    one, two = task(url, "first"), task(url, "second")
+    assert one["progress"] > two["progress"] > 0
+    httpx.post(f"{url}/sdapi/v1/interrupt", params={"id_task": "second"})
+    second.result()
+    assert task(url, "second")["completed"]
+    assert task(url, "first")["active"]
+    httpx.post(f"{url}/sdapi/v1/interrupt")
+    first.result()
+
+
+def test_interrupt_answers_within_a_second_with_the_image_so_far(url):
+    drawing = Background(url, **LONG)
+    until(lambda: progress(url)["state"]["sampling_step"] >= 5)
+    began = time.monotonic()
+    httpx.post(f"{url}/sdapi/v1/interrupt")
+    images, info = drawing.result()
+    assert time.monotonic() - began < 2.0  # well under a second where nothing else runs
+    assert [image.size for image in images] == [(128, 128)]
+    assert info["interrupted"]
+    assert "interrupted after step" in info["warnings"][0]
+    record = Record.model_validate_json(images[0].text["limner"])
+    assert "after step" in record.notes["interrupted"]  # decoded, or a preview where the machine is busy
+
+
+def test_a_client_that_hangs_up_ends_its_request(url):
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/sdapi/v1/txt2img", json=LONG, timeout=1.0)
+    until(lambda: progress(url)["state"]["job_count"] == 0, 2.0)
+
+
+def test_the_same_request_gives_the_same_image_alone_and_with_others(url):
+    fields = {"prompt": "a red boat on the sea", "seed": 7, "steps": 3, "sampler_name": "DPM++ 2M Karras"}
+    [alone], info = generate(url, **fields)
+    others = [Background(url, **{**fields, "seed": seed, "prompt": "a tree"}) for seed in range(8)]
+    [beside], _ = generate(url, **fields)
+    batch, _ = generate(url, **{**fields, "seed": 5, "batch_size": 3})
+    [again], _ = generate(url, infotext=info["infotexts"][0])
+    for one in others:
+        one.result()
+    for image in (beside, batch[2], again):
+        assert np.array_equal(np.asarray(image), np.asarray(alone))
+
+
+def test_inpainting_keeps_what_is_not_masked(url):
+    [start], _ = generate(url, prompt="a red boat on the sea", seed=3, steps=6)
+    mask = Image.new("L", start.size, 0)
+    mask.paste(255, (0, 0, 64, 128))
+    texts = []
+    for image in (start, mask):
+        encoded = io.BytesIO()
+        image.save(encoded, "PNG")
+        texts.append(base64.b64encode(encoded.getvalue()).decode())
+    for fill in (0, 1):
+        [made], _ = generate(
+            url,
+            "img2img",
+            prompt="a tree",
+            init_images=[texts[0]],
+            mask=texts[1],
+            mask_blur=0,
+            inpainting_fill=fill,
+            inpaint_full_res=False,
+            steps=4,
+        )
+        assert np.array_equal(np.asarray(made)[:, 64:], np.asarray(start)[:, 64:])
+        assert not np.array_equal(np.asarray(made)[:, :64], np.asarray(start)[:, :64])
+
+
+def test_interrogate_says_what_an_image_shows(url):
+    [image], _ = generate(url, prompt="a red house in a meadow", seed=3)
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    for picture, status in ((encoded.getvalue(), 200), (None, 404)):
+        if picture is None:
+            blank = io.BytesIO()
+            Image.new("RGB", (64, 64), "gray").save(blank, "PNG")
+            picture = blank.getvalue()
+        body = {"image": "data:image/png;base64," + base64.b64encode(picture).decode(), "model": "clip"}
+        answer = httpx.post(f"{url}/sdapi/v1/interrogate", json=body, timeout=60)
+        assert answer.status_code == status, answer.text
+        if status == 200:
+            assert "red house" in answer.json()["caption"]
+        else:
+            assert "Model not found" in answer.json()["detail"]
