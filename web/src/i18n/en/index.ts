@@ -1,0 +1,13 @@
+import { compare } from './compare'
+import { create } from './create'
+import { history } from './history'
+import { imports } from './imports'
+import { mask } from './mask'
+import { models } from './models'
+import { queue } from './queue'
+import { references } from './references'
+import { settings } from './settings'
+import { common, keys, keyGroups, palette, shell, signIn } from './shell'
+import { viewer } from './viewer'
+
+export const en = { common, keys, keyGroups, palette, shell, signIn, create, references, mask, imports, history, queue, models, settings, viewer, compare }
