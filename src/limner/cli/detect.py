@@ -1,0 +1,142 @@
+"""`limner detect`: the watermark and the record of images."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limner.errors import LimnerError
+from limner.settings import read_watermark_key
+
+from . import terminal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from limner.images.record import Record
+    from limner.safety.watermark import Mark
+
+_NO_MARK, _UNREADABLE = 1, 2  # exit codes
+
+
+def detect(
+    files: Annotated[list[Path], typer.Argument(help="Images, crops or re-encoded copies.")],
+    scales: Annotated[
+        bool,
+        typer.Option(
+            "--scales/--no-scales",
+            help="Where nothing is found at first, look for a mark in a scaled image, which takes seconds.",
+        ),
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file.")] = False,
+) -> None:
+    """Find the watermark and the record of images.
+
+    Marks made with the key of LIMNER_WATERMARK_KEY, and with the published one, are found. Exit codes: 0 if
+    every image has a watermark, 1 if one has none, 2 if a file cannot be examined.
+    """
+    code, keys = 0, _keys()
+    for file in files:
+        try:
+            found = _examined(file, keys, scales)
+        except LimnerError as error:
+            terminal.error(f"{file}: {error.message}", error.hint)
+            code = _UNREADABLE
+            continue
+        if found["watermark"] is None:
+            code = max(code, _NO_MARK)
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            terminal.columns(_rows(found))
+    raise typer.Exit(code)
+
+
+def _examined(file: Path, keys: Mapping[str, bytes], scales: bool) -> dict[str, Any]:
+    """What an image says of itself, as `--json` prints it.
+
+    Raises:
+        LimnerError: It is no image, or too small.
+    """
+    from limner.images.opening import open_image
+
+    image = open_image(file)
+    record = _record(file)
+    mark, key = _mark(image, keys, scales)
+    named = record.watermark if record is not None else None
+    return {
+        "file": str(file),
+        "watermark": None
+        if mark is None
+        else {
+            "id": mark.digits,
+            "bits": mark.bits,
+            "z": round(mark.z, 2),
+            "scale": round(mark.scale, 4),
+            "key": key,
+        },
+        "of_record": None if mark is None or named is None else named.id.startswith(mark.digits),
+        "record": None if record is None else record.model_dump(mode="json"),
+    }
+
+
+def _record(file: Path) -> "Record | None":
+    from limner.errors import InvalidPicture
+    from limner.images.metadata import read_record
+
+    try:
+        return read_record(file)
+    except InvalidPicture as error:
+        terminal.warning(error.message)
+        return None
+
+
+def _keys() -> dict[str, bytes]:
+    """The keys that marks are looked for with, by whose they are.
+
+    Raises:
+        InvalidRequest: The key that is set is too short, or cannot be read.
+    """
+    from limner.safety.watermark import DEFAULT_KEY
+
+    own = read_watermark_key()
+    return {"published": DEFAULT_KEY} if own is None else {"own": own.encode(), "published": DEFAULT_KEY}
+
+
+def _mark(image: "Image", keys: Mapping[str, bytes], scales: bool) -> tuple["Mark | None", str]:
+    """The watermark of an image, and whose key it was made with; None and "" without one."""
+    from limner.safety.watermark import detect
+
+    for search in (False, True) if scales else (False,):
+        for name, key in keys.items():
+            mark = detect(image, key, search_scales=search)
+            if mark is not None:
+                return mark, name
+    return None, ""
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows, mark, record = [("file", found["file"])], found["watermark"], found["record"]
+    if mark is None:
+        rows.append(("watermark", "none found"))
+    else:
+        rows.append(("watermark", f"{mark['id']} ({mark['bits']} bits, {mark['key']} key)"))
+        rows.append(("z score", f"{mark['z']:.1f}"))
+        rows.append(("scale", f"{mark['scale']:g}"))
+    if record is None:
+        rows.append(("record", "none"))
+        return rows
+    model, request = record["model"], record["request"]
+    rows.append(("model", f"{model.get('name', '')} {model.get('sha256', '')[:10]}".strip()))
+    rows.append(("prompt", request["prompt"]))
+    rows.append(("seed", str(request["seed"])))
+    if record["watermark"] is not None:
+        agreement = {
+            True: "is that of the pixels",
+            False: "is not that of the pixels",
+            None: "not in the pixels",
+        }
+        rows.append(("recorded watermark", f"{record['watermark']['id']}, {agreement[found['of_record']]}"))
+    return rows

@@ -1,0 +1,1 @@
+"""Safety: what a policy says about prompts, and the watermark of images. No HTTP, no torch."""

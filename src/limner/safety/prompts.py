@@ -1,0 +1,262 @@
+"""What a policy says about prompts.
+
+    decision = check_prompt("a red house", load_policy("standard"))
+    decision.action  # Action.ALLOW
+
+`check_request` collects every text that a resolved request gives to the networks, and decides about each
+image.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+from limner.errors import PromptRefused
+from limner.request.resolve import PictureSpec, ResolvedRequest
+
+from .matching import Hit, Matcher
+from .policy import BENIGN, Action, Policy, Rule
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """A text that an image is made of.
+
+    Attributes:
+        source: Where it comes from: "prompt", "negative_prompt", "loras" …
+        text: The text.
+        negative: Whether the image is steered away from it.
+    """
+
+    source: str
+    text: str
+    negative: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """Words of a text that a rule is about.
+
+    Attributes:
+        source: The text's source.
+        start, end: Their place in the text, in characters.
+        text: The words as they are written.
+        list: The list that has them.
+        term: What they are in that list.
+    """
+
+    source: str
+    start: int
+    end: int
+    text: str
+    list: str
+    term: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that applies.
+
+    Attributes:
+        rule: Its name.
+        action: What it asks for.
+        score: From 0 to 1, how surely the text says it.
+        spans: The words.
+        reason: One sentence about them.
+    """
+
+    rule: str
+    action: Action
+    score: float
+    spans: tuple[Span, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy says.
+
+    Attributes:
+        action: The most severe action of the findings; allow without any.
+        version: Name and hash of the policy.
+        findings: The rules that apply, the most severe first.
+    """
+
+    action: Action
+    version: str
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def rule(self) -> str | None:
+        """The rule that decided; None where none applies."""
+        return self.findings[0].rule if self.findings else None
+
+    @property
+    def score(self) -> float:
+        """Its score; 0 where none applies."""
+        return self.findings[0].score if self.findings else 0.0
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The words that it is about."""
+        return self.findings[0].spans if self.findings else ()
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        return self.findings[0].reason if self.findings else "no rule applies"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each rule that flags the prompt."""
+        flagged = [one for one in self.findings if one.action is Action.FLAG]
+        by = f"the safety policy {self.version} flags the prompt by its rule"
+        return tuple(f"{by} {one.rule} (score {one.score:g}): {one.reason}" for one in flagged)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The decision as plain data, for JSON."""
+        return {
+            "action": self.action.value,
+            "rule": self.rule,
+            "score": self.score,
+            "version": self.version,
+            "reason": self.reason,
+            "spans": [asdict(span) for span in self.spans],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+    def raise_if_blocked(self) -> None:
+        """Raise PromptRefused if the action is block."""
+        if self.action is not Action.BLOCK:
+            return
+        raise PromptRefused(
+            f"the safety policy {self.version} refuses the prompt by its rule {self.rule} "
+            f"(score {self.score:g}): {self.reason}",
+            hint="describe something else; `limner safety check prompt` shows what a policy says",
+            fields=tuple(dict.fromkeys(span.source for span in self.spans)),
+        )
+
+
+def check_prompt(text: str, policy: Policy, negative_prompt: str = "") -> Decision:
+    """What a policy says about a prompt."""
+    texts = [PromptText("prompt", text), PromptText("negative_prompt", negative_prompt, negative=True)]
+    return check_texts(texts, policy)
+
+
+def check_texts(texts: Iterable[PromptText], policy: Policy) -> Decision:
+    """What a policy says about the texts of one image. Subject and act may be in different ones."""
+    texts = [text for text in dict.fromkeys(texts) if text.text]
+    findings: list[Finding] = []
+    matches: list[_Match] = []
+    searched = None
+    for rule in policy.rules:
+        lists = policy.always_lists if rule.always else policy.lists
+        if lists is not searched:
+            matches = [_Match(text, hit) for text in texts for hit in _hits(text, lists)]
+            searched = lists
+        wanted = [one for one in matches if not one.text.negative]
+        unwanted = [one for one in matches if one.text.negative]
+        findings += _apply(rule, wanted, unwanted)
+    findings = [one for one in findings if one.action is not Action.ALLOW]
+    findings.sort(key=lambda one: (-one.action.severity, -one.score))
+    return Decision(findings[0].action if findings else Action.ALLOW, policy.version, tuple(findings))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A term in one of the texts."""
+
+    text: PromptText
+    hit: Hit
+
+    @property
+    def span(self) -> Span:
+        hit = self.hit
+        words = self.text.text[hit.start : hit.end]
+        return Span(self.text.source, hit.start, hit.end, words, hit.list, hit.term)
+
+
+@lru_cache(maxsize=8)
+def _matcher(lists: tuple[tuple[str, tuple[str, ...]], ...]) -> Matcher:
+    return Matcher(dict(lists))
+
+
+def _hits(text: PromptText, lists: Mapping[str, tuple[str, ...]]) -> list[Hit]:
+    """The terms in a text, without those inside harmless phrases that are written plainly."""
+    found = _matcher(tuple(lists.items())).find(text.text)
+    harmless = [hit for hit in found if hit.list == BENIGN and hit.certainty == 1]
+    starts = [hit.start for hit in harmless]  # in order, as `found` is
+    ends = list(accumulate((hit.end for hit in harmless), max))
+    kept = []
+    for hit in found:
+        before = bisect_right(starts, hit.start)
+        if hit.list != BENIGN and not (before and ends[before - 1] >= hit.end):
+            kept.append(hit)
+    return kept
+
+
+def _apply(rule: Rule, wanted: Sequence[_Match], unwanted: Sequence[_Match]) -> Iterator[Finding]:
+    """What a rule finds in the texts that an image is steered to, and in those it is steered away from."""
+    yield from _finding(rule, rule.action, wanted, unwanted)
+    if not rule.steered_from:
+        yield from _finding(rule, rule.negative_prompt, unwanted, ())
+
+
+def _finding(
+    rule: Rule, action: Action, matches: Sequence[_Match], opposite: Sequence[_Match]
+) -> Iterator[Finding]:
+    if any(one.hit.list in rule.unless and one.hit.certainty == 1 for one in matches):
+        return
+    groups = [_of(rule.lists, matches)]
+    groups += [_of(rule.with_lists, matches)] if rule.with_lists else []
+    groups += [_of(rule.steered_from, opposite)] if rule.steered_from else []
+    if not all(groups):
+        return
+    score = min(max(one.hit.certainty for one in group) for group in groups)
+    if score >= rule.min_score:
+        spans = tuple(dict.fromkeys(one.span for group in groups for one in group))
+        words = ", ".join(dict.fromkeys(f"{span.text!r} ({span.source})" for span in spans))
+        yield Finding(rule.name, action, score, spans, f"{rule.reason}: {words}")
+
+
+def _of(lists: Sequence[str], matches: Sequence[_Match]) -> list[_Match]:
+    """The matches of some lists, the surest first."""
+    return sorted((one for one in matches if one.hit.list in lists), key=lambda one: -one.hit.certainty)
+
+
+TriggerWords = Callable[[PictureSpec], Iterable[tuple[str, str]]]
+"""The words that the adapters and embeddings of an image answer to, each after the field naming the file."""
+
+
+def texts_of(picture: PictureSpec, trigger_words: TriggerWords) -> Iterator[PromptText]:
+    """Every text that one image of a resolved request is made of: prompts as they are given and as the
+    networks read them from step to step, after styles, wildcards and comments; names of LoRAs; trigger words.
+    """
+    request = picture.request
+    for name in ("prompt", "hires_prompt"):
+        yield PromptText(name, getattr(request, name) or "")
+    # Below 0.5, CFG++ goes further towards the negative prompt than towards the prompt.
+    reversed_guidance = any(one.cfg_pp and one.guidance_scale < 0.5 for one in picture.passes)
+    for name in ("negative_prompt", "hires_negative_prompt"):
+        yield PromptText(name, getattr(request, name) or "", negative=not reversed_guidance)
+    for one in picture.passes:
+        hires = "hires_" if one.steps_before is not None else ""
+        for part in one.prompts:
+            for text, _ in part.positive:
+                yield PromptText(f"{hires}prompt", text)
+            yield PromptText(f"{hires}negative_prompt", part.negative, negative=not reversed_guidance)
+    for lora in request.loras:
+        yield PromptText("loras", lora.name)
+    for name, words in trigger_words(picture):
+        is_negative = "negative" in name and not reversed_guidance
+        yield PromptText(name, words, negative=is_negative)
+
+
+def check_request(resolved: ResolvedRequest, policy: Policy, trigger_words: TriggerWords) -> Decision:
+    """What a policy says about a resolved request: the most severe decision about any of its images."""
+    every = dict.fromkeys(tuple(texts_of(picture, trigger_words)) for picture in resolved.pictures)
+    decisions = [check_texts(texts, policy) for texts in every]
+    return max(decisions, key=lambda one: (one.action.severity, one.score))
