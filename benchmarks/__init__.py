@@ -1,1 +1,1 @@
-"""Limner beside its peers on the same weights, side by side in one run: see docs/guides/benchmarks.md."""
+"""Comparisons of Limner with its peers on the same weights, in one run: see docs/guides/benchmarks.md."""

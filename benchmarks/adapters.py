@@ -1,8 +1,8 @@
-"""`python -m benchmarks.adapters`: requests with different adapters at once, and what an adapter costs.
+"""`python -m benchmarks.adapters`: requests with different adapters at once.
 
-On the shipped model, as many requests as adapters go to an engine whose rows have adapters of their own, and
-to one that changes weights and lets them take turns. At SD 1.5's geometry and size, where a picture alone
-keeps a CPU busy, the two ways are compared on the U-Net alone.
+With the shipped model, an engine runs one request per adapter: with adapters applied by row, and with
+changed weights, for which requests take turns. At SD 1.5's geometry and size, where one image keeps a CPU
+busy, the two ways are compared on the U-Net alone.
 """
 
 import argparse
@@ -25,39 +25,40 @@ class Limner:
 
     def __init__(self, adapters: int) -> None:
         import limner
-        from limner.memory import keep_freed_memory
+        from limner.allocator import keep_freed_memory
 
         keep_freed_memory()
         self.folder = tempfile.TemporaryDirectory()
         folder = Path(self.folder.name)
         self.model = limner.load(lora_dirs=[folder])
-        targets = self.model._library.targets
+        targets = self.model.adapters.targets
         for number in range(adapters):
             write_random(folder / f"lora{number}.safetensors", targets, number)
 
-    def draw(self, how: str, adapters: int, seed: int) -> float:
-        """Seconds for a request with each of so many adapters, at once.
+    def draw(self, how: str, adapters: int, steps: int, seed: int) -> float:
+        """Seconds for a number of requests at once, each with its own adapter.
 
         Args:
-            how: "rows" have adapters of their own; or "turns" with changed weights; or "none".
+            how: "rows" (adapters by row), "turns" (changed weights) or "none" (no adapters).
+            steps: Of each request.
         """
-        from limner.pipeline.engine import Engine
-        from limner.pipeline.model import Model
+        from limner.engine.engine import Engine
+        from limner.model.answers import CallExecutor
         from limner.request import GenerationRequest, Lora
 
         requests = [
             GenerationRequest(
                 prompt=prompt,
-                steps=_STEPS,
+                steps=steps,
                 guidance_scale=_GUIDANCE,
                 seed=seed + number,
                 loras=() if how == "none" else (Lora(name=f"lora{number}", text_weight=0.0),),
             )
             for number, prompt in enumerate(captions(adapters, seed))
         ]
-        by_row = Model._by_row
+        by_row = CallExecutor._by_row
         if how == "turns":
-            Model._by_row = lambda self, call: False  # type: ignore[method-assign]
+            CallExecutor._by_row = lambda self, *_: False  # type: ignore[method-assign]
         try:
             with Engine(self.model) as engine:
                 began = time.perf_counter()
@@ -65,54 +66,58 @@ class Limner:
                     handle.result()
                 return time.perf_counter() - began
         finally:
-            Model._by_row = by_row  # type: ignore[method-assign]
+            CallExecutor._by_row = by_row  # type: ignore[method-assign]
 
 
 class Large:
-    """A U-Net as SD 1.5's, of random weights, and two guided pictures with an adapter each.
+    """A U-Net like SD 1.5's with random weights, and two guided images with an adapter each.
 
     Args:
-        widths: of its levels.
-        side: of the latents.
+        widths: Channels of its levels.
+        side: Height and width of the latents.
     """
 
     def __init__(self, widths: tuple[int, ...], side: int) -> None:
         import torch
 
-        from limner.memory import keep_freed_memory
-        from limner.nn.unet import UNet2DConditionModel, UNetConfig
-        from limner.pipeline.backends.packed import pack
-        from limner.pipeline.backends.rowwise import Slot, rowwise, rowwise_modules
+        from limner.allocator import keep_freed_memory
+        from limner.backends.packed import can_pack, linear_layers, pack
+        from limner.nn.unet import Conditions, UNet2DConditionModel
+        from limner.nn.unet_config import UNetConfig
 
         keep_freed_memory()
         torch.manual_seed(0)
         config = UNetConfig(block_out_channels=widths)
         network = UNet2DConditionModel(config).eval().requires_grad_(False)
-        self.unet = pack(network, torch.bfloat16)
-        self.slot = Slot()
-        self.wrapped = rowwise(self.unet, self.slot)
+        dtype = torch.bfloat16 if can_pack(torch.bfloat16) else torch.float32
+        self.unet = pack(network, dtype)
         self.inputs = (
-            torch.randn(4, 4, side, side, dtype=torch.bfloat16),
+            torch.randn(4, 4, side, side, dtype=dtype),
             torch.full((4,), 500.0),
-            torch.randn(4, 77, 768, dtype=torch.bfloat16),
+            torch.randn(4, 77, 768, dtype=dtype),
         )
         with torch.device("meta"):
             plain = UNet2DConditionModel(config)
         terms = {}
-        for name in rowwise_modules(self.unet):
+        for name in linear_layers(self.unet):
             if ".attn" in name:
                 out, into = plain.get_parameter(f"{name}.weight").shape
-                terms[name] = torch.randn(4, _RANK, into), torch.randn(4, out, _RANK)
-        self.slot.terms = terms
+                terms[name] = [(torch.randn(_RANK, into), torch.randn(out, _RANK)) for _ in range(4)]
+        self.conditions = Conditions(low_rank=terms).to(torch.device("cpu"), dtype)
+        self.dtype = dtype
+
+    def precision(self) -> str:
+        """Precision of the weights: bf16, or fp32 where the CPU packs no bf16."""
+        return str(self.dtype).removeprefix("torch.")
 
     def step(self, how: str) -> float:
-        """Seconds for a step of both pictures: "rows" in one pass, or "turns" in two."""
+        """Seconds for a step of both images: "rows" in one pass, or "turns" in two."""
         import torch
 
         began = time.perf_counter()
         with torch.inference_mode():
             if how == "rows":
-                self.wrapped(*self.inputs)
+                self.unet(*self.inputs, self.conditions)
             else:
                 for half in (slice(0, 2), slice(2, 4)):
                     self.unet(*(tensor[half] for tensor in self.inputs))
@@ -120,7 +125,7 @@ class Large:
 
 
 def write_random(path: Path, targets: Any, seed: int) -> None:
-    """A LoRA of the U-Net's attention, too weak to spoil the picture."""
+    """A LoRA of the U-Net's attention, too weak to degrade the image."""
     import torch
 
     from limner.weights.tensors import write_tensors
@@ -135,7 +140,7 @@ def write_random(path: Path, targets: Any, seed: int) -> None:
     write_tensors(path, tensors)
 
 
-def report(options: argparse.Namespace, data: dict[str, Any]) -> Report:
+def report(options: argparse.Namespace, data: dict[str, Any], steps: int) -> Report:
     found = Report(
         "adapters",
         "Requests with different adapters",
@@ -156,12 +161,12 @@ def report(options: argparse.Namespace, data: dict[str, Any]) -> Report:
         bars = {f"limner {how}": Spread.of(rate) for how, rate in rates.items()}
         found.charts.append(Chart(f"{number} requests at once", "images/s", bars))
     columns = ("requests", "no adapters", "adapters by row", "by turns", "by row ÷ by turns")
-    found.tables.append(Table(f"The shipped model, images per second, {_STEPS} steps", columns, rows))
+    found.tables.append(Table(f"The shipped model, images per second, {steps} steps", columns, rows))
     large = data["large"]
     cells = (Spread.of(large["rows"]).text(" s"), Spread.of(large["turns"]).text(" s"))
     found.tables.append(
         Table(
-            "A step of two pictures, SD 1.5 at 512 x 512, bf16",
+            f"A step of two pictures, SD 1.5 at 512 x 512, {large['precision']}",
             ("by row, one pass of four rows", "by turns, two passes of two rows", "turns ÷ row"),
             [(*cells, ratio(large["turns"], large["rows"]).text("×"))],
         )
@@ -169,27 +174,28 @@ def report(options: argparse.Namespace, data: dict[str, Any]) -> Report:
     return found
 
 
-def turn(who: Contestant, how: str, number: int) -> Callable[[], float]:
-    return lambda: who.ask("draw", how, number, 1000)
+def turn(who: Contestant, how: str, number: int, steps: int) -> Callable[[], float]:
+    return lambda: who.ask("draw", how, number, steps, 1000)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0], rounds=5)
-    options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16], help="how many requests")
+    options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16], help="numbers of requests")
     given = options.parse_args(argv)
-    sizes, rounds, widths, side = given.at_once, given.rounds, (320, 640, 1280, 1280), 64
+    sizes, steps, rounds, widths, side = given.at_once, _STEPS, given.rounds, (320, 640, 1280, 1280), 64
     if given.quick:
-        sizes, rounds, widths, side = [1, 2], 1, (32, 64, 64, 64), 8
+        sizes, steps, rounds, widths, side = [1, 2], 2, 1, (32, 64, 64, 64), 8
     data: dict[str, Any] = {"shipped": {}}
     with Contestant(partial(Limner, max(sizes))) as limner:
         for number in sizes:
             say(f"{number} at once")
-            ways = {how: turn(limner, how, number) for how in ("none", "rows", "turns")}
+            ways = {how: turn(limner, how, number, steps) for how in ("none", "rows", "turns")}
             data["shipped"][number] = alternate(ways, rounds)
     say("SD 1.5's U-Net")
     with Contestant(partial(Large, widths, side)) as large:
         data["large"] = alternate({how: partial(large.ask, "step", how) for how in ("rows", "turns")}, rounds)
-    report(given, data).publish(given)
+        data["large"]["precision"] = large.ask("precision")
+    report(given, data, steps).publish(given)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A contestant is a process of its own that answers one command at a time.
+"""Contestants: separate processes that execute one command at a time.
 
-So contestants take turns although each has its weights in memory, and none meets another's allocator,
-threads or settings.
+Contestants take turns while each keeps its weights in memory, and none is affected by the allocator, threads
+or settings of another.
 """
 
 import multiprocessing
@@ -14,20 +14,20 @@ from typing import Any, Self
 
 
 class Unavailable(Exception):
-    """This contestant cannot take part here, for the reason given."""
+    """A contestant that cannot run on this machine, with the reason."""
 
 
 class Contestant:
-    """A process that holds an object, whose methods are called from here.
+    """A process with an object whose methods can be called from this process.
 
         with Contestant(partial(Limner, folder)) as limner:
             seconds = limner.ask("seconds", "unet")
 
     Args:
-        make: makes the object, in the process. A function or class of a module, or a `partial` of one.
+        make: Makes the object in the process: a function or class of a module, or a `partial` of one.
 
     Raises:
-        Unavailable: as `make` does, on entering.
+        Unavailable: On entering, if `make` raises it.
         RuntimeError: anything else that is raised there.
     """
 
@@ -56,7 +56,7 @@ class Contestant:
         self._process.join()
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Call a method there and wait for what it returns."""
+        """Call a method of the object and return its result."""
         self._connection.send((method, arguments))
         return self._answer()
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.first_picture`: from nothing to a picture, a fresh process each time.
+"""`python -m benchmarks.first_picture`: the first image of a new process.
 
-`limner generate` beside the shortest script that draws with diffusers, on the weights that ship with Limner,
-with the same seed, steps, guidance and sampler: in fp32, as diffusers does, and as it is by default. And how
-long `limner --help` keeps one waiting.
+`limner generate` against the shortest script with diffusers, on the weights that ship with Limner, with the
+same seed, steps, guidance and sampler: in fp32, as diffusers, and with Limner's defaults. Also the time of
+`limner --help`.
 """
 
 import os
@@ -38,7 +38,7 @@ pipeline(
 
 
 def commands(scratch: Path, steps: int) -> dict[str, list[str]]:
-    """What each contestant runs; pictures go to `scratch`."""
+    """The command of each contestant; images are written to `scratch`."""
     program = str(Path(sys.executable).with_name("limner"))
     generate = [
         *(program, "generate", _PROMPT, "--quiet", "--prompt-syntax", "literal"),
@@ -58,7 +58,7 @@ def commands(scratch: Path, steps: int) -> dict[str, list[str]]:
 def spent(command: Sequence[str]) -> tuple[float, float]:
     """Seconds and peak resident MiB of a process, from its start to its end.
 
-    A child counts what its parent held when it was started, so this process stays small: it has no torch.
+    The peak of a child includes its parent's memory at its start, so this process does not import torch.
     """
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     began = time.perf_counter()
@@ -77,7 +77,7 @@ def spent(command: Sequence[str]) -> tuple[float, float]:
 
 
 def difference(scratch: Path, name: str) -> str:
-    """How far a picture is from that of diffusers."""
+    """The difference of an image from that of diffusers."""
     import numpy as np
     from PIL import Image
 
@@ -119,7 +119,9 @@ def report(
     found.charts.append(Chart("Time", "s", {n: Spread.of(t) for n, t in times.items()}))
     drawing = {n: Spread.of(m) for n, m in memory.items() if n != "limner --help"}
     found.charts.append(Chart("Peak resident memory", "MiB", drawing))
-    found.notes.append("The last column: how far the colours of the picture are from diffusers' one.")
+    found.notes.append(
+        "The last column: largest difference of the image's colours from those of diffusers' image."
+    )
     found.data = {"seconds": times, "mebibytes": memory, "difference": apart}
     return found
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: turns, ratios, and the page that the figures are written to."""
+"""Shared by all benchmarks: turns, ratios, and the page that the figures are written to."""
 
 import argparse
 import datetime
@@ -24,24 +24,22 @@ _COLOURS = {"limner": "#2f6fb0", "diffusers": "#b9b9b9"}
 
 
 def parser(description: str, *, rounds: int) -> argparse.ArgumentParser:
-    """The options that all commands have; and when they began, by which the page tells who else was busy."""
+    """The options of all commands, and the time of their start, to measure the load by other programs."""
     options = argparse.ArgumentParser(description=description)
     options.set_defaults(began=spent())
-    options.add_argument("--rounds", type=int, default=rounds, help="how often each contestant has its turn")
+    options.add_argument("--rounds", type=int, default=rounds, help="number of rounds")
     options.add_argument("--out", type=Path, help=f"folder to write to; by default {RESULTS}")
-    options.add_argument(
-        "--quick", action="store_true", help="next to nothing of everything, to see that it runs"
-    )
+    options.add_argument("--quick", action="store_true", help="run a tiny version of everything, as a test")
     return options
 
 
 def alternate(turns: Mapping[str, Callable[[], T]], rounds: int, warmup: int = 1) -> dict[str, list[T]]:
-    """Every contestant once a round, in an order that turns round each time.
+    """Run every contestant once a round, in an order that is reversed each round.
 
-    So whatever slows the machine down for a while meets all of them, and none always follows the same one.
+    A machine that is slow for a while then slows all of them, and none always follows the same one.
 
     Args:
-        warmup: rounds whose answers are not kept.
+        warmup: Number of rounds whose results are dropped.
     """
     answers: dict[str, list[T]] = {name: [] for name in turns}
     for number in range(-warmup, rounds):
@@ -54,7 +52,7 @@ def alternate(turns: Mapping[str, Callable[[], T]], rounds: int, warmup: int = 1
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure and how far it reached: the median with the extremes, or with a confidence interval."""
+    """A figure with its range: the median with the extremes, or with a confidence interval."""
 
     middle: float
     low: float
@@ -71,9 +69,9 @@ class Spread:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """The median over rounds of one contestant's figure to another's in the same round.
+    """The median over rounds of the ratio of two contestants' figures in the same round.
 
-    With it comes the interval that holds 95 % of the medians of rounds drawn anew (Efron 1979).
+    Its interval is the 95 % bootstrap interval over rounds (Efron 1979).
     """
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     rng = random.Random(0)
@@ -83,7 +81,7 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under columns; the first column names the row."""
+    """A table of texts; the first column names the rows."""
 
     title: str
     columns: tuple[str, ...]
@@ -96,7 +94,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars with whiskers, one a contestant."""
+    """Bars with whiskers, one per contestant."""
 
     title: str
     unit: str
@@ -105,12 +103,12 @@ class Chart:
 
 @dataclass
 class Report:
-    """What one command found.
+    """Results of one command.
 
     Attributes:
-        name: of the files.
-        about: what was compared, in a paragraph.
-        data: every figure behind the tables, as JSON.
+        name: Name of the files.
+        about: A paragraph on what was compared.
+        data: All figures behind the tables, as JSON.
     """
 
     name: str
@@ -122,7 +120,7 @@ class Report:
     data: dict[str, Any] = field(default_factory=dict)
 
     def publish(self, options: argparse.Namespace) -> None:
-        """Print the page, and write it unless this was a quick run that named no folder."""
+        """Print the page, and write it unless this is a quick run without `--out`."""
         others = share_of_others(options.began, spent())
         facts = {
             **machine(),
@@ -185,7 +183,7 @@ class Report:
 
 
 def machine() -> dict[str, str]:
-    """What the figures hold for."""
+    """The machine and the versions that the figures apply to."""
     import torch
 
     versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
@@ -202,7 +200,7 @@ def machine() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds since some moment: on the clock, of all cores in use, and of this program's use of them."""
+    """Seconds since a fixed time: of the clock, used on all cores, and used by this program."""
 
     clock: float
     all: float
@@ -210,7 +208,7 @@ class Spent:
 
 
 def spent() -> Spent | None:
-    """None where the system does not tell. Own are also the processes that were started and have ended."""
+    """Seconds spent so far, finished child processes included; None if the system does not report them."""
     stat = Path("/proc/stat")
     if not stat.is_file():
         return None
@@ -221,7 +219,7 @@ def spent() -> Spent | None:
 
 
 def share_of_others(before: Spent | None, after: Spent | None) -> float | None:
-    """How much of the cores' time went to other programs."""
+    """Fraction of the cores' time that other programs used."""
     if before is None or after is None:
         return None
     others = after.all - before.all - (after.own - before.own)
@@ -245,10 +243,10 @@ def _version(package: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON of what is no JSON by itself."""
+    """A value that `json` cannot write, as one that it can."""
     return asdict(value) if isinstance(value, Spread) else str(value)
 
 
 def say(text: str) -> None:
-    """How far it is, to stderr."""
+    """Print progress to stderr."""
     print(text, file=sys.stderr, flush=True)

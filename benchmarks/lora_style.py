@@ -1,8 +1,9 @@
-"""`python -m benchmarks.lora_style`: what a LoRA of a style of the picture world does, and half of it.
+"""`python -m benchmarks.lora_style`: the effect of a style LoRA at several weights.
 
-The LoRA learns from outlined pictures whose captions name no style. Then the shipped model draws prompts that
-name none either, from the same seeds with the LoRA at several weights, and once without it with the style in
-words. Two judges say how far each picture is outlined: the probe, and the dark lines that are counted here.
+The LoRA is trained on outlined images whose captions name no style. Then the shipped model runs prompts that
+name no style either, with the same seeds and the LoRA at several weights, and once without the LoRA but with
+the style in the prompt. Two measures say how much each image is outlined: the probe, and the dark lines
+measured here.
 """
 
 import random
@@ -21,10 +22,10 @@ from torch import Tensor
 from .harness import Chart, Report, Spread, Table, parser, say
 
 if TYPE_CHECKING:
-    from limner.picturebook.evaluation import Share
+    from limner.model.model import Model
+    from limner.picturebook.evaluation import Proportion
     from limner.picturebook.probe import Probe
     from limner.picturebook.world import Scene
-    from limner.pipeline.model import Model
 
 STYLE = "outlined"
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -34,10 +35,10 @@ _ON_SHEET = 8
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__ or "", rounds=1)
-    options.add_argument("--prompts", type=int, default=240, help="how many each weight draws")
-    options.add_argument("--steps", type=int, default=600, help="of training")
-    options.add_argument("--lora", type=Path, help="the file of one that is trained already")
-    options.add_argument("--sheet", type=Path, help=f"picture to write; by default {SHEET}, unless --quick")
+    options.add_argument("--prompts", type=int, default=240, help="number of prompts for each weight")
+    options.add_argument("--steps", type=int, default=600, help="training steps")
+    options.add_argument("--lora", type=Path, help="file of a trained LoRA")
+    options.add_argument("--sheet", type=Path, help=f"image to write; by default {SHEET}, unless --quick")
     chosen = options.parse_args(arguments)
     if chosen.quick:
         chosen.prompts, chosen.steps = 8, 2
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _trained(run: Path, steps: int, *, quick: bool) -> Path:
-    """Train as the guide says."""
+    """Train the LoRA as the guide does."""
     say(f"training {steps} steps")
     command = ["train", "lora", "--style", STYLE, "--steps", str(steps), "--out", str(run)]
     less = ["--latents", "16", "--batch", "2"] if quick else []
@@ -62,16 +63,16 @@ def _trained(run: Path, steps: int, *, quick: bool) -> Path:
 
 
 def measure(lora: Path, count: int) -> tuple[Report, Tensor]:
-    """The page, and the first pictures at weight 0, a half and 1."""
+    """The page, and the first images at the weights 0, 0.5 and 1."""
     import limner
-    from limner.memory import keep_freed_memory
+    from limner.allocator import keep_freed_memory
+    from limner.catalogue.layout import CARD
+    from limner.files import read_json
+    from limner.images.pixels import to_tensor
     from limner.picturebook.evaluation import fresh_scenes, judge, tally
     from limner.picturebook.probe import load_probe, see
     from limner.picturebook.world import World, caption, render
-    from limner.pipeline.images import to_tensor
     from limner.request import Lora
-    from limner.weights.checkpoint import CARD
-    from limner.weights.files import read_json
 
     keep_freed_memory()
     model, probe = limner.load(), load_probe()
@@ -111,10 +112,10 @@ def measure(lora: Path, count: int) -> tuple[Report, Tensor]:
 
 
 def _drawn(model: "Model", prompts: Sequence[str], loras: "tuple[object, ...]") -> Tensor:
-    """One picture for each prompt [N, 3, H, W], from the seeds 0, 1 …"""
+    """One image per prompt [N, 3, H, W], with the seeds 0, 1 …"""
     from limner import GenerationRequest
-    from limner.pipeline.engine import Engine
-    from limner.pipeline.images import to_tensor
+    from limner.engine.engine import Engine
+    from limner.images.pixels import to_tensor
 
     with Engine(model, max_waiting=len(prompts)) as engine:
         handles = [
@@ -125,10 +126,10 @@ def _drawn(model: "Model", prompts: Sequence[str], loras: "tuple[object, ...]") 
 
 
 def ink(pictures: Tensor) -> Tensor:
-    """How much of pictures [B, 3, H, W] is dark lines, as a share of full black: [B].
+    """Dark lines in images [B, 3, H, W], as a fraction of full black: [B].
 
-    The black top-hat of mathematical morphology: what a closing with a square of 5 pixels, through which a
-    thin dark line disappears, adds to the brightness.
+    The black top-hat of mathematical morphology: the brightness added by a closing with a square of 5 pixels,
+    which removes thin dark lines.
     """
 
     def widest(x: Tensor) -> Tensor:
@@ -141,23 +142,23 @@ def ink(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def log_odds(probe: "Probe", pictures: Tensor) -> Tensor:
-    """The probe's logarithm of how much likelier the style is than any other: [B]."""
+    """The probe's log odds of the style against all others: [B]."""
     styles = torch.cat([probe(part.clamp(-1, 1)).style for part in torch.split(pictures, 64)])
     own = probe.config.styles.index(STYLE)
     others = [index for index in range(len(probe.config.styles)) if index != own]
     return styles[:, own] - styles[:, others].logsumexp(1)
 
 
-def _share(odds: Tensor) -> "Share":
-    from limner.picturebook.evaluation import Share
+def _share(odds: Tensor) -> "Proportion":
+    from limner.picturebook.evaluation import Proportion
 
-    return Share(int((odds > 0).sum()), len(odds))
+    return Proportion(int((odds > 0).sum()), len(odds))
 
 
 def of_the_way(values: Tensor, none: Tensor, full: Tensor) -> Spread:
-    """The mean change from `none`, as a share of that of `full`, over the same prompts.
+    """The mean change from `none`, as a fraction of that of `full`, over the same prompts.
 
-    With it comes the interval that holds 95 % of the shares of prompts drawn anew (Efron 1979).
+    Its interval is the 95 % bootstrap interval over prompts (Efron 1979).
     """
     change, whole = (values - none).double(), (full - none).double()
     rows = torch.randint(len(change), (2000, len(change)), generator=torch.Generator().manual_seed(0))
@@ -170,9 +171,9 @@ def _report(
     lora: Path,
     lines: Mapping[str, Tensor],
     odds: Mapping[str, Tensor],
-    shares: "Mapping[str, Share]",
-    tallies: "Mapping[str, Mapping[str, Share]]",
-    truths: "Mapping[str, tuple[Tensor, Share]]",
+    shares: "Mapping[str, Proportion]",
+    tallies: "Mapping[str, Mapping[str, Proportion]]",
+    truths: "Mapping[str, tuple[Tensor, Proportion]]",
 ) -> Report:
     ways = {
         name: {judge: of_the_way(of[name], of["0"], of["1"]) for judge, of in judges.items()}
@@ -204,14 +205,14 @@ def _report(
         about=(
             f"A LoRA of {lora.stat().st_size // 1000} kB, trained by `limner train lora --style {STYLE}` on "
             f"pictures whose captions name no style. {count} prompts that name none, half of them with "
-            "combinations kept from training, drawn by the shipped model from the same seeds at each weight; "
-            "in the last row the prompts ask for the style, without the LoRA. *Of the way* is the mean "
-            "change from weight 0 as a share of that at weight 1, with the 95 % interval over prompts."
+            "combinations held out of training, generated by the shipped model from the same seeds at each "
+            "weight; in the last row the prompts ask for the style, without the LoRA. *Of the way* is the "
+            "mean change from weight 0 as a share of that at weight 1, with the 95 % interval over prompts."
         ),
         tables=[
             Table("Style and content", (*columns, *_FIGURES), rows),
             Table(
-                "The judges, on the same scenes as the renderer draws them, through the autoencoder",
+                "The judges, on renderings of the same scenes, encoded and decoded by the autoencoder",
                 ("rendered as", "dark lines", f"{STYLE} to the probe"),
                 [(n, f"{100 * values.mean():.2f} %", str(share)) for n, (values, share) in truths.items()],
             ),
@@ -226,7 +227,7 @@ def _report(
         notes=[
             "Dark lines are what a closing with a square of 5 pixels fills: a share of full black, over the "
             "whole picture. Log odds are the probe's for this style against the others.",
-            "No figure here is a time, so other programs do not change any.",
+            "No figure here is a time, so the load of other programs does not matter.",
         ],
         data={
             "environment": model.environment(),

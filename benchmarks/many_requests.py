@@ -1,9 +1,9 @@
-"""`python -m benchmarks.many_requests`: many requests to the shipped model, at once and one after another.
+"""`python -m benchmarks.many_requests`: many requests to the shipped model, at once and one by one.
 
-Requests at once go to Limner's engine, to diffusers as one static batch, and to Limner one by one. Requests
-that arrive at random, with different numbers of steps, go to the engine and to a queue that draws one at a
-time, at the same moments. Then: how long a cancelled request still occupies the engine, and with --soak
-whether memory grows.
+Simultaneous requests go to Limner's engine, to diffusers as one static batch, and to Limner one by one.
+Requests that arrive at random times, with different numbers of steps, go to the engine and to a queue that
+processes one at a time, with the same arrivals. Then: how long a cancelled request still occupies the
+engine, and with --soak whether memory grows.
 """
 
 import argparse
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 _GUIDANCE, _STEPS = 4.0, 20
 _MIXED_STEPS = (8, 20, 30, 50)
-_LOAD = 0.9  # of what a queue that draws one at a time can just do
+_LOAD = 0.9  # fraction of the throughput of a queue that runs one request at a time
 _MOST_ALONE = 8  # requests a turn one by one, whose rate does not depend on how many there are
 _PRECISIONS = {
-    "default": "Limner in auto precision and diffusers in fp32, as each comes",
+    "default": "Limner in auto precision and diffusers in fp32, the defaults of both",
     "fp32": "both in fp32",
     "bf16": "both in bf16",
 }
@@ -51,17 +51,17 @@ def captions(count: int, seed: int) -> list[str]:
 
 
 class Limner:
-    """The shipped model, whose engine is asked in different ways."""
+    """The shipped model and its engine."""
 
     def __init__(self, precision: Any) -> None:
         import limner
-        from limner.memory import keep_freed_memory
+        from limner.allocator import keep_freed_memory
 
         keep_freed_memory()
         self.model = limner.load(precision=precision)
 
     def requests(self, steps: Sequence[int], seed: int) -> "list[GenerationRequest]":
-        """One for each number of steps."""
+        """One request for each number of steps."""
         from limner.request import GenerationRequest
 
         return [
@@ -76,8 +76,8 @@ class Limner:
         ]
 
     def together(self, steps: Sequence[int], seed: int) -> tuple[float, list[np.ndarray]]:
-        """Submit all at once: seconds until the last is done, and the pictures."""
-        from limner.pipeline.engine import Engine
+        """Submit all at once: seconds until the last is done, and the images."""
+        from limner.engine.engine import Engine
 
         requests = self.requests(steps, seed)
         with Engine(self.model) as engine:
@@ -88,14 +88,14 @@ class Limner:
         return seconds, [np.asarray(image) for image in images]
 
     def alone(self, steps: Sequence[int], seed: int) -> tuple[float, list[np.ndarray]]:
-        """One after another: seconds for all, and the pictures."""
+        """Run one after another: seconds for all, and the images."""
         requests = self.requests(steps, seed)
         began = time.perf_counter()
         images = [self.model.generate(request=request).images[0] for request in requests]
         return time.perf_counter() - began, [np.asarray(image) for image in images]
 
     def stream(self, how: str, arrivals: Sequence[float], steps: Sequence[int], seed: int) -> list[float]:
-        """Let requests arrive at these seconds; how long each took from then until it was done.
+        """Submit requests at these times; seconds from the arrival of each until it is done.
 
         Args:
             how: "engine", or "queue" for one at a time in the order of arrival.
@@ -103,7 +103,7 @@ class Limner:
         return (self._by_engine if how == "engine" else self._by_queue)(arrivals, self.requests(steps, seed))
 
     def _by_engine(self, arrivals: Sequence[float], requests: "Sequence[GenerationRequest]") -> list[float]:
-        from limner.pipeline.engine import Engine
+        from limner.engine.engine import Engine
 
         done = [0.0] * len(arrivals)
 
@@ -136,8 +136,8 @@ class Limner:
         return [end - began - at for end, at in zip(done, arrivals, strict=True)]
 
     def cancel(self, steps: int, seed: int) -> tuple[int, float]:
-        """Cancel a request at a random step: forward passes begun after it, seconds until it was out."""
-        from limner.pipeline.engine import Engine
+        """Cancel a request at a random step: forward passes started afterwards, seconds until its end."""
+        from limner.engine.engine import Engine
 
         [request] = self.requests([steps], seed)
         at = random.Random(seed).randint(1, steps - 1)
@@ -151,8 +151,8 @@ class Limner:
             return engine.stats().forwards["Denoise"] - before, time.perf_counter() - began
 
     def soak(self, marks: Sequence[int], steps: Sequence[int], seed: int) -> list[float]:
-        """Resident MiB after so many requests, of which a third were cancelled at random moments."""
-        from limner.pipeline.engine import Engine
+        """Resident MiB after a number of requests, a third of them cancelled at random times."""
+        from limner.engine.engine import Engine
 
         rng = random.Random(seed)
         requests = self.requests(rng.choices(steps, k=max(marks)), seed)
@@ -173,14 +173,14 @@ class Limner:
 
 
 class Diffusers:
-    """Their pipeline on the same folder, for one batch of a size that does not change."""
+    """diffusers' pipeline on the same folder, for batches of a fixed size."""
 
     def __init__(self, precision: str) -> None:
         import torch
         from diffusers import StableDiffusionPipeline
 
-        from limner.memory import keep_freed_memory
-        from limner.weights.hub import SHIPPED
+        from limner.allocator import keep_freed_memory
+        from limner.catalogue.shipped import SHIPPED
 
         keep_freed_memory()
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
@@ -188,7 +188,7 @@ class Diffusers:
         self.pipeline.set_progress_bar_config(disable=True)
 
     def together(self, steps: Sequence[int], seed: int) -> tuple[float, list[np.ndarray]]:
-        """As Limner's, but all have the first one's number of steps."""
+        """As `Limner.together`, but all requests have the first one's number of steps."""
         import torch
 
         prompts = captions(len(steps), seed)
@@ -214,13 +214,13 @@ def _wait(handle: Any) -> None:
 
 
 def _resident() -> float:
-    """MiB of this process that are in memory."""
+    """Resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def arrivals_of(number: int, rate: float, seed: int, mixed: Sequence[int]) -> tuple[list[float], list[int]]:
-    """Moments of a Poisson process, and the numbers of steps of who arrives."""
+    """Arrival times of a Poisson process, and the number of steps of each request."""
     rng, moment, moments = random.Random(seed), 0.0, []
     for _ in range(number):
         moment += rng.expovariate(rate)
@@ -229,7 +229,7 @@ def arrivals_of(number: int, rate: float, seed: int, mixed: Sequence[int]) -> tu
 
 
 def rate(who: Contestant, method: str, steps: Sequence[int]) -> Callable[[], float]:
-    """A turn that draws these requests, each time with prompts not met before: images per second."""
+    """A turn that runs these requests with new prompts each time, and returns images per second."""
     seeds = count(1 if method == "alone" else 1_000_000, 1000)
     return lambda: len(steps) / who.ask(method, steps, next(seeds))[0]
 
@@ -237,7 +237,7 @@ def rate(who: Contestant, method: str, steps: Sequence[int]) -> Callable[[], flo
 def at_once(
     limner: Contestant, diffusers: Contestant, sizes: Sequence[int], rounds: int, steps: int
 ) -> dict[int, dict[str, Any]]:
-    """Images per second of each way, for each number of requests; and how the pictures differ."""
+    """Images per second of each contestant for each number of requests, and how the images differ."""
     found = {}
     for size in sizes:
         say(f"{size} at once")
@@ -258,7 +258,7 @@ def at_once(
 
 
 def arriving(limner: Contestant, requests: int, rounds: int, mixed: Sequence[int]) -> dict[str, Any]:
-    """Seconds that each request took, by the engine and by a queue, in the same streams of arrivals."""
+    """Seconds that each request took, with the engine and with a queue, for the same streams of arrivals."""
     calibration = [*mixed, *mixed]
     limner.ask("alone", calibration, 1)
     service = limner.ask("alone", calibration, 2)[0] / len(calibration)
@@ -311,8 +311,8 @@ def report(options: argparse.Namespace, data: dict[str, Any], steps: int) -> Rep
     columns += ("engine ÷ one by one", "engine ÷ diffusers", "mean / largest difference")
     found.tables.append(Table(f"Images per second, {steps} steps", columns, rows))
     found.notes.append(
-        "The last column: how far the engine's pictures are from diffusers', of 255. A static batch needs "
-        "all its requests at the start and the same steps of all; the engine needs neither."
+        "The last column: difference of the engine's images from diffusers', of 255. A static batch needs "
+        "all its requests at the start and the same number of steps for all; the engine needs neither."
     )
 
     stream = data["stream"]
@@ -353,12 +353,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--precision",
         choices=("default", "fp32", "bf16"),
         default="default",
-        help="of both programs; by default each as it comes: fp32 for diffusers, auto for Limner",
+        help="precision of both programs; by default fp32 for diffusers, auto for Limner",
     )
-    options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64], help="how many requests")
-    options.add_argument("--requests", type=int, default=300, help="of a stream of arrivals")
-    options.add_argument("--streams", type=int, default=2, help="of arrivals")
-    options.add_argument("--soak", action="store_true", help="watch memory over a thousand requests too")
+    options.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16, 64], help="numbers of requests")
+    options.add_argument("--requests", type=int, default=300, help="requests in a stream of arrivals")
+    options.add_argument("--streams", type=int, default=2, help="number of streams of arrivals")
+    options.add_argument("--soak", action="store_true", help="also measure memory over a thousand requests")
     given = options.parse_args(argv)
     sizes, steps, rounds, streams = given.at_once, _STEPS, given.rounds, given.streams
     marks, mixed, cancels = (100, 1000), _MIXED_STEPS, 20

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.networks`: the three networks of Stable Diffusion 1.5, alone, beside diffusers.
+"""`python -m benchmarks.networks`: the three networks of Stable Diffusion 1.5, compared with diffusers.
 
-A step of the U-Net with guidance, the decoding of one picture and the encoding of two prompts, on the same
-weights everywhere: seeded random ones of the published geometry, or those of --checkpoint. Beside each time
-stands how far the result is from that of diffusers in fp32.
+A step of the U-Net with guidance, the decoding of one image and the encoding of two prompts, all with the
+same weights: random ones in the published geometry, or those of --checkpoint. Next to each time is the
+difference of the result from that of diffusers in fp32.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _HELD = 1.5  # bytes that a contestant holds for each byte of weights, about, wi
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant that may be started."""
+    """A contestant, not started yet."""
 
     name: str
     precision: str
@@ -47,7 +47,7 @@ class Entry:
 
 
 class _Networks:
-    """What contestants have in common: the inputs, the clock."""
+    """Base of contestants: the inputs and the clock."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -75,7 +75,7 @@ class _Networks:
 
 
 class Diffusers(_Networks):
-    """Their networks as `from_pretrained` gives them, or as their guide to speed has them."""
+    """diffusers' networks as `from_pretrained` returns them, or as its guide on speed sets them up."""
 
     def __init__(self, folder: Path, precision: str, compiled: bool = False) -> None:
         import torch
@@ -107,7 +107,7 @@ class Diffusers(_Networks):
 
 
 class Limner(_Networks):
-    """A model's backend, as the pipeline calls it."""
+    """A model's backend, called as in a generation."""
 
     def __init__(self, folder: Path, precision: Any, backend: Any) -> None:
         import torch
@@ -135,15 +135,17 @@ class Limner(_Networks):
 
 
 class Peak:
-    """What this machine does at best: large products and convolutions, by PyTorch's fastest ways."""
+    """The peak of this machine: PyTorch's fastest large matrix products and convolutions."""
 
     def __init__(self, side: int) -> None:
         self.side = side  # of the feature maps
 
     def gflops(self, precision: str) -> float:
-        """The best of a plain and a prepacked product, and of a convolution in either layout."""
+        """The best rate of a plain and a prepacked product, and of a convolution in either layout."""
         import torch
         import torch.nn.functional as F
+
+        from limner.backends.packed import can_pack
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         rows, width = self.side**2, 1280
@@ -151,7 +153,7 @@ class Peak:
         ways: list[tuple[float, Callable[[], Any]]] = [
             (2 * rows * width * 4 * width, lambda: F.linear(x, weight))
         ]
-        if torch.backends.mkldnn.is_available():
+        if can_pack(dtype):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight)
             pointwise = torch.ops.mkldnn._linear_pointwise
             ways.append((ways[0][0], lambda: pointwise(x, packed, None, "none", [], "")))
@@ -173,7 +175,7 @@ class Peak:
 
 
 def inputs(checkpoint: "Checkpoint") -> dict[str, "tuple[Tensor, ...]"]:
-    """What each network is given, from one seed."""
+    """Inputs of each network, from one seed."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -187,14 +189,17 @@ def inputs(checkpoint: "Checkpoint") -> dict[str, "tuple[Tensor, ...]"]:
 
 
 def random_checkpoint(folder: Path, tiny: bool) -> Path:
-    """Seeded random weights in the published geometry of SD 1.5, or in one of a few thousand weights."""
+    """Random weights from a seed, in the published geometry of SD 1.5 or in one of a few thousand weights."""
     import torch
 
-    from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-    from limner.nn.unet import UNet2DConditionModel, UNetConfig
-    from limner.nn.vae import AutoencoderKL, VAEConfig
+    from limner.catalogue.shipped import SHIPPED
+    from limner.nn.clip import CLIPTextModel
+    from limner.nn.clip_config import CLIPTextConfig
+    from limner.nn.unet import UNet2DConditionModel
+    from limner.nn.unet_config import UNetConfig
+    from limner.nn.vae import AutoencoderKL
+    from limner.nn.vae_config import VAEConfig
     from limner.weights.checkpoint import read_checkpoint
-    from limner.weights.hub import SHIPPED
     from limner.weights.save import save_checkpoint
 
     unet, vae, text = UNetConfig(), VAEConfig(), CLIPTextConfig()
@@ -267,7 +272,7 @@ def flops(checkpoint: "Checkpoint") -> dict[str, int]:
 
 
 def entries(folder: Path, compiled: bool, quick: bool) -> list[Entry]:
-    """All contestants, the baseline first, neighbours being those that most want comparing."""
+    """All contestants: the baseline first, and those that are most comparable next to each other."""
     theirs = [Entry(f"diffusers {p}", p, partial(Diffusers, folder, p)) for p in ("fp32", "bf16")]
     if compiled:
         theirs.append(Entry("diffusers bf16 compiled", "bf16", partial(Diffusers, folder, "bf16", True)))
@@ -282,7 +287,7 @@ def heats(all_entries: Sequence[Entry], weights: int, budget: float) -> list[lis
     """Groups that fit into `budget` bytes of memory together, each with the baseline, which comes first.
 
     Args:
-        weights: how many a contestant holds.
+        weights: Number of weights of a contestant.
     """
     baseline, *others = all_entries
 
@@ -307,7 +312,7 @@ def difference(output: np.ndarray, reference: np.ndarray) -> tuple[float, float]
 
 
 def measure(group: Sequence[Entry], rounds: int, side: int, data: dict[str, Any]) -> None:
-    """Run one heat, adding to `data` what it gives: for each network and contestant, and the peaks."""
+    """Run one heat and add its figures to `data`: those of each network and contestant, and the peaks."""
     with ExitStack() as stack:
         running: dict[str, Contestant] = {}
         for entry in group:
@@ -383,9 +388,16 @@ def report(options: argparse.Namespace, data: dict[str, Any], precisions: dict[s
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0], rounds=7)
-    options.add_argument("--compile", action="store_true", help="diffusers compiled too, which takes minutes")
-    options.add_argument("--checkpoint", type=Path, help="folder in the diffusers layout, for its weights")
-    options.add_argument("--only", nargs="+", default=[""], help="others than the baseline: parts of names")
+    options.add_argument("--compile", action="store_true", help="also compile diffusers, which takes minutes")
+    options.add_argument(
+        "--checkpoint", type=Path, help="folder in the diffusers layout whose weights are used"
+    )
+    options.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        help="parts of the names of contestants, in addition to the baseline",
+    )
     options.add_argument("--memory", type=float, default=20, help="GiB that contestants may take together")
     given = options.parse_args(argv)
     rounds = given.rounds = 1 if given.quick else given.rounds

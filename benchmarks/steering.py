@@ -1,8 +1,8 @@
-"""`python -m benchmarks.steering`: whether each way of steering a picture does what it says.
+"""`python -m benchmarks.steering`: whether each way of steering an image has its intended effect.
 
-The shipped model draws hundreds of prompts in each way, and the probe, which has never seen a drawn picture,
-says what is in them: what a mask has replaced and what it has left alone, whether things stand where edges
-are, how a weight moves a colour, and what becomes of prompts that change on the way or are joined by AND.
+The shipped model runs hundreds of prompts in each way, and the probe, which was not trained on generated
+images, reads the results: what a mask replaced and kept, whether things are where edges are, how a weight
+changes a colour, and the results of prompts that change during sampling or are joined by AND.
 """
 
 import random
@@ -20,7 +20,7 @@ from torch import Tensor
 from .harness import Chart, Report, Spread, Table, parser, say
 
 if TYPE_CHECKING:
-    from limner.picturebook.evaluation import Share
+    from limner.picturebook.evaluation import Proportion
     from limner.picturebook.probe import Seen, SeenThing
     from limner.picturebook.world import Scene, Thing
 
@@ -32,26 +32,24 @@ _MARGIN = 5  # pixels of a mask around a thing
 
 @dataclass(frozen=True)
 class Found:
-    """What one experiment gave.
+    """Results of one experiment.
 
     Attributes:
-        sheet: pictures, row by row, `_ON_SHEET` in each.
-        bars: shares to plot.
+        sheet: Images, row by row, `_ON_SHEET` in each.
+        bars: Shares to plot.
     """
 
     name: str
     table: Table
     sheet: list[Image.Image]
-    bars: "dict[str, Share]"
+    bars: "dict[str, Proportion]"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser(__doc__ or "", rounds=1)
-    options.add_argument("--prompts", type=int, default=200, help="how many each way draws")
-    options.add_argument("--only", nargs="*", choices=sorted(EXPERIMENTS), help="some of the ways")
-    options.add_argument(
-        "--sheets", type=Path, help=f"folder of pictures; by default {SHEETS}, unless --quick"
-    )
+    options.add_argument("--prompts", type=int, default=200, help="number of prompts for each way")
+    options.add_argument("--only", nargs="*", choices=sorted(EXPERIMENTS), help="experiments to run")
+    options.add_argument("--sheets", type=Path, help=f"folder of images; by default {SHEETS}, unless --quick")
     chosen = options.parse_args(arguments)
     studio = Studio(4 if chosen.quick else chosen.prompts)
     found = []
@@ -67,15 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Studio:
-    """The shipped model, its world and its judge."""
+    """The shipped model, its world and its probe."""
 
     def __init__(self, count: int) -> None:
         import limner
-        from limner.memory import keep_freed_memory
+        from limner.allocator import keep_freed_memory
+        from limner.catalogue.layout import CARD
+        from limner.files import read_json
         from limner.picturebook.probe import load_probe
         from limner.picturebook.world import World
-        from limner.weights.checkpoint import CARD
-        from limner.weights.files import read_json
 
         keep_freed_memory()
         self.model, self.probe, self.count = limner.load(), load_probe(), count
@@ -83,16 +81,16 @@ class Studio:
         self.world = World(**{n: tuple(v) if isinstance(v, list) else v for n, v in kept.items()})
 
     def scenes(self, wanted: "Callable[[Scene], bool]" = lambda scene: True) -> "list[Scene]":
-        """The first so many that are wanted, half of them with combinations kept from training."""
+        """The first scenes that are accepted, half of them with held-out combinations."""
         from limner.picturebook.evaluation import fresh_scenes
 
         scenes, _ = fresh_scenes(self.world, 40 * self.count, seed=1)
         return [scene for scene in scenes if wanted(scene)][: self.count]
 
     def draw(self, fields: Sequence[dict[str, Any]]) -> list[Image.Image]:
-        """A picture for each request, from the seeds 0, 1 …"""
+        """An image for each request, with the seeds 0, 1 …"""
         from limner import GenerationRequest
-        from limner.pipeline.engine import Engine
+        from limner.engine.engine import Engine
 
         requests = [GenerationRequest.of({"seed": seed, **one}) for seed, one in enumerate(fields)]
         with Engine(self.model, max_waiting=len(requests)) as engine:
@@ -100,15 +98,15 @@ class Studio:
             return [handle.result().images[0] for handle in handles]
 
     def see(self, pictures: Sequence[Image.Image]) -> "list[Seen]":
+        from limner.images.pixels import to_tensor
         from limner.picturebook.probe import see
-        from limner.pipeline.images import to_tensor
 
         return see(self.probe, to_tensor(list(pictures)))
 
     def leaning(self, pictures: Sequence[Image.Image], pairs: Sequence[tuple[str, str]]) -> Tensor:
-        """How much likelier the first of two colours is than the second, as log odds, of the surest thing in
-        each picture: [B]."""
-        from limner.pipeline.images import to_tensor
+        """Log odds of the first of two colours against the second, for the most certain thing in each
+        image: [B]."""
+        from limner.images.pixels import to_tensor
 
         with torch.no_grad():
             readings = self.probe(to_tensor(list(pictures)))
@@ -128,10 +126,10 @@ def words(scene: "Scene", seed: int) -> str:
     return caption(scene, random.Random(seed))
 
 
-def share(hits: Sequence[bool]) -> "Share":
-    from limner.picturebook.evaluation import Share
+def share(hits: Sequence[bool]) -> "Proportion":
+    from limner.picturebook.evaluation import Proportion
 
-    return Share(sum(hits), len(hits))
+    return Proportion(sum(hits), len(hits))
 
 
 def percent(hits: Sequence[bool]) -> str:
@@ -139,9 +137,9 @@ def percent(hits: Sequence[bool]) -> str:
 
 
 def inpainting(studio: Studio) -> Found:
-    """One thing of a rendered picture is replaced by another kind in another colour."""
+    """Replace one thing of a rendered image by another kind in another colour."""
+    from limner.images.opening import image_source
     from limner.picturebook.world import FLOATING, render
-    from limner.pipeline.images import image_source
 
     scenes = studio.scenes(lambda scene: scene.relation in ("alone", "left of"))
     changed, boxes, spots = [], [], []
@@ -209,7 +207,7 @@ def inpainting(studio: Studio) -> Found:
 
 
 def _around(before: "Scene", after: "Scene", spot: int) -> tuple[int, int, int, int]:
-    """A box around a thing as it was and as it is to be."""
+    """A box around a thing and its replacement."""
     from limner.picturebook.world import regions
 
     (l1, t1, r1, b1), (l2, t2, r2, b2) = regions(before)[spot], regions(after)[spot]
@@ -225,7 +223,7 @@ def _mask(box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def _outlined(masks: Sequence[Image.Image], pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """Pictures whose masked part is grey."""
+    """Images whose masked part is grey."""
     shown = []
     for mask, picture in zip(masks, pictures, strict=False):
         copy = picture.copy()
@@ -240,11 +238,11 @@ def _within(thing: "SeenThing", box: tuple[int, int, int, int]) -> bool:
 
 
 def edges(studio: Studio) -> Found:
-    """The edges of a rendered picture say where its things are to be."""
+    """Generate images along the edges of rendered images."""
+    from limner.images.opening import image_source
+    from limner.images.preprocess import preprocessed
     from limner.picturebook.evaluation import judge
     from limner.picturebook.world import render
-    from limner.pipeline.images import image_source
-    from limner.preprocess import preprocessed
 
     scenes = studio.scenes()
     renders = [render(scene) for scene in scenes]
@@ -280,14 +278,14 @@ def edges(studio: Studio) -> Found:
         met = [agreement(line, preprocessed(p, "canny")) for line, p in zip(lines, drawn, strict=True)]
         things = sum(v.things_right for v in verdicts), sum(v.asked for v in verdicts)
         colours = sum(v.colours_right for v in verdicts)
-        from limner.picturebook.evaluation import Share
+        from limner.picturebook.evaluation import Proportion
 
         rows.append(
             (
                 name,
                 percent(placed),
-                str(Share(*things)),
-                str(Share(colours, things[1])),
+                str(Proportion(*things)),
+                str(Proportion(colours, things[1])),
                 percent([v.all_right for v in verdicts]),
                 f"{100 * np.mean(met):.1f} %",
             )
@@ -301,7 +299,7 @@ def edges(studio: Studio) -> Found:
 
 
 def _is_placed(thing: "Thing", seen: "Seen") -> bool:
-    """Whether anything stands where a thing should, as large as it, whatever it is."""
+    """Whether a thing of any kind is at the intended place, with the intended size."""
     return any(
         abs(t.x - thing.x) <= _NEAR
         and abs(t.y - thing.y) <= _NEAR
@@ -311,7 +309,7 @@ def _is_placed(thing: "Thing", seen: "Seen") -> bool:
 
 
 def agreement(first: Image.Image, second: Image.Image) -> float:
-    """How far two pictures of edges agree within a pixel: the F1 score."""
+    """Agreement of two edge images within a pixel: the F1 score."""
     a, b = (torch.from_numpy(np.asarray(one.convert("L")) > 127)[None].float() for one in (first, second))
     near_a, near_b = (F.max_pool2d(one, 3, stride=1, padding=1) for one in (a, b))
     precision, recall = (b * near_a).sum() / b.sum().clamp(min=1), (a * near_b).sum() / a.sum().clamp(min=1)
@@ -319,7 +317,7 @@ def agreement(first: Image.Image, second: Image.Image) -> float:
 
 
 def emphasis(studio: Studio) -> Found:
-    """Two colours for one thing, the first of which has a weight."""
+    """Run prompts with two colours for one thing, the first of them weighted."""
     scenes = studio.scenes(lambda scene: scene.relation == "alone")
     pairs = []
     for index in range(len(scenes)):
@@ -357,7 +355,7 @@ def emphasis(studio: Studio) -> Found:
 
 
 def _place(scene: "Scene") -> str:
-    """Its setting in words."""
+    """A scene's setting in words."""
     from limner.picturebook.world import plain_caption
 
     alone = replace(scene, time="day", weather="clear", style="flat")
@@ -367,7 +365,7 @@ def _place(scene: "Scene") -> str:
 
 
 def changing(studio: Studio) -> Found:
-    """One kind up to a share of the steps, another after it."""
+    """Run prompts with one kind up to a fraction of the steps, and another after it."""
     scenes = studio.scenes(lambda scene: scene.relation == "alone")
     seconds = _others(studio, scenes)
     drawn = {}
@@ -399,7 +397,7 @@ def changing(studio: Studio) -> Found:
 
 
 def _others(studio: Studio, scenes: "Sequence[Scene]") -> list[str]:
-    """Another kind for the one thing of each scene."""
+    """The scenes with another kind of thing."""
     return [
         random.Random(index).choice([kind for kind in studio.world.kinds if kind != scene.things[0].kind])
         for index, scene in enumerate(scenes)
@@ -413,7 +411,7 @@ def _shows(seen: "Seen", kind: str) -> bool:
 def _of_the_way(
     pictures: Sequence[Image.Image], start: Sequence[Image.Image], end: Sequence[Image.Image]
 ) -> Spread:
-    """How far pictures have gone from some to others of the same seeds, by squared differences of colours."""
+    """Position of images between two others of the same seeds, by squared differences of colours."""
     rows = [
         [np.asarray(one, dtype=np.float32) for one in three]
         for three in zip(pictures, start, end, strict=True)
@@ -427,7 +425,7 @@ def _of_the_way(
 
 
 def joined(studio: Studio) -> Found:
-    """Two prompts of one thing each, joined by AND: the second says another kind, or another time of day."""
+    """Run two prompts of one thing joined by AND: the second has another kind or another time of day."""
     from limner.picturebook.world import plain_caption
 
     scenes = studio.scenes(lambda scene: scene.relation == "alone")
@@ -483,8 +481,8 @@ def _on_paper(pictures: Sequence[Image.Image]) -> Image.Image:
     return paper
 
 
-def _spread(hits: "Share") -> Spread:
-    low, high = hits.interval  # which rounding may put beside a value of 0 or 1
+def _spread(hits: "Proportion") -> Spread:
+    low, high = hits.interval  # rounding may put it just outside of a value of 0 or 1
     return Spread(hits.value, min(low, hits.value), max(high, hits.value))
 
 
@@ -493,10 +491,10 @@ def _report(studio: Studio, found: Sequence[Found]) -> Report:
         name="steering",
         title="Ways to steer a picture",
         about=(
-            f"The shipped model draws {studio.count} prompts in each way, from the seeds 0, 1 …, half of "
-            "them with combinations of kinds and colours that were kept from its training. The probe, which "
-            "was trained on rendered pictures alone, says what is in each. Shares are with their 95 % "
-            "interval (Wilson 1927)."
+            f"The shipped model generates images for {studio.count} prompts in each way, with the seeds 0, 1 "
+            "…; half of the prompts have combinations of kinds and colours that were held out of its "
+            "training. The probe, which was trained only on rendered pictures, recognises what is in each "
+            "image. Shares have their 95 % interval (Wilson 1927)."
         ),
         tables=[one.table for one in found],
         charts=[
@@ -508,13 +506,13 @@ def _report(studio: Studio, found: Sequence[Found]) -> Report:
             for one in found
         ],
         notes=[
-            "*In its place*: something stands within 5 % of the picture's side of where it should, as large "
-            "within a fifth. *Edges met*: the F1 score of the edges given and those of the picture drawn, "
-            "within a pixel.",
+            "*In its place*: the centre of a thing is within 5 % of the image's side of the intended place, "
+            "and its size within a fifth of the intended one. *Edges met*: the F1 score of the given edges "
+            "and those of the generated image, within a pixel.",
             "*Of the way*: the squared difference of colours from the pictures of the second prompt alone, "
             "as a share of that plus the one from those of the first, for the same seeds.",
             "*Log odds*: of the first colour against the second, by the probe.",
-            "No figure here is a time, so other programs do not change any.",
+            "No figure here is a time, so the load of other programs does not matter.",
         ],
         data={
             "environment": studio.model.environment(),

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.training`: pictures per second of a training loop.
+"""`python -m benchmarks.training`: images per second of a training loop.
 
-Limner's loop for the U-Net and its text encoder beside the same loop written plainly on diffusers' U-Net
-and transformers' text encoder. Both begin with the shipped model's weights and see the same batches,
-timesteps and noise, so their losses show that they do the same. The plain loop has its batches ready
-beforehand; Limner's makes them as it goes.
+Limner's loop for the U-Net and its text encoder, against an equivalent loop on diffusers' U-Net and
+transformers' text encoder. Both start from the shipped model's weights and use the same batches, timesteps
+and noise, so equal losses show that they do the same work. The other loop has its batches prepared in
+advance; Limner's makes them during training.
 """
 
 import argparse
@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from limner.memory import keep_freed_memory
+from limner.allocator import keep_freed_memory
+from limner.catalogue.shipped import SHIPPED
 from limner.prompts.tokenizer import Tokenizer
 from limner.training.components import read_text_encoder, read_unet, read_vae
 from limner.training.data import WorldPictures, seed_of
 from limner.training.loop import Batch, TrainConfig, train
 from limner.training.unet import UNetSettings, UNetTask
-from limner.weights.hub import SHIPPED
 
 from .contestant import Contestant
 from .harness import Chart, Report, Spread, Table, alternate, parser, ratio, say
@@ -36,14 +36,14 @@ _UNCOUNTED = 2  # steps at the start of each turn
 
 
 def config_of(steps: int) -> TrainConfig:
-    """How both train. Neither writes anything before the last step."""
+    """The configuration of both loops. Neither writes anything before the last step."""
     return TrainConfig(steps=steps, lr=1e-4, lr_schedule="constant", warmup=0, checkpoint_minutes=1e9)
 
 
 class Watched(UNetTask):
-    """The shipped model, to be trained further on the picture world; it notes when losses are computed.
+    """Further training of the shipped model, with the times at which losses are computed.
 
-    What follows the last step is left out: it is no part of the loop's speed.
+    The time after the last step does not count.
     """
 
     def __init__(self, folder: Path, batch_size: int, pictures: int) -> None:
@@ -77,14 +77,14 @@ class Watched(UNetTask):
 
 
 class Limner:
-    """`limner.training.loop.train`, as it is."""
+    """`limner.training.loop.train`, unchanged."""
 
     def __init__(self, folder: Path, batch_size: int, pictures: int) -> None:
         keep_freed_memory()
         self.folder, self.arguments = folder, (folder, batch_size, pictures)
 
     def train(self, steps: int) -> tuple[float, list[float]]:
-        """Pictures per second, and the losses."""
+        """Images per second, and the losses."""
         task = Watched(*self.arguments)
         # The beginning of one step more is the end of the last that counts.
         train(task, config_of(steps + 1), self.folder / "run", resume=False)
@@ -92,7 +92,7 @@ class Limner:
 
 
 class Diffusers:
-    """The loop that their examples have, without what differs from Limner's in what it computes."""
+    """The loop of diffusers' examples, computing the same as Limner's."""
 
     def __init__(self, folder: Path, batch_size: int, pictures: int) -> None:
         from diffusers import DDPMScheduler
@@ -110,7 +110,7 @@ class Diffusers:
         )
 
     def train(self, steps: int) -> tuple[float, list[float]]:
-        """As Limner's."""
+        """As `Limner.train`."""
         from diffusers import UNet2DConditionModel
         from diffusers.training_utils import EMAModel
         from transformers import CLIPTextModel
@@ -155,7 +155,7 @@ class Diffusers:
 
 
 def speed(began: Sequence[float], batch_size: int) -> float:
-    """Pictures per second, from the moments at which steps began, the first few left out."""
+    """Images per second, from the times at which steps start, without the first few."""
     counted = began[_UNCOUNTED:]
     return batch_size * (len(counted) - 1) / (counted[-1] - counted[0])
 
@@ -192,13 +192,12 @@ def report(options: argparse.Namespace, answers: dict[str, list[tuple[float, lis
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0], rounds=5)
-    options.add_argument("--batch", type=int, default=64, help="pictures per step")
-    options.add_argument("--steps", type=int, default=12, help="of each turn")
+    options.add_argument("--batch", type=int, default=64, help="images per step")
+    options.add_argument("--steps", type=int, default=12, help="steps of each turn")
     given = options.parse_args(argv)
     rounds, pictures = given.rounds, _PICTURES
     if given.quick:
-        rounds, given.batch, given.steps = 1, 2, 4
-        pictures = 257  # one more than are drawn without other processes
+        rounds, given.batch, given.steps, pictures = 1, 2, 4, 8
     with tempfile.TemporaryDirectory() as scratch:
         arguments = (Path(scratch), given.batch, pictures)
         say("encoding pictures")

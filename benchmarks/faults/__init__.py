@@ -1,0 +1,1 @@
+"""Reliability of the service: processes are killed while clients work, and the result is checked."""
