@@ -1,4 +1,4 @@
-"""Limner: Stable Diffusion, whole, in one Python package.
+"""Limner: the whole of Stable Diffusion in one Python package.
 
     import limner
 
@@ -9,47 +9,58 @@
 Importing this does not import torch: a name is looked up when it is first used.
 """
 
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from limner.errors import (
+    Conflict,
     DeadlineExceeded,
     EngineClosed,
+    IdempotencyConflict,
+    InternalError,
     InvalidCheckpoint,
     InvalidDataset,
     InvalidPicture,
     InvalidRequest,
     InvalidTrainingState,
+    LedgerError,
+    LedgerUnavailable,
     LimnerError,
     ModelNotFound,
+    NotFound,
     NumericalError,
     OutOfMemory,
     OutputError,
     PickleRefused,
     PromptError,
+    PromptRefused,
     QueueFull,
+    QuotaExceeded,
+    StorageError,
     UnsupportedModel,
+    WorkerUnavailable,
 )
 
 if TYPE_CHECKING:
-    from limner.face import *  # noqa: F403
-    from limner.pipeline.axes import Axis
-    from limner.pipeline.backends.base import Precision
-    from limner.pipeline.engine import Engine
-    from limner.pipeline.grid import Grid, grid
-    from limner.pipeline.handle import Handle, Progress
-    from limner.pipeline.loading import BackendName, load
-    from limner.pipeline.metadata import Picture
-    from limner.pipeline.model import Model
-    from limner.pipeline.models import ModelCache
-    from limner.pipeline.result import GenerationResult
+    from limner.engine.engine import Engine
+    from limner.engine.handle import Handle, Progress
+    from limner.engine.loaded import Model, load
+    from limner.engine.models import ModelCache
+    from limner.grids.axes import Axis
+    from limner.grids.grid import Grid, grid
+    from limner.images.picture import Picture
+    from limner.images.result import GenerationResult
     from limner.request import GenerationRequest
+
+    from .compat import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Axis",
+    "Conflict",
     "DeadlineExceeded",
     "Engine",
     "EngineClosed",
@@ -57,15 +68,20 @@ __all__ = [
     "GenerationResult",
     "Grid",
     "Handle",
+    "IdempotencyConflict",
+    "InternalError",
     "InvalidCheckpoint",
     "InvalidDataset",
     "InvalidPicture",
     "InvalidRequest",
     "InvalidTrainingState",
+    "LedgerError",
+    "LedgerUnavailable",
     "LimnerError",
     "Model",
     "ModelCache",
     "ModelNotFound",
+    "NotFound",
     "NumericalError",
     "OutOfMemory",
     "OutputError",
@@ -73,114 +89,79 @@ __all__ = [
     "Picture",
     "Progress",
     "PromptError",
+    "PromptRefused",
     "QueueFull",
+    "QuotaExceeded",
+    "StorageError",
     "UnsupportedModel",
+    "WorkerUnavailable",
     "generate",
     "grid",
     "load",
 ]
 
-_FACE = (
-    "AutoPipelineForImage2Image",
-    "AutoPipelineForInpainting",
-    "AutoPipelineForText2Image",
-    "AutoencoderKL",
-    "CLIPTextModel",
-    "CLIPTextModelWithProjection",
-    "CLIPTokenizer",
-    "ControlNetModel",
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "DiffusionPipeline",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LCMScheduler",
-    "LMSDiscreteScheduler",
-    "MultiControlNetModel",
-    "PNDMScheduler",
-    "SDCFGCutoffCallback",
-    "SDXLCFGCutoffCallback",
-    "StableDiffusionControlNetImg2ImgPipeline",
-    "StableDiffusionControlNetInpaintPipeline",
-    "StableDiffusionControlNetPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionPipeline",
-    "StableDiffusionXLControlNetImg2ImgPipeline",
-    "StableDiffusionXLControlNetInpaintPipeline",
-    "StableDiffusionXLControlNetPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusionXLInpaintPipeline",
-    "StableDiffusionXLPipeline",
-    "TCDScheduler",
-    "UNet2DConditionModel",
-    "UniPCMultistepScheduler",
-    "VaeImageProcessor",
-    "load_image",
-    "make_image_grid",
-)
-"""The classes that programs written for diffusers name."""
-
 _HOMES = {
-    "Axis": "limner.pipeline.axes",
-    "Engine": "limner.pipeline.engine",
+    "Axis": "limner.grids.axes",
+    "Engine": "limner.engine.engine",
     "GenerationRequest": "limner.request",
-    "GenerationResult": "limner.pipeline.result",
-    "Grid": "limner.pipeline.grid",
-    "Handle": "limner.pipeline.handle",
-    "Model": "limner.pipeline.model",
-    "Picture": "limner.pipeline.metadata",
-    "ModelCache": "limner.pipeline.models",
-    "Progress": "limner.pipeline.handle",
-    "grid": "limner.pipeline.grid",
-    "load": "limner.pipeline.loading",
-    **dict.fromkeys(_FACE, "limner.face"),
+    "GenerationResult": "limner.images.result",
+    "Grid": "limner.grids.grid",
+    "Handle": "limner.engine.handle",
+    "Model": "limner.engine.loaded",
+    "Picture": "limner.images.picture",
+    "ModelCache": "limner.engine.models",
+    "Progress": "limner.engine.handle",
+    "grid": "limner.grids.grid",
+    "load": "limner.engine.loaded",
 }
+
+
+@cache
+def _compat_names() -> frozenset[str]:
+    """The names of diffusers that `limner.compat` has, read from its source: importing it imports torch."""
+    import ast
+
+    source = Path(__file__).with_name("compat") / "__init__.py"
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return frozenset(ast.literal_eval(node.value))
+    raise InternalError(f"{source} has no __all__")
 
 
 def generate(
     prompt: str,
     *,
     model: str | Path = "picturebook",
-    revision: str | None = None,
-    variant: str | None = None,
-    device: str = "auto",
-    precision: "Precision | Literal['auto']" = "auto",
-    backend: "BackendName" = "torch",
     **fields: Any,
 ) -> "GenerationResult":
-    """Load a model, draw with it and let it go. To draw more than once, keep what `load` returns.
+    """Load a model, generate images and release the model. To generate more, keep what `load` returns.
 
     Args:
-        prompt: what to draw.
-        model, revision, variant, device, precision, backend: as of `load`.
-        **fields: of `GenerationRequest`, such as steps, guidance_scale, seed, num_images.
+        prompt: Description of the image.
+        model: Name of the model, as `load` takes it.
+        **fields: Arguments of `load`, such as precision and vae, and fields of `GenerationRequest`, such as
+            steps, guidance_scale, seed and num_images.
 
     Raises:
-        LimnerError: as `load` and `Model.generate` do.
+        LimnerError: As `load` and `Model.generate` do.
     """
-    from limner.pipeline.loading import load
+    from limner.engine.loaded import load
+    from limner.model.options import OPTION_NAMES
 
-    loaded = load(
-        model, revision=revision, variant=variant, device=device, precision=precision, backend=backend
-    )
-    return loaded.generate(prompt, **fields)
+    options = {name: fields.pop(name) for name in OPTION_NAMES & fields.keys()}
+    return load(model, **options).generate(prompt, **fields)
 
 
 if not TYPE_CHECKING:  # else a type checker would take every misspelt name for one of these
 
     def __getattr__(name: str) -> Any:
-        if name not in _HOMES:
+        home = _HOMES.get(name)
+        if home is None and not name.startswith("_") and name in _compat_names():
+            home = "limner.compat"
+        if home is None:
             raise AttributeError(f"module 'limner' has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_compat_names()})

@@ -25,6 +25,10 @@ class Hub:
     tokens: set[str | None] = field(default_factory=set)
     failing: bool = False
     slow: threading.Event | None = None  # which files wait for
+    cards: dict[str, dict[str, object]] = field(default_factory=dict)  # repository -> cardData
+    cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which its next download breaks
+    swapped: dict[str, bytes] = field(default_factory=dict)  # file -> what is sent in its place
+    ranges: list[str] = field(default_factory=list)  # of downloads that were resumed
     url: str = ""
 
     def downloads(self) -> set[str]:
@@ -59,7 +63,8 @@ class Hub:
                 for name, path in zip(names, files, strict=True)
             ]
             return 200, {}, json.dumps(entries).encode()
-        info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        siblings = [_described(name, path) for name, path in zip(names, files, strict=True)]
+        info = {"id": repo, "sha": COMMIT, "siblings": siblings, "cardData": self.cards.get(repo, {})}
         return 200, {}, json.dumps(info).encode()
 
     def _file(self, repo: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
@@ -72,11 +77,24 @@ class Hub:
         path = self.repos[repo] / name
         if not path.is_file():
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
-        return 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT}, path.read_bytes()
+        body = self.swapped.get(name.rpartition("/")[2]) or path.read_bytes()
+        return 200, {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}, body
 
 
 def _etag(path: Path) -> str:
     return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+def _described(name: str, path: Path) -> dict[str, object]:
+    """A file with its hash, as `?blobs=true` tells it: SHA-256 of weights, Git's of all else."""
+    data = path.read_bytes()
+    described: dict[str, object] = {"rfilename": name, "size": len(data)}
+    if name.endswith(".safetensors"):
+        digest = hashlib.sha256(data).hexdigest()
+        described["lfs"] = {"size": len(data), "sha256": digest, "pointerSize": 130}
+    else:
+        described["blobId"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return described
 
 
 def serve(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
@@ -89,12 +107,19 @@ def serve(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         def do_GET(self) -> None:
             served.tokens.add(self.headers.get("Authorization"))
             status, headers, body = served.answer(self.command, self.path)
+            start = (self.headers.get("Range") or "").removeprefix("bytes=").partition("-")[0]
+            if status == 200 and self.command == "GET" and start and start != "0":
+                served.ranges.append(f"{self.path.rpartition('/')[2]} {start}")
+                headers |= {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}
+                status, body = 206, body[int(start) :]
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
+                most = served.cut.pop(self.path.rpartition("/")[2], None)
+                self.wfile.write(body[:most])
+                self.close_connection = most is not None
 
         do_HEAD = do_GET
 

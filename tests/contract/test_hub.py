@@ -11,14 +11,20 @@ import pytest
 import torch
 from hub_standin import COMMIT, Hub
 
+from limner.catalogue.catalogue import Catalogue
+from limner.catalogue.shipped import SHIPPED_NETWORKS
 from limner.errors import InvalidCheckpoint, InvalidRequest, ModelNotFound, PickleRefused, UnsupportedModel
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 from limner.weights import hub
-from limner.weights.checkpoint import load_unet, read_checkpoint
+from limner.weights.checkpoint import checked, load_unet, read_checkpoint
 from limner.weights.control import read_control
-from limner.weights.hub import SHIPPED_NETWORKS, list_models, locate_file, locate_model, locate_network
+from limner.weights.hub import locate_file, locate_model
+from limner.weights.hub_parts import locate_network, locate_part
 from limner.weights.save import save_checkpoint, write_json
 from limner.weights.tensors import write_tensors
 
@@ -103,6 +109,48 @@ def test_variant_and_revision(online):
         locate_model(REPO, variant="bf16")
     with pytest.raises(ModelNotFound, match="no revision 'v7'"):
         locate_model(REPO, revision="v7")
+
+
+@pytest.mark.parametrize(
+    ("part", "within", "fetched"),
+    [
+        ("unet", "", {"diffusion_pytorch_model.safetensors", "config.json"}),
+        ("unet", ":unet", {"diffusion_pytorch_model.safetensors", "config.json"}),
+        (
+            "vae",
+            ":vae/diffusion_pytorch_model.safetensors",
+            {"diffusion_pytorch_model.safetensors", "config.json"},
+        ),
+        ("text_encoder", "", {"model.safetensors", "config.json"}),
+        ("tokenizer", ":tokenizer", {"vocab.json", "merges.txt"}),
+        ("scheduler", "", {"scheduler_config.json"}),
+        ("scheduler", ":scheduler/scheduler_config.json", {"scheduler_config.json"}),
+    ],
+)
+def test_a_part_of_a_model(online, checkpoint, part, within, fetched):
+    path = locate_part(part, REPO + within)
+    assert online.downloads() == fetched
+    assert read_checkpoint(checkpoint, parts={part: path}).replaced.keys() == {part}
+    online.repos.clear()
+    assert locate_part(part, REPO + within) == path  # as it is in the cache
+
+
+def test_a_part_that_the_hub_does_not_have(online):
+    with pytest.raises(ModelNotFound, match="someone/tiny:text_encoder_2 on the hub has no text_encoder_2"):
+        locate_part("text_encoder_2", REPO)
+    with pytest.raises(ModelNotFound, match="someone/tiny:nothing on the hub has no vae"):
+        locate_part("vae", f"{REPO}:nothing")
+    with pytest.raises(ModelNotFound, match="someone/nothing"):
+        locate_part("vae", "someone/nothing")
+    assert online.downloads() == set()
+
+
+def test_a_sharded_part_with_its_variant(online, checkpoint):
+    path = locate_part("unet", "someone/sharded")
+    part = read_checkpoint(checkpoint, parts={"unet": path}).parts["unet"]
+    assert len(part.files) > 1
+    assert all(file.is_file() for file in part.files)
+    assert locate_part("unet", REPO, variant="fp16").name == "diffusion_pytorch_model.fp16.safetensors"
 
 
 def test_sharded(online):
@@ -268,8 +316,14 @@ def test_folders_and_shipped_models(checkpoint, tmp_path, monkeypatch):
             read_checkpoint(locate_model(strange).folder)
 
 
-def test_list_of_models(online, checkpoint, monkeypatch):
-    monkeypatch.setattr(hub, "SHIPPED", {"picturebook": checkpoint.parent / "half", "gone": Path("/nowhere")})
+def test_list_of_models(online, checkpoint, tmp_path):
+    ours = {"picturebook": checkpoint.parent / "half", "gone": Path("/nowhere")}
+
+    def list_models():
+        hub_cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+        catalogue = Catalogue({}, cache=tmp_path / "hashes", shipped=ours, hub_cache=hub_cache)
+        return [checked(entry) for entry in catalogue.entries("checkpoint")]
+
     assert [info.name for info in list_models()] == ["picturebook"]
     for variant in (None, "fp16"):
         locate_model(REPO, variant=variant)
@@ -353,6 +407,6 @@ def test_a_network_in_pickles_alone(server: Hub, tmp_path: Path) -> None:
     for name in ("config.json", "model.pth"):
         (root / name).write_bytes(b"x")
     server.repos["someone/net"] = root
-    with pytest.raises(PickleRefused, match=r"no config\.json with weights beside it") as refused:
+    with pytest.raises(PickleRefused, match=r"no config\.json next to weights") as refused:
         locate_network("someone/net")
     assert "someone/net:FILE" in (refused.value.hint or "")

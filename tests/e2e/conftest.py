@@ -1,16 +1,20 @@
 """A checkpoint of a few thousand random weights, and the command line to draw with it."""
 
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 from limner.weights.save import save_checkpoint
 
 
@@ -80,6 +84,14 @@ class Outcome:
     code: int
     out: str
     err: str
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C reaches programs that a test starts, also where the tests ignore it, as in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which programs do not inherit
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_three_formats_give_the_same_pictures(batch, write):
 
     # What asks for the same is the same to the journal, in whatever format it is asked.
     done = batch("prompts.csv", "--seed", 7, "--exact", "--out", "of-prompts.txt")
-    assert (done.code, done.out, done.err) == (0, "", "note: 3 of 3 lines drawn before\n")
+    assert (done.code, done.out, done.err) == (0, "", "note: 3 of 3 lines done before\n")
 
 
 def test_cells_have_the_types_of_their_fields(batch, limner, write):
@@ -287,6 +287,7 @@ def test_a_picture_whose_line_was_not_finished_is_kept(batch, write, tmp_path):
     assert {name: (tmp_path / "batch" / name).stat().st_ino for name in kept} == kept
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_is_finished(limner, tiny, tmp_path):
     """On a terminal, with paths to a pipe: progress, then how to go on."""
     terminal, theirs = pty.openpty()
@@ -303,7 +304,7 @@ def test_ctrl_c_keeps_what_is_finished(limner, tiny, tmp_path):
         said += chunk
     os.close(terminal)
     assert process.returncode == 130, said
-    assert b"of 60 pictures" in said
+    assert b"of 60 images" in said
     assert b"stopped:" in said
     assert b"the same command goes on" in said
     assert b"Traceback" not in said
@@ -343,7 +344,7 @@ def test_failures_are_listed_and_tried_again(limner, write, tiny, tmp_path):
     first, second, end, hint = done.err.splitlines()
     assert first.startswith("failed: lines.txt:2: ")
     assert second.startswith("failed: lines.txt:4: ")
-    assert "not finite" in first
+    assert "NaN or infinity" in first
     assert end == "error: 2 of 4 lines failed"
     assert hint.startswith("hint: the same command")
     failed = {entry["line"]: entry for entry in journal() if "error" in entry}
@@ -352,7 +353,7 @@ def test_failures_are_listed_and_tried_again(limner, write, tiny, tmp_path):
 
     (model / TEXT).write_bytes(kept)
     done = limner(*command)
-    assert (done.code, done.err) == (0, "note: 2 of 4 lines drawn before\n")
+    assert (done.code, done.err) == (0, "note: 2 of 4 lines done before\n")
     names = [f"batch/0000{line}-{entry['seed']}.png" for line, entry in failed.items()]
     assert sorted(done.out.splitlines()) == sorted(names)
     assert pictures_are_those_of_the_journal()

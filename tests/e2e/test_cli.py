@@ -20,7 +20,9 @@ import safetensors.torch
 import torch
 from PIL import Image, PngImagePlugin
 
-from limner.weights.hub import SHIPPED
+from limner.catalogue.hashes import file_hash
+from limner.catalogue.shipped import SHIPPED
+from limner.weights.tensors import write_tensors
 
 LIMNER = Path(sysconfig.get_path("scripts")) / "limner"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -108,7 +110,7 @@ def original(limner, tiny) -> str:
 
 def test_drawn_again_it_is_the_same_file(limner, original):
     done = limner("generate", "--from", original, "--out", "again.png")
-    assert done.err == f"note: bit for bit the picture in {original}\n"
+    assert done.err == f"note: identical to {original}, bit for bit\n"
     assert Path("again.png").read_bytes() == Path(original).read_bytes()
     assert limner("generate", "--from", original, "--out", "again.png", "--quiet").err == ""
 
@@ -137,8 +139,8 @@ def test_other_weights_are_said(limner, tiny, original):
         done = limner("generate", "--from", original, "--out", "again.png")
     finally:
         unet.write_bytes(kept)
-    assert "the weights are not the same" in done.err
-    assert "is not the same, bit for bit" in done.err
+    assert "was made: the weights" in done.err
+    assert "not identical to" in done.err
 
 
 def test_options_override_the_record(limner, original):
@@ -153,7 +155,7 @@ def test_lossy_formats_keep_the_request_too(limner, tiny, suffix):
     first, second = f"first{suffix}", f"second{suffix}"
     limner("generate", "a house", "--model", tiny, "--steps", 2, "--out", first)
     done = limner("generate", "--from", first, "--out", second)
-    assert "compressed with loss" in done.err
+    assert "is not a PNG" in done.err
     assert Path(first).read_bytes() == Path(second).read_bytes()
 
 
@@ -165,6 +167,13 @@ def test_a_picture_of_another_program(limner, tiny):
     )
     Image.new("RGB", (8, 8)).save("webui.png", pnginfo=text)
     assert limner("show", "webui.png").out.startswith("a house\nSteps: 2")
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("invokeai_metadata", json.dumps({"positive_prompt": "a cat", "steps": 9, "odd": 1}))
+    Image.new("RGB", (64, 64)).save("invoke.png", pnginfo=chunks)
+    done = limner("show", "invoke.png")
+    assert {"program\tInvokeAI", "prompt\ta cat", "steps\t9"} <= set(done.out.splitlines())
+    assert "not taken over, though it may have changed the image: odd: 1" in done.err
+    assert limner("show", "invoke.png", "--json").code == 2
     done = limner("generate", "--from", "webui.png", "--model", tiny, "--out", "ours.png")
     assert done.code == 0
     assert "VAE: kl-f8.safetensors is not taken over: give the autoencoder's file with --vae" in done.err
@@ -180,7 +189,7 @@ def test_show_prints_a_field_a_line_when_piped(limner, original):
     assert shown["prompt"] == "a house"
     assert shown["steps"] == "2"
     assert "exact" not in shown
-    assert shown["drawn with"].startswith("limner")
+    assert shown["generated with"].startswith("limner")
     assert len(shown["model hash"]) == 10
 
 
@@ -206,10 +215,23 @@ def test_a_hostile_picture_cannot_write_to_the_screen(limner):
 def test_models_lists_what_is_installed(limner, tiny, monkeypatch):
     monkeypatch.setitem(SHIPPED, "tiny", tiny)
     headings, *rows = [line.split("\t") for line in limner("models").out.splitlines()]
-    assert headings[:4] == ["name", "family", "parameters", "size"]
-    assert [row[1:2] + row[4:] for row in rows if row[0] == "tiny"] == [["custom", "shipped", str(tiny)]]
+    assert headings == ["name", "kind", "family", "parameters", "size", "where", "path"]
+    expected = ["checkpoint", "custom", "shipped", str(tiny)]
+    assert [row[1:3] + row[5:] for row in rows if row[0] == "tiny"] == [expected]
     listed = {model["name"]: model for model in json.loads(limner("models", "--json").out)}
     assert listed["tiny"]["bytes"] > listed["tiny"]["parameters"] > 0
+
+
+def test_models_of_a_kind_in_folders(limner, tmp_path):
+    write_tensors(tmp_path / "ink.safetensors", {"unet.a.lora_A.weight": torch.zeros(2, 3)})
+    write_tensors(tmp_path / "word.safetensors", {"emb_params": torch.zeros(2, 768)})
+    arguments = ["models", "--kind", "lora", "--lora-dir", tmp_path]
+    [headings, row] = [line.split("\t") for line in limner(*arguments, "--hash").out.splitlines()]
+    assert headings[5] == "hash"
+    assert row[:2] == ["ink", "lora"]
+    assert row[5] == file_hash(tmp_path / "ink.safetensors")[:10]
+    [entry] = json.loads(limner("models", "--kind", "embedding", "--lora-dir", tmp_path, "--json").out)
+    assert (entry["name"], entry["family"]) == ("word", "sd1")
 
 
 # Refusing
@@ -249,11 +271,11 @@ def test_models_lists_what_is_installed(limner, tiny, monkeypatch):
         (["--out", "file.txt/one.png"], "file.txt"),
         (["--out", "x" * 300], "cannot be written"),
         (["--out", "/proc/nowhere/deep"], "cannot be written"),
-        (["--out", "one.gif"], "one.gif cannot keep what drew it"),
-        (["--out", "one.png", "-n", "2"], "one file, one.png, for 2 pictures"),
+        (["--out", "one.gif"], "one.gif cannot keep the request"),
+        (["--out", "one.png", "-n", "2"], "one file, one.png, for 2 images"),
         (["--from", "nowhere.png"], "nowhere.png does not exist"),
-        (["--from", "file.txt"], "cannot be read as a picture"),
-        (["--from", "plain.png"], "does not say what drew it"),
+        (["--from", "file.txt"], "cannot be read as an image"),
+        (["--from", "plain.png"], "contains no known generation metadata"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(limner, tiny, tmp_path, arguments, words):
@@ -275,7 +297,7 @@ def test_usage_errors(limner, arguments):
     done = limner("generate", *arguments)
     assert (done.code, done.out) == (2, "")
     assert "Traceback" not in done.err
-    assert "Error" in done.err
+    assert [line.partition(":")[0] for line in done.err.splitlines()] == ["error", "hint"]
 
 
 def test_no_prompt(limner):
@@ -385,12 +407,13 @@ def test_each_of_several_pictures_can_be_drawn_again_alone(tiny, limner):
     for path in drawn.out.split()[1::2]:
         again = limner("generate", "--from", path, "--out", "again")
         assert again.code == 0
-        assert f"bit for bit the picture in {path}" in again.err
+        assert f"identical to {path}, bit for bit" in again.err
 
 
 # The real command
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_command_on_a_terminal_stopped_by_ctrl_c(tiny, tmp_path):
     """Progress goes to the terminal, paths to the pipe; what is finished is kept, and whole."""
     terminal, theirs = pty.openpty()
@@ -424,7 +447,7 @@ def test_the_command_on_a_terminal_stopped_by_ctrl_c(tiny, tmp_path):
     paths = (first + rest).splitlines()
     assert paths[0] == "pictures/00001-3.png"
     assert files(tmp_path / "pictures") == {Path(path).name for path in paths}
-    assert f"{len(paths)} finished picture" in said.decode()
+    assert f"{len(paths)} finished image" in said.decode()
     for path in paths:
         with Image.open(tmp_path / path) as picture:
             picture.load()

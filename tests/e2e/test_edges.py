@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import limner
+from limner.catalogue.layout import CARD
+from limner.files import read_json
+from limner.images.pixels import to_tensor
 from limner.picturebook.evaluation import fresh_scenes
 from limner.picturebook.probe import load_probe, see
 from limner.picturebook.world import World, caption, render
-from limner.pipeline.images import to_tensor
-from limner.weights.checkpoint import CARD
-from limner.weights.files import read_json
 
 
 @pytest.fixture(scope="module")

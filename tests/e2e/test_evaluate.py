@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from limner.nn.clip import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from limner.nn.clip import CLIPTextModel, CLIPVisionModel
+from limner.nn.clip_config import CLIPVisionConfig
 from limner.picturebook.probe import Probe, ProbeConfig, save_probe
 from limner.training.components import read_text_encoder, write_component
 
@@ -50,8 +51,8 @@ def test_figures_of_a_model_that_draws_noise(limner, tiny, judges):
     assert (done.code, done.out) == (0, "report.md\n"), done.err
     with open("report.json") as file:
         report = json.load(file)
-    assert report["drawn"]["all"]["counts"]["of"] == 64
-    assert report["drawn"]["held-out combinations"]["entirely right"] == {"right": 0, "of": 32}
+    assert report["generated"]["all"]["counts"]["of"] == 64
+    assert report["generated"]["held-out combinations"]["entirely right"] == {"right": 0, "of": 32}
     assert len(report["wrong"]) == 64
     assert report["psnr"]["of"] == 64
     assert report["command"].startswith("limner evaluate --model ")
@@ -72,7 +73,7 @@ def test_a_smaller_world_and_a_clip(limner, tiny, judges, clip, tmp_path):
     )  # fmt: skip
     with open("report.json") as file:
         report = json.load(file)
-    assert "three things" not in report["drawn"]
+    assert "three things" not in report["generated"]
     found = report["retrieval"]["a picture's caption among 64"]
     assert (found["of"], found["right"] < 10) == (64, True)  # one is chance
     assert report["retrieval"]["a picture's caption against false ones"]["of"] == 64
@@ -87,7 +88,7 @@ def test_a_smaller_world_and_a_clip(limner, tiny, judges, clip, tmp_path):
     [
         (("--out", "no/where/report.md"), "is not a folder"),
         (("--judges", "nowhere"), "probe.json is missing"),
-        (("--world", "world.json"), "describes no world"),
+        (("--world", "world.json"), "does not give the fields of a picturebook world"),
     ],
 )
 def test_refusals_before_anything_is_drawn(limner, tiny, judges, tmp_path, arguments, words):

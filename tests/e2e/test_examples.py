@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.weights.hub import SHIPPED
+from limner.catalogue.shipped import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,7 +21,7 @@ LOAD = """
 import json, sys, time
 from pathlib import Path
 import limner
-from limner.pipeline.loading import load
+from limner.engine.loaded import load
 from limner.weights import hub
 
 def memory(field):

@@ -31,7 +31,7 @@ def test_a_sheet_and_only_its_path(grid, limner, tmp_path):
     assert grid("a cat", "--x", "clip_skip=1,2").out == "pictures/grid-3-2.png\n"  # nothing is overwritten
     refused = limner("generate", "--from", "pictures/grid-3.png")
     assert refused.code == 2
-    assert "is a sheet of several pictures" in refused.err
+    assert "is a sheet of several images" in refused.err
 
 
 def test_single_pictures_are_kept_if_asked_for(grid, limner):
@@ -66,13 +66,13 @@ def test_prompts_and_models_are_axes(grid, limner, tiny, tmp_path):
     [
         (("a cat",), "a grid needs an axis"),
         (("--x", "steps=1,2"), "there is no prompt"),
-        (("a cat", "--x", "stepps=1"), "much like it: steps"),
-        (("a cat", "--x", "steps=1-101"), "has 101 pictures, more than 100"),
+        (("a cat", "--x", "stepps=1"), "did you mean steps or styles"),
+        (("a cat", "--x", "steps=1-101"), "has 101 images, more than 100"),
         (("a cat", "--x", "steps=1-3", "--limit", "2"), "--limit 3"),
         (("a cat", "--x", "steps=1,2", "-n", "2"), "num_images is 2"),
-        (("a cat", "--x", "replace=dog,bird"), "has 'dog' in it"),
+        (("a cat", "--x", "replace=dog,bird"), "contains 'dog'"),
         (("a cat", "--x", "clip_skip=1,60"), "clip_skip is 60"),
-        (("a cat", "--x", "steps=1,2", "--out", "sheet.gif"), "sheet.gif cannot keep what drew it"),
+        (("a cat", "--x", "steps=1,2", "--out", "sheet.gif"), "sheet.gif cannot keep the request"),
     ],
 )
 def test_what_is_refused_is_refused_before_anything_is_written(grid, tmp_path, arguments, words):
@@ -85,14 +85,14 @@ def test_what_is_refused_is_refused_before_anything_is_written(grid, tmp_path, a
 
 def test_a_picture_that_fails_leaves_its_place_empty(grid, monkeypatch):
     from limner.errors import NumericalError
-    from limner.pipeline.model import Model
+    from limner.model.model import Model
 
     real = Model.picture
 
-    def picture(self, image, request, *rest):
-        if request.clip_skip == 2:
+    def picture(self, image, spec, *rest):
+        if spec.request.clip_skip == 2:
             raise NumericalError("no number")
-        return real(self, image, request, *rest)
+        return real(self, image, spec, *rest)
 
     monkeypatch.setattr(Model, "picture", picture)
     done = grid("a cat", "--x", "seed=1,2", "--y", "clip_skip=1,2")
@@ -103,6 +103,7 @@ def test_a_picture_that_fails_leaves_its_place_empty(grid, monkeypatch):
     ]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_a_sheet_of_what_is_finished(tiny, tmp_path):
     arguments = ["--x", "steps=1," + ",".join(["900"] * 7), "--model", tiny, "--seed", "1", "--keep"]
     command = [LIMNER, "grid", "a cat", *arguments]
@@ -114,7 +115,7 @@ def test_ctrl_c_keeps_a_sheet_of_what_is_finished(tiny, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "pictures/grid-1.png\n"), err
-    assert "stopped: a sheet with 1 of 8 pictures is kept" in err
+    assert "stopped: a sheet with 1 of 8 images is kept" in err
     with Image.open(tmp_path / "pictures/grid-1.png") as sheet:
         assert sheet.width > 8 * 64
 
@@ -194,3 +195,11 @@ def test_in_a_batch(limner, tiny, tmp_path):
     assert "bad.jsonl:1: there is no wildcard __anmal__" in refused.err
     assert "bad.jsonl:2: there is no style 'Oil'" in refused.err
     assert "2 lines of bad.jsonl" in refused.err
+
+
+def test_a_sheet_too_large_for_its_format_is_written_as_png(grid, monkeypatch, tmp_path):
+    monkeypatch.setattr("limner.images.picture._MAX_SIDE", {"WEBP": 100})
+    done = grid("a house", "--x", "seed=1,2", "--out", "sheet.webp")
+    assert done.code == 0
+    assert done.out == "sheet.png\n"
+    assert "too large for .webp: it is written as PNG" in done.err

@@ -18,8 +18,10 @@ from transformers import CLIPTextModel as TheirTextModel
 from limner.adapters.adapter import patched_weights, read_adapter
 from limner.adapters.patches import read_patches
 from limner.adapters.targets import find_targets
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
 from limner.weights.tensors import write_tensors
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

@@ -11,9 +11,11 @@ from diffusers import ControlNetModel as TheirControlNet
 from diffusers import T2IAdapter as TheirAdapter
 from diffusers import UNet2DConditionModel as TheirUNet
 
+from limner.nn.control_config import T2IAdapterConfig
 from limner.nn.controlnet import ControlNetModel
-from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.nn.t2i_adapter import T2IAdapter
+from limner.nn.unet import Conditions, UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
 
 TOLERANCE = 1e-5
 SIZES = [(8, 16), (11, 9)]  # divisible by all that the levels divide by, and not
@@ -55,10 +57,10 @@ def asked(config, rows=2, size=(8, 16)):
     """Arguments of a forward pass, and what diffusers takes apart from them."""
     inputs = [noise(rows, config.in_channels, *size), torch.tensor([981.0, 3.25][:rows]), noise(rows, 7, 48)]
     if config.addition_embed_type is None:
-        return inputs, [], None
+        return inputs, Conditions(), None
     sizes = torch.tensor([[1024.0, 768, 0, 64, 1024, 1024], [512, 512, 0, 0, 640, 384]][:rows])
     pooled = noise(rows, 20, seed=2)
-    return inputs, [pooled, sizes], {"text_embeds": pooled, "time_ids": sizes}
+    return inputs, Conditions(pooled, sizes), {"text_embeds": pooled, "time_ids": sizes}
 
 
 def unets(config, randomise):
@@ -89,7 +91,7 @@ def test_controlnets(family, own, size, randomise, assert_close):
     factor = ours.config.downscale
     image = noise(2, ours.config.conditioning_channels, size[0] * factor, size[1] * factor).sigmoid()
     inputs, more, their_more = asked(ours.config, size=size)
-    added = ours(*inputs, ours.embed(image), *more)
+    added = ours(*inputs, ours.embed(image), more)
     down, middle = theirs(*inputs, image, added_cond_kwargs=their_more, return_dict=False)
     assert len(added) == len(ours.config.skip_channels) + 1
     for one, other in zip(added, [*down, middle], strict=True):
@@ -120,7 +122,7 @@ def test_unets_with_what_controlnets_add(family, size, randomise, assert_close):
     ours, theirs = unets(UNETS[family], randomise)
     control, _ = controls(ours, randomise)
     inputs, more, their_more = asked(ours.config, size=size)
-    added = control(*inputs, control.embed(noise(2, 3, 8 * size[0], 8 * size[1])), *more)
+    added = control(*inputs, control.embed(noise(2, 3, 8 * size[0], 8 * size[1])), more)
     expected = theirs(
         *inputs,
         added_cond_kwargs=their_more,
@@ -128,12 +130,11 @@ def test_unets_with_what_controlnets_add(family, size, randomise, assert_close):
         mid_block_additional_residual=added[-1],
     ).sample
     before = [each.clone() for each in added]
-    assert_close(ours(*inputs, *more, residuals=added), expected, TOLERANCE)
-    assert torch.equal(
-        ours.forward_keeping(*inputs, *more, residuals=added)[0], ours(*inputs, *more, residuals=added)
-    )
+    found = ours(*inputs, replace(more, residuals=added))
+    assert_close(found, expected, TOLERANCE)
+    assert torch.equal(ours.forward_keeping(*inputs, replace(more, residuals=added))[0], found)
     assert all(torch.equal(*pair) for pair in zip(added, before, strict=True))
-    assert not torch.allclose(ours(*inputs, *more), expected, atol=1e-2)
+    assert not torch.allclose(ours(*inputs, more), expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
@@ -170,11 +171,10 @@ def test_unets_with_features(family, kind, size, randomise, assert_close):
         added_cond_kwargs=their_more,
         down_intrablock_additional_residuals=[each.clone() for each in features],
     ).sample
-    assert_close(ours(*inputs, *more, features=features), expected, TOLERANCE)
-    assert torch.equal(
-        ours.forward_keeping(*inputs, *more, features=features)[0], ours(*inputs, *more, features=features)
-    )
-    assert not torch.allclose(ours(*inputs, *more), expected, atol=1e-2)
+    found = ours(*inputs, replace(more, features=features))
+    assert_close(found, expected, TOLERANCE)
+    assert torch.equal(ours.forward_keeping(*inputs, replace(more, features=features))[0], found)
+    assert not torch.allclose(ours(*inputs, more), expected, atol=1e-2)
 
 
 @torch.no_grad()
@@ -184,7 +184,7 @@ def test_both_at_once(randomise, assert_close):
     adapter, _ = adapters("xl", randomise)
     inputs, more, their_more = asked(XL)
     image = noise(2, 3, 64, 128).sigmoid()
-    added, features = control(*inputs, control.embed(image), *more), adapter(image)
+    added, features = control(*inputs, control.embed(image), more), adapter(image)
     expected = theirs(
         *inputs,
         added_cond_kwargs=their_more,
@@ -192,4 +192,4 @@ def test_both_at_once(randomise, assert_close):
         mid_block_additional_residual=added[-1],
         down_intrablock_additional_residuals=[each.clone() for each in features],
     ).sample
-    assert_close(ours(*inputs, *more, residuals=added, features=features), expected, TOLERANCE)
+    assert_close(ours(*inputs, replace(more, residuals=added, features=features)), expected, TOLERANCE)

@@ -14,10 +14,11 @@ from PIL import Image
 from test_families import ASK, FAMILIES, HEIGHT, UNET, WIDTH, XL_UNET, assert_same, draw, save_family
 
 from limner import load
+from limner.images.opening import image_source
+from limner.nn.control_config import T2IAdapterConfig
 from limner.nn.controlnet import ControlNetModel
-from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
+from limner.nn.t2i_adapter import T2IAdapter
 from limner.nn.unet import UNet2DConditionModel
-from limner.pipeline.images import image_source
 from limner.weights.save import save_control
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import cache
 from inspect import signature
 from itertools import pairwise
 
@@ -18,16 +19,22 @@ import transformers
 from PIL import Image
 
 from limner import GenerationRequest, ModelCache, load
+from limner.catalogue.catalogue import Catalogue
+from limner.catalogue.facts import model_facts
 from limner.diffusion.plan import make_plan
+from limner.engine.engine import Engine
 from limner.errors import InvalidRequest
-from limner.nn.clip import CLIPTextConfig, CLIPVisionConfig
-from limner.nn.ip_adapter import IPAdapter, IPAdapterConfig, attended_layers
-from limner.nn.unet import UNetConfig
-from limner.nn.vae import VAEConfig
-from limner.pipeline.calls import DecodeLatents, Denoise, EncodeImage
-from limner.pipeline.engine import Engine
-from limner.pipeline.generation import picture_of, watch
-from limner.pipeline.images import image_source, to_images
+from limner.generation.calls import DecodeLatents, Denoise, EncodeImage
+from limner.generation.run import watch
+from limner.generation.story import picture_of
+from limner.images.opening import image_source
+from limner.images.pixels import to_images
+from limner.nn.clip_config import CLIPTextConfig, CLIPVisionConfig
+from limner.nn.ip_adapter import IPAdapter
+from limner.nn.ip_adapter_config import IPAdapterConfig
+from limner.nn.unet_config import UNetConfig, attended_layers
+from limner.nn.vae_config import VAEConfig
+from limner.prompts.tokenizer import Tokenizer
 from limner.request import Lora
 from limner.weights.tensors import write_tensors
 
@@ -38,9 +45,16 @@ PROMPT, NEGATIVE = "a red house (left) of a [green] tree, at night!", "blurry, d
 WIDTH, HEIGHT = 104, 72  # 13x9 latents
 ASK = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance_scale": 6.0, "steps": 6, "seed": 7}
 
+# A small one, as CLIP's takes each program half a second to read; test_pipelines.py draws with that.
+TOKENIZER = Tokenizer.train([PROMPT, NEGATIVE] * 2, vocab_size=560, max_length=77)
 VAE = VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
 TEXT = CLIPTextConfig(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, projection_dim=32
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    projection_dim=32,
+    vocab_size=TOKENIZER.vocab_size,
 )
 TEXT_2 = replace(TEXT, hidden_size=48, hidden_act="gelu", projection_dim=40, projection=True)
 UNET = UNetConfig(
@@ -109,6 +123,13 @@ def folders(tmp_path_factory, reference, randomise):
     return root
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_facts_without_loading(folders, tmp_path, name):
+    catalogue = Catalogue({}, cache=tmp_path, shipped={name: folders / name})
+    facts, loaded = model_facts(catalogue.find("checkpoint", name)), load(folders / name, precision="fp32")
+    assert facts == replace(loaded.facts, name=name)
+
+
 def save_family(name, root, reference, randomise):
     """Have diffusers save a family's pipeline, with random weights, at `root / name`."""
     diffusers.utils.logging.disable_progress_bar()
@@ -134,17 +155,16 @@ def save_family(name, root, reference, randomise):
 
 def _text_encoder(config):
     kind = "CLIPTextModelWithProjection" if config.projection else "CLIPTextModel"
-    theirs = transformers.CLIPTextConfig(**{**config.to_dict(), "eos_token_id": 49407, "bos_token_id": 49406})
-    return getattr(transformers, kind)(theirs)
+    ends = {"bos_token_id": config.vocab_size - 2, "eos_token_id": config.vocab_size - 1}
+    return getattr(transformers, kind)(transformers.CLIPTextConfig(**{**config.to_dict(), **ends}))
 
 
 def _tokenizer(root, reference, number):
     folder = root / f"tokenizer-{number}"
     if not folder.exists():
         name = "tokenizer" if number == 1 else f"tokenizer_{number}"
-        shutil.copytree(reference / "configs" / "sdxl-base" / name, folder)
-        for file in ("vocab.json", "merges.txt"):
-            shutil.copyfile(reference / "tokenizer" / file, folder / file)
+        TOKENIZER.save(folder)
+        shutil.copytree(reference / "configs" / "sdxl-base" / name, folder, dirs_exist_ok=True)
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
@@ -164,14 +184,25 @@ def mask():
     return image
 
 
+@cache
+def _loaded(folder, name):
+    return load(folder / name, precision="fp32")
+
+
+@cache
+def _shared_pipeline(folder, name):
+    """The family's own pipeline of diffusers, to be left as it is."""
+    more = {"depth_estimator": None, "feature_extractor": None} if name == "depth" else {}
+    return _pipeline(folder / name, FAMILIES[name][0], **more)
+
+
 @torch.no_grad()
 def theirs(folder, name, lora=None, **fields):
     """Final latents by diffusers, with a LoRA file and its weight."""
-    cls = getattr(diffusers, FAMILIES[name][0])
-    more = {"depth_estimator": None, "feature_extractor": None} if name == "depth" else {}
-    pipeline = cls.from_pretrained(folder / name, local_files_only=True, **more)
-    pipeline.set_progress_bar_config(disable=True)
-    if lora is not None:
+    if lora is None:
+        pipeline = _shared_pipeline(folder, name)
+    else:
+        pipeline = _pipeline(folder / name, FAMILIES[name][0])
         pipeline.load_lora_weights(str(lora[0].parent), weight_name=lora[0].name)
         pipeline.fuse_lora(lora_scale=lora[1])
     named = {"seed": "generator", "steps": "num_inference_steps"}
@@ -182,14 +213,14 @@ def theirs(folder, name, lora=None, **fields):
 
 def ours(folder, name, **fields):
     """Final latents by Limner."""
-    return draw(load(folder / name, precision="fp32"), **fields)
+    return draw(_loaded(folder, name), **fields)
 
 
 def draw(model, **fields):
     for field in {"image", "mask", "depth"} & fields.keys():
         fields[field] = image_source(fields[field])
     request = GenerationRequest.of({"prompt_syntax": "literal", "sampler": "ddim", **ASK, **fields})
-    for call, _ in watch(picture_of(model.resolve(request), model), model):
+    for call, _ in watch(picture_of(model.resolve(request).pictures[0], model.facts), model):
         if isinstance(call, DecodeLatents):
             latents = call.latents
     return latents
@@ -246,7 +277,7 @@ def test_perp_neg_with_the_prompt_for_its_negative_goes_away_from_the_empty_one(
 def test_cfg_pp_is_guidance_whose_scale_goes_with_the_step(folders, family):
     """diffusers' DDIM with guidance at scale / (1 - sigma_next / sigma), which its caller may set anew."""
     steps, scale = ASK["steps"], 1.5  # below 1 diffusers would leave guidance out
-    scheduler = load(folders / family).scheduler
+    scheduler = _loaded(folders, family).scheduler
     plan = make_plan(scheduler, steps, sampler="ddim")
     scales = [scale / (1.0 - after / before) for before, after in pairwise(plan.sigmas)]
 
@@ -335,9 +366,9 @@ def test_a_model_that_guides_itself(folders):
 def test_what_a_model_needs_or_has_no_use_for(folders, picture, mask):
     with pytest.raises(InvalidRequest, match="a model for inpainting, needs image and mask"):
         ours(folders, "inpainting", image=picture)
-    with pytest.raises(InvalidRequest, match="no picture that the mask is of"):
+    with pytest.raises(InvalidRequest, match="there is a mask, but no image"):
         ours(folders, "img2img", mask=mask)
-    with pytest.raises(InvalidRequest, match="no picture to begin with"):
+    with pytest.raises(InvalidRequest, match="no image to begin with"):
         ours(folders, "xl", strength=0.5)
 
 
@@ -348,7 +379,7 @@ def test_a_lora(folders, tmp_path, picture, family, form):
 
     Text encoders are compared in test_adapters.py: diffusers does not load both at once with transformers 5.
     """
-    targets = load(folders / family, precision="fp32")._library.targets
+    targets = _loaded(folders, family).adapters.targets
     generator = torch.Generator().manual_seed(3)
     tensors = {}
     for (part, module), kohya in targets.kohya.items():
@@ -393,10 +424,10 @@ def test_a_second_pass_at_a_larger_size(folders, family, upscaler):
 
 def test_a_second_pass_of_the_decoded_picture(folders):
     """The enlarged pixels, rounded to 8 bits in both programs, are given to both second passes."""
-    model = load(folders / "img2img", precision="fp32")
+    model = _loaded(folders, "img2img")
     fields = {**ASK, **SIZE, **HIRES, "sampler": "ddim", "prompt_syntax": "literal"}
-    request = model.resolve(GenerationRequest.of({**fields, "hires_upscaler": "lanczos"}))
-    for call, _ in watch(picture_of(request, model), model):
+    [picture] = model.resolve(GenerationRequest.of({**fields, "hires_upscaler": "lanczos"})).pictures
+    for call, _ in watch(picture_of(picture, model.facts), model):
         if isinstance(call, EncodeImage):
             [picture] = to_images(call.image)
         elif isinstance(call, DecodeLatents):
@@ -413,10 +444,12 @@ def test_a_second_pass_of_the_decoded_picture(folders):
 def test_what_a_model_is_shown_is_larger_in_the_second_pass(folders, picture, mask, family, fields):
     """The picture or depth map is read anew at the larger size."""
     shown = {"image": picture} if family == "edit" else {"image": picture, "depth": mask}
-    model = load(folders / family, precision="fp32")
+    model = _loaded(folders, family)
     ask = {**ASK, **HIRES, **fields, **{name: image_source(one) for name, one in shown.items()}}
-    request = model.resolve(GenerationRequest.of({**ask, "sampler": "ddim", "prompt_syntax": "literal"}))
-    calls = [call for call, _ in watch(picture_of(request, model), model)]
+    [picture] = model.resolve(
+        GenerationRequest.of({**ask, "sampler": "ddim", "prompt_syntax": "literal"})
+    ).pictures
+    calls = [call for call, _ in watch(picture_of(picture, model.facts), model)]
     denoising = [call for call in calls if isinstance(call, Denoise)]
     sizes = [tuple(call.conditionings["positive"].channels.shape[2:]) for call in denoising]
     assert sizes == [(9, 13)] * (len(denoising) - 3) + [(18, 26)] * 3
@@ -434,12 +467,12 @@ def test_the_refiner_takes_over_in_the_second_pass(folders):
     sizes = {"original_size": size, "target_size": size}
     expected = _drawn(refiner, image=handed, num_inference_steps=10, denoising_start=0.8, **sizes)
 
-    models = [load(folders / name, precision="fp32") for name in ("xl", "refiner")]
+    models = [_loaded(folders, name) for name in ("xl", "refiner")]
     fields = {**ASK, **SIZE, **HIRES, "hires_steps": 5, "refiner": "refiner", "refiner_start": 0.8}
     fields |= {"sampler": "ddim", "prompt_syntax": "literal"}
-    request = models[0].resolve(GenerationRequest.of(fields))
-    models[1].check_refines(models[0], request)
-    generation, answer = picture_of(request, *models), None
+    [picture] = models[0].resolve(GenerationRequest.of(fields)).pictures
+    models[1].check_refines(models[0], picture)
+    generation, answer = picture_of(picture, *(model.facts for model in models)), None
     steps = []
     while not isinstance(call := generation.send(answer), DecodeLatents):
         [told] = models[call.role == "refiner"].answer([call])
@@ -460,15 +493,15 @@ def test_pictures_that_tile(folders, family):
     size = {"width": 128, "height": 64}
     latents = ours(folders, family, **size, tiling="xy")
     assert_same(latents, _drawn(theirs, **size))
-    model = load(folders / family, precision="fp32")
+    model = _loaded(folders, family)
     [answer] = model.answer([DecodeLatents(latents, tiling="xy")])
     with torch.no_grad():
         expected = theirs.vae.decode(latents / theirs.vae.config.scaling_factor).sample
     assert_same(answer.value, expected)
 
 
-def _pipeline(folder, name):
-    pipeline = getattr(diffusers, name).from_pretrained(folder, local_files_only=True)
+def _pipeline(folder, name, **components):
+    pipeline = getattr(diffusers, name).from_pretrained(folder, local_files_only=True, **components)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -10,12 +10,16 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
-from limner.pipeline.calls import DecodeLatents
-from limner.pipeline.generation import picture_of, watch
-from limner.pipeline.loading import load
+from limner.engine.loaded import load
+from limner.generation.calls import DecodeLatents
+from limner.generation.run import watch
+from limner.generation.story import picture_of
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 from limner.request import GenerationRequest
 from limner.weights.save import save_checkpoint
 
@@ -80,16 +84,16 @@ def test_unet(ours, theirs, assert_close):
     context = torch.randn(1, 77, 768, generator=generator)
     timesteps = torch.tensor([501])
     expected = theirs.unet(x, timesteps, context).sample
-    assert_close(ours.backend.unet(x, timesteps, context), expected, NETWORK_TOLERANCE)
+    assert_close(ours.backend.networks.unet(x, timesteps, context), expected, NETWORK_TOLERANCE)
 
 
 @torch.no_grad()
 def test_vae(ours, theirs, assert_close):
     latents = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     image = theirs.vae.decode(latents).sample
-    assert_close(ours.backend.vae.decode(latents), image, NETWORK_TOLERANCE)
+    assert_close(ours.backend.networks.vae.decode(latents), image, NETWORK_TOLERANCE)
     expected = theirs.vae.encode(image).latent_dist
-    mean, logvar = ours.backend.vae.encode(image)
+    mean, logvar = ours.backend.networks.vae.encode(image)
     assert_close(mean, expected.mean, NETWORK_TOLERANCE)
     assert_close(logvar, expected.logvar, NETWORK_TOLERANCE)
 
@@ -97,16 +101,16 @@ def test_vae(ours, theirs, assert_close):
 @torch.no_grad()
 def test_pipeline(ours, theirs, assert_close):
     fields = {"prompt": "a yellow boat", "negative_prompt": "dark", "width": 512, "height": 448}
-    request = ours.resolve(GenerationRequest.of({**fields, "steps": 3, "seed": 5}))
+    [picture] = ours.resolve(GenerationRequest.of({**fields, "steps": 3, "seed": 5})).pictures
     [(latents, image)] = [
         (call.latents, answer.value)
-        for call, answer in watch(picture_of(request, ours), ours)
+        for call, answer in watch(picture_of(picture, ours.facts), ours)
         if isinstance(call, DecodeLatents)
     ]
     expected = theirs(
         **fields,
         num_inference_steps=3,
-        guidance_scale=request.guidance_scale,
+        guidance_scale=picture.passes[0].guidance_scale,
         generator=torch.Generator().manual_seed(5),
         output_type="latent",
     ).images

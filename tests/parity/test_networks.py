@@ -23,10 +23,13 @@ from transformers import CLIPVisionConfig as TheirVisionConfig
 from transformers import CLIPVisionModel as TheirVisionModel
 from transformers import CLIPVisionModelWithProjection as TheirProjectedVisionModel
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
-from limner.pipeline.images import clip_pixels
+from limner.images.pixels import clip_pixels
+from limner.nn.clip import CLIPTextModel, CLIPVisionModel
+from limner.nn.clip_config import CLIPTextConfig, CLIPVisionConfig
+from limner.nn.unet import Conditions, UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 
 TOLERANCE = 1e-5
 
@@ -134,13 +137,13 @@ def test_unet(unet_pair, size, assert_close):
     x = noise(2, config.in_channels, *size)
     timesteps = torch.tensor([981.0, 3.25])
     context = noise(2, 77, config.cross_attention_dim, seed=3)
-    more, their_more = [], None
+    more, their_more = Conditions(), None
     if config.addition_embed_type == "text_time":
         pooled = noise(2, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
         sizes = torch.tensor([[1024.0, 768, 0, 64, 1024, 1024], [512, 512, 0, 0, 640, 384]])
-        more, their_more = [pooled, sizes], {"text_embeds": pooled, "time_ids": sizes}
+        more, their_more = Conditions(pooled, sizes), {"text_embeds": pooled, "time_ids": sizes}
     expected = theirs(x, timesteps, context, added_cond_kwargs=their_more).sample
-    assert_close(ours(x, timesteps, context, *more), expected, TOLERANCE)
+    assert_close(ours(x, timesteps, context, more), expected, TOLERANCE)
     assert_same_epsilons(ours, theirs)
 
 

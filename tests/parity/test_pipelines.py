@@ -14,12 +14,17 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
-from limner.pipeline.calls import DecodeLatents
-from limner.pipeline.generation import picture_of, watch
-from limner.pipeline.loading import load
+from limner.catalogue.shipped import SHIPPED
+from limner.engine.loaded import load
+from limner.generation.calls import DecodeLatents
+from limner.generation.run import watch
+from limner.generation.story import picture_of
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 from limner.request import GenerationRequest
 from limner.weights.save import save_checkpoint
 
@@ -70,10 +75,10 @@ SIGMA_SCHEDULES = {
 
 def draw(model, **fields):
     """Final latents and unclamped picture of ours."""
-    request = model.resolve(GenerationRequest.of({"prompt_syntax": "literal", **fields}))
+    [picture] = model.resolve(GenerationRequest.of({"prompt_syntax": "literal", **fields})).pictures
     [drawn] = [
         (call.latents, answer.value)
-        for call, answer in watch(picture_of(request, model), model)
+        for call, answer in watch(picture_of(picture, model.facts), model)
         if isinstance(call, DecodeLatents)
     ]
     return drawn
@@ -246,3 +251,13 @@ def test_a_folder_that_diffusers_saved_draws_the_same_picture(pair, tmp_path):
         draw(load(tmp_path / "theirs", precision="fp32"), **fields), draw(pair.ours, **fields), strict=True
     ):
         assert torch.equal(again, expected)
+
+
+def test_diffusers_opens_the_shipped_folder_without_a_dtype():
+    """Its files are of float16, which transformers and diffusers load in different dtypes unless told."""
+    pipeline = StableDiffusionPipeline.from_pretrained(SHIPPED["picturebook"])
+    assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    [picture] = pipeline("a red boat", num_inference_steps=1, generator=generator).images
+    assert picture.size == (128, 128)

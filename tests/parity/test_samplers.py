@@ -4,11 +4,13 @@ The golden ones were recorded with a function in the place of the network, eleme
 latent, timestep or draw out of place shows. Others are made on the spot with diffusers' own classes.
 """
 
+import copy
 import importlib
 import itertools
 import json
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from unittest.mock import MagicMock, patch
 
 import diffusers
@@ -84,7 +86,7 @@ class Bench:
 
     def run_diffusers(self, config, steps, **step_options):
         """The trajectory of the class that a config names, as diffusers' pipelines drive it."""
-        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        scheduler = copy.deepcopy(their_scheduler(json.dumps(config)))
         scheduler.set_timesteps(steps)
         seen = Trajectory()
 
@@ -102,6 +104,13 @@ class Bench:
                 x = scheduler.step(output, t, x, **step_options).prev_sample
         seen.final = x.double()
         return seen
+
+
+@cache
+def their_scheduler(config):
+    """To be copied: some classes take a second to make one, as they set 1000 timesteps."""
+    config = json.loads(config)
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def assert_same(ours, theirs, case, *, timestep_tolerance=1e-4, **tolerance):

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 from limner.weights.save import save_checkpoint
 
 

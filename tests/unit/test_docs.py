@@ -5,12 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer.main
 
-from limner.cli.main import app
-from limner.weights.hub import SHIPPED
+from limner.catalogue.shipped import SHIPPED
+from limner.cli.main import group
+from limner.request.describe import reference
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "limner"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CALL = re.compile(r"""(?:^|\s|/)(limner (?:"[^"]*"|'[^']*'|[^|&;"'])+)""")
 LINK = re.compile(r"\[[^\]]*\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -33,11 +34,12 @@ CALLS = [(page.relative_to(ROOT), call) for page in PAGES for call in commands(p
 
 @pytest.mark.parametrize(("page", "call"), CALLS)
 def test_commands_and_their_options_exist(page, call):
-    command, name = typer.main.get_command(app), "limner"
+    command, name = group, "limner"
     arguments = shlex.split(call, comments=True)[1:]
-    while hasattr(command, "commands"):
+    # A group such as `limner models` does something by itself.
+    while hasattr(command, "commands") and (arguments[:1] and arguments[0] in command.commands):
         name, *arguments = arguments
-        command = command.commands[name]
+        command = getattr(command.commands[name], "loaded", command.commands[name])
     command.make_context(name, arguments)  # parses, and raises for what is not there
 
 
@@ -59,7 +61,14 @@ def test_every_page_is_in_the_index():
     linked = {
         (ROOT / "docs" / target).resolve() for target in LINK.findall((ROOT / "docs/README.md").read_text())
     }
-    assert {page for page in PAGES if page.parent.name in ("guides", "concepts")} <= linked
+    assert {page for page in PAGES if page.parent.name in ("guides", "concepts", "reference")} <= linked
+
+
+@pytest.mark.parametrize("page", ["docs/concepts/how-it-works.md", "CONTRIBUTING.md"])
+def test_files_that_readers_of_the_code_are_sent_to_exist(page):
+    named = re.findall(r"`((?:\.?\w+/)+(?:[\w-]+\.\w+)?)`", (ROOT / page).read_text(encoding="utf-8"))
+    assert len(named) > 15
+    assert not [path for path in named if not any((root / path).exists() for root in (ROOT, SOURCE))]
 
 
 def test_ci_sets_up_as_the_readme_says():
@@ -68,3 +77,7 @@ def test_ci_sets_up_as_the_readme_says():
     set_up, _, tests = line.strip().rpartition(" && ")
     assert set_up in script
     assert script.count(tests) == 1
+
+
+def test_the_reference_of_requests_is_that_of_the_schema():
+    assert (ROOT / "docs/reference/request.md").read_text(encoding="utf-8") == reference()

@@ -1,1 +1,1 @@
-"""LoRA and its kin and textual inversion: data that is applied to a model from outside."""
+"""LoRA and other weight adapters, textual inversion, IP-Adapters: files that are applied to a model."""

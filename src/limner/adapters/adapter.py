@@ -1,7 +1,7 @@
-"""Adapter files: LoRA and its kin in the layouts of kohya, LyCORIS, PEFT, diffusers and cloneofsimo.
+"""Adapter files: LoRA and other forms, in the layouts of all programs that write them.
 
-A file is read whole or refused: what belongs to a module of the model must fit it, and what belongs to none
-is named in a warning.
+A tensor that belongs to a module of the model must fit it, or the file is refused. All other tensors have no
+effect, and a warning names them.
 """
 
 import json
@@ -9,14 +9,17 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from limner.catalogue.adapters import check_adapter, likely_model
+from limner.catalogue.headers import read_header
 from limner.errors import InvalidCheckpoint, UnsupportedModel
-from limner.weights.files import parse_object, read_json
-from limner.weights.tensors import open_tensors, read_header
+from limner.files import parse_object, read_json
+from limner.weights.tensors import open_tensors
 
 from .embeddings import Embedding, make_embedding
 from .patches import Patch, read_patches
@@ -25,13 +28,13 @@ from .targets import NUMBERED_WITHIN, Targets
 
 @dataclass(frozen=True)
 class Adapter:
-    """A file, ready to be applied.
+    """An adapter file that was read for a model.
 
     Attributes:
-        name: the file's, without its suffix.
-        patches: part ("unet", "text_encoder", "text_encoder_2") -> parameter -> what changes it.
-        embeddings: words that the file brings along.
-        unapplied: keys that belong to no module of the model.
+        name: Name of the file without its suffix.
+        patches: Part ("unet", "text_encoder", "text_encoder_2") -> parameter -> its change.
+        embeddings: Textual inversions that the file contains.
+        unapplied: Keys of tensors that have no effect.
     """
 
     name: str
@@ -41,12 +44,12 @@ class Adapter:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the caller should know: what of the file has no effect."""
+        """A warning that names the tensors that have no effect, if there are any."""
         if not self.unapplied:
             return ()
         return (
-            f"{len(self.unapplied)} tensors of the adapter {self.name} have no effect, as this model has no "
-            f"such modules, or their form is not known: {_shorten(self.unapplied)}",
+            f"{len(self.unapplied)} tensors of the adapter {self.name} have no effect, since this model "
+            f"has no such modules or their form is not supported: {_shorten(self.unapplied)}",
         )
 
 
@@ -54,32 +57,37 @@ def read_adapter(path: Path, targets: Targets) -> Adapter:
     """Read a safetensors file for a model.
 
     Raises:
-        InvalidCheckpoint: the file is broken: half of a form, a shape that does not fit, a key given twice.
-        UnsupportedModel: nothing in it is for this model; the message says what it seems to be for.
-        PickleRefused: the file is a pickle.
+        InvalidCheckpoint: A factor is missing, a shape does not fit, or a tensor has two keys.
+        UnsupportedModel: It is for another family, or no tensor belongs to this model; the hint says which
+            model the file seems to be for.
+        PickleRefused: The file is a pickle.
     """
     tensors = open_tensors(path)
     metadata = read_header(path).metadata
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if targets.context_width is not None:
+        check_adapter(path, shapes, metadata, targets.context_width)
     try:
         return _assemble(path, tensors, metadata, targets)
     except ValueError as error:
-        hint = _guess(tensors, metadata) or "the file is damaged, or made for a model of another family"
+        hint = likely_model(shapes, metadata) or "the file is damaged, or made for a model of another family"
         raise InvalidCheckpoint(f"{path}: {error}", hint=hint) from None
 
 
 def patched_weights(
     adapters: Iterable[tuple[Adapter, Mapping[str, float]]], part: str, base: Callable[[str], Tensor]
 ) -> dict[str, Tensor]:
-    """The parameters of a network that adapters change.
+    """The parameters of a network that adapters change, with their changes.
+
+    Each change is computed from the unmodified weight, so the order of adapters does not matter. The changes
+    are summed in float32.
 
     Args:
-        adapters: each with its weight by part; a part without one is left alone.
-        base: gives the network's own parameter by name; it is not written to, so that to take adapters off is
-            to go back to it.
+        adapters: Each with its weight by part; parts without a weight are not changed.
+        base: Parameter name -> the network's own parameter, which is not written to.
 
     Returns:
-        parameter -> what takes its place, in its dtype and on its device. Each adapter's change is that of
-        the base alone, and they are added up in float32, in the order of their names.
+        Parameter -> its changed value, in the base's dtype and on its device.
     """
     changes: dict[str, list[tuple[Patch, float]]] = defaultdict(list)
     for adapter, weights in sorted(adapters, key=lambda pair: (pair[0].name, pair[1].get(part, 0.0))):
@@ -96,7 +104,7 @@ def patched_weights(
     return patched
 
 
-# The ends of keys, and what they hold by the names of `read_patches`.
+# End of a key -> name of the tensor, as `read_patches` takes it.
 _ENDS = {
     ".lora_up.weight": "up",
     ".lora_down.weight": "down",
@@ -136,18 +144,26 @@ def _assemble(
     embeddings, remaining = _take_embeddings(path, tensors, metadata, targets)
     names = {**targets.names, **_numbered(path, remaining, metadata, targets)}
     given: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)  # part and module -> field -> tensor
+    places: dict[str, tuple[str, str]] = {}  # key -> part and module
     unapplied: list[str] = []
     for key, tensor in remaining.items():
         match = _KEY.fullmatch(_PEFT_NAME.sub("", key))
         if match is None or match[1] not in names:
             unapplied.append(key)
-        elif given[names[match[1]]].setdefault(_ENDS[match[2]], tensor) is not tensor:
-            raise ValueError(f"{key!a} gives again what another key gave")
+            continue
+        places[key] = names[match[1]]
+        if given[places[key]].setdefault(_ENDS[match[2]], tensor) is not tensor:
+            raise ValueError(f"{key!a} names the same tensor as another key")
+    # An alpha without weights has no effect.
+    idle = [where for where, fields in given.items() if fields.keys() == {"alpha"}]
+    unapplied += [key for key, where in places.items() if where in idle]
+    for where in idle:
+        del given[where]
     if not given and not embeddings:
         raise UnsupportedModel(
-            f"{path} is no adapter for this model: none of its {len(tensors)} tensors belongs to a "
-            f"module ({_shorten(unapplied)})",
-            hint=_guess(tensors, metadata),
+            f"{path} is not an adapter for this model: none of its {len(tensors)} tensors belongs to one of "
+            f"the model's modules ({_shorten(unapplied)})",
+            hint=likely_model({key: tuple(tensor.shape) for key, tensor in tensors.items()}, metadata),
         )
     scale_of = _peft_scales(path, remaining, metadata)
     patches: dict[str, dict[str, Patch]] = defaultdict(dict)
@@ -165,7 +181,7 @@ def _assemble(
 def _take_embeddings(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], targets: Targets
 ) -> tuple[tuple[Embedding, ...], dict[str, Tensor]]:
-    """Words that come with a LoRA, as cloneofsimo and AUTOMATIC1111 bundle them, and the other tensors."""
+    """The textual inversions in a LoRA file (of cloneofsimo and AUTOMATIC1111), and the other tensors."""
     words: dict[str, dict[str, Tensor]] = defaultdict(dict)
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -184,7 +200,7 @@ def _take_embeddings(
 def _numbered(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], targets: Targets
 ) -> dict[str, tuple[str, str]]:
-    """cloneofsimo's names of modules ("unet:17") -> part and module."""
+    """cloneofsimo's name of a module ("unet:17") -> its part and module."""
     names: dict[str, tuple[str, str]] = {}
     for part in ("unet", "text_encoder"):
         own = [key for key in tensors if key.startswith(f"{part}:")]
@@ -201,12 +217,12 @@ def _numbered(
 
 
 def _classes(path: Path, part: str, listed: str | None) -> set[str]:
-    """The classes within which a file's modules are numbered, from a JSON list."""
+    """The classes whose modules a file numbers, from a JSON list."""
     known = NUMBERED_WITHIN[part]
     try:
         classes = known if listed is None else set(json.loads(listed))
     except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"metadata {part!r} is no JSON list of names") from None
+        raise ValueError(f"metadata {part!r} is not a JSON list of names") from None
     if not classes or not classes <= known:
         given = ", ".join(sorted(map(ascii, classes)))
         raise UnsupportedModel(
@@ -219,72 +235,52 @@ def _classes(path: Path, part: str, listed: str | None) -> set[str]:
 def _peft_scales(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Callable[[str, str], Callable[[int], float]]:
-    """(part, module) -> rank -> scale, by the config of PEFT: in the metadata, or in a file beside."""
-    beside = path.with_name("adapter_config.json")
-    values: dict[str, Any] = {}
-    if text := metadata.get("lora_adapter_metadata"):
-        try:
-            values = parse_object(text)
-        except ValueError as error:
-            raise ValueError(f"metadata 'lora_adapter_metadata' {error}") from None
-    elif any(key.startswith("base_model.") for key in tensors) and beside.is_file():
-        values = read_json(beside)
+    """(part, module) -> rank -> scale, from PEFT's config in the metadata or in `adapter_config.json` next to
+    the file.
 
-    def scale_of(part: str, module: str) -> Callable[[int], float]:
-        config = values | {key.removeprefix(f"{part}."): v for key, v in values.items()}
-        alpha = config.get("lora_alpha", config.get("alpha"))  # of LoRA, of LoHa and LoKr
-        patterns = config.get("alpha_pattern") or {}
+    The config is read and checked only if a module has no alpha tensor.
+    """
+    config_file = path.with_name("adapter_config.json")
+
+    @cache
+    def config() -> dict[str, Any]:
+        if text := metadata.get("lora_adapter_metadata"):
+            try:
+                return parse_object(text)
+            except ValueError as error:
+                raise ValueError(f"metadata 'lora_adapter_metadata' {error}") from None
+        if any(key.startswith("base_model.") for key in tensors) and config_file.is_file():
+            return read_json(config_file)
+        return {}
+
+    def scale(part: str, module: str, rank: int) -> float:
+        values = config() | {key.removeprefix(f"{part}."): value for key, value in config().items()}
+        alpha = values.get("lora_alpha", values.get("alpha"))  # of LoRA; of LoHa and LoKr
+        patterns = values.get("alpha_pattern") or {}
         if not isinstance(patterns, dict):
-            raise ValueError(f"its alpha_pattern is {patterns!a}, expected alphas by name of module")
+            raise ValueError(f"its alpha_pattern is {patterns!a}, expected an object: module name -> alpha")
         for pattern, own in patterns.items():
-            if _is_meant(pattern, module):
+            if _names_module(pattern, module):
                 alpha = own
         if alpha is None:
-            return lambda rank: 1.0
+            return 1.0
         if not isinstance(alpha, int | float) or not abs(alpha) < 2**31:
             raise ValueError(f"its alpha is {ascii(alpha)[:80]}, expected a number")
-        power = 0.5 if config.get("use_rslora") else 1.0
-        return lambda rank: alpha / rank**power
+        return float(alpha / rank ** (0.5 if values.get("use_rslora") else 1.0))
 
-    return scale_of
+    return lambda part, module: partial(scale, part, module)
 
 
-def _is_meant(pattern: str, module: str) -> bool:
+def _names_module(pattern: str, module: str) -> bool:
     """Whether a key of PEFT's `alpha_pattern` is a module's name or its end.
 
-    PEFT takes it for a regular expression. Files hold names, and an expression of theirs could run for ever.
+    PEFT reads it as a regular expression. Published files hold plain names, and a hostile expression could
+    run forever.
     """
     name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
     if not re.fullmatch(r"[\w.]+", name):
         raise ValueError(f"alpha_pattern {pattern!a} is a regular expression, expected the name of a module")
     return module == name or (not pattern.startswith("^") and module.endswith(f".{name}"))
-
-
-_OTHER_FORMS = {".oft_blocks": "OFT", ".oft_r": "OFT", ".boft_R": "BOFT", ".a1.weight": "GLoRA"}
-_TRANSFORMER = re.compile(r"double_blocks|single_blocks|^transformer\.|lora_transformer_")
-# Channels of the text embeddings, which the second attention of each block takes.
-_FAMILIES = {
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    1280: "the refiner of Stable Diffusion XL",
-    2048: "Stable Diffusion XL",
-}
-
-
-def _guess(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str | None:
-    """What a file seems to be, by the names of its tensors, its metadata or its shapes."""
-    for end, form in _OTHER_FORMS.items():
-        if any(key.endswith(end) for key in tensors):
-            return f"it holds {form}, a form of adapter that is not supported"
-    for key in ("modelspec.architecture", "ss_base_model_version"):
-        if said := metadata.get(key):
-            return f"its metadata says that it is for {ascii(said)[:80]}"
-    for key, tensor in tensors.items():
-        if re.search(r"attn2.to_[kv].*(down|lora_A|w1_b)", key) and tensor.shape[-1:].numel() in _FAMILIES:
-            return f"it seems to be for {_FAMILIES[tensor.shape[-1]]}"
-    if any(_TRANSFORMER.search(key) for key in tensors):
-        return "it seems to be for a diffusion transformer, such as Flux or Stable Diffusion 3"
-    return None
 
 
 def _shorten(names: Sequence[str]) -> str:

@@ -1,13 +1,13 @@
-"""What adapters do to one parameter: W becomes W + weight * change(W), in every published form.
+"""Changes of one parameter by an adapter: W becomes W + weight * change(W), in every published form.
 
     LoRA     change = s B A                      Hu et al. 2021; of convolutions LoCon, with a core Tucker
     LoHa     change = s (B1 A1) * (B2 A2)        Hyeon-Woo et al. 2021 (FedPara); LyCORIS
     LoKr     change = s C (x) (B A)              Edalati et al. 2022 (KronA); LyCORIS
-    DoRA     change = m (W + D) / |W + D| - W    Liu et al. 2024, D being the change of one of the above
+    DoRA     change = m (W + D) / |W + D| - W    Liu et al. 2024, where D is the change of a form above
     (IA)^3   change = l * W                      Liu et al. 2022; LyCORIS
     full     change = D
 
-s is alpha / rank. A convolution's kernel [out, in, k, k] is the matrix [out, in*k*k] of all these.
+s is alpha / rank. A convolution kernel [out, in, k, k] is treated as the matrix [out, in*k*k].
 """
 
 import math
@@ -21,10 +21,10 @@ from torch import Size, Tensor
 
 @dataclass(frozen=True)
 class _Tensors:
-    """A dataclass of tensors and of others of its kind."""
+    """Base of dataclasses that hold tensors, or other dataclasses of this kind."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same with all tensors on a device."""
+        """A copy with all tensors on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: v.to(device) for name, v in values.items() if isinstance(v, Tensor | _Tensors)}
         return replace(self, **moved)
@@ -34,22 +34,29 @@ class Patch(_Tensors):
     """A change of one parameter."""
 
     def change(self, base: Tensor) -> Tensor:
-        """What is added to `base` at weight 1: float32, of its shape, and on its device, where the patch is.
+        """The tensor to add to `base` at weight 1: float32, with the shape of `base`.
 
-        Raises:
-            ValueError, RuntimeError: the patch is of another shape.
+        Args:
+            base: the unmodified parameter, on the device of the patch.
+        """
+        raise NotImplementedError
+
+    def check(self, shape: Size) -> None:
+        """Raise ValueError unless the patch fits a parameter of this shape.
+
+        Only shapes are compared. (Running `change` on the meta device would import PyTorch's compiler.)
         """
         raise NotImplementedError
 
     def low_rank(self, shape: Size) -> tuple[Tensor, Tensor, float] | None:
-        """A LoRA in factors, to apply to some rows of a batch; None for all that is none.
+        """The factors of a LoRA, for use on single rows of a batch; None for any other form.
 
         Args:
             shape: of the patched weight, [out, …].
 
         Returns:
-            down [rank, …], the weight of a layer like the patched one but with `rank` outputs; up
-            [out, rank]; and the scale of their product.
+            down [rank, …], shaped like the weight of the patched layer but with `rank` outputs; up
+            [out, rank]; the scale of their product.
         """
         return None
 
@@ -61,7 +68,7 @@ class LowRank(Patch):
     Attributes:
         down: [rank, in] or [rank, in, k, k].
         up: [out, rank], or [out, rank, 1, 1].
-        core: None, or [rank, rank, k, k] behind a `down` whose kernel is 1x1.
+        core: None, or [rank, rank, k, k] for a `down` with a 1x1 kernel (Tucker form).
     """
 
     down: Tensor
@@ -72,6 +79,18 @@ class LowRank(Patch):
     def change(self, base: Tensor) -> Tensor:
         down, up, scale = self.low_rank(base.shape)
         return _fit(scale * up @ down.flatten(1), base.shape)
+
+    def check(self, shape: Size) -> None:
+        rank, columns = _matrix_size(self.down)
+        rows, inner = _matrix_size(self.up)
+        if self.core is not None:
+            outer, middle, *kernel = self.core.shape
+            if middle != rank:
+                raise ValueError(f"a core of shape {list(self.core.shape)} for rank {rank}")
+            rank, columns = outer, columns * math.prod(kernel)
+        if inner != rank:
+            raise ValueError(f"factors of ranks {inner} and {rank}")
+        _check_size((rows, columns), shape)
 
     def low_rank(self, shape: Size) -> tuple[Tensor, Tensor, float]:
         down = self.down.float()
@@ -84,15 +103,31 @@ class LowRank(Patch):
 class Matrix(_Tensors):
     """A matrix [out, in*k*k]: `left @ right`, or `left` alone.
 
-    With a core it is the Tucker form, where left is [rank, out], right [rank, in] and the core
-    [rank, rank, k, k].
+    In the Tucker form, left is [rank, out], right [rank, in] and core [rank, rank, k, k].
     """
 
     left: Tensor
     right: Tensor | None = None
     core: Tensor | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns. Raises ValueError where the factors do not fit each other."""
+        if self.right is None:
+            return _matrix_size(self.left)
+        if self.left.ndim != 2 or self.right.ndim != 2:
+            raise ValueError(f"factors of shapes {list(self.left.shape)} and {list(self.right.shape)}")
+        if self.core is None:
+            if self.left.shape[1] != self.right.shape[0]:
+                raise ValueError(f"factors of ranks {self.left.shape[1]} and {self.right.shape[0]}")
+            return self.left.shape[0], self.right.shape[1]
+        if self.core.ndim != 4 or self.core.shape[:2] != (self.left.shape[0], self.right.shape[0]):
+            ranks = self.left.shape[0], self.right.shape[0]
+            raise ValueError(f"a core of shape {list(self.core.shape)} for ranks {ranks}")
+        return self.left.shape[1], self.right.shape[1] * math.prod(self.core.shape[2:])
+
     def value(self) -> Tensor:
+        """The matrix itself, in float32."""
         left = self.left.float()
         if self.right is None:
             return left.flatten(1)
@@ -114,6 +149,10 @@ class Hadamard(Patch):
         first, second = _fit(self.first.value(), base.shape), _fit(self.second.value(), base.shape)
         return self.scale * first * second
 
+    def check(self, shape: Size) -> None:
+        _check_size(self.first.size, shape)
+        _check_size(self.second.size, shape)
+
 
 @dataclass(frozen=True)
 class Kronecker(Patch):
@@ -126,6 +165,10 @@ class Kronecker(Patch):
     def change(self, base: Tensor) -> Tensor:
         return _fit(self.scale * torch.kron(self.first.value(), self.second.value()), base.shape)
 
+    def check(self, shape: Size) -> None:
+        (rows, columns), (inner_rows, inner_columns) = self.first.size, self.second.size
+        _check_size((rows * inner_rows, columns * inner_columns), shape)
+
 
 @dataclass(frozen=True)
 class Full(Patch):
@@ -137,10 +180,13 @@ class Full(Patch):
     def change(self, base: Tensor) -> Tensor:
         return _fit(self.scale * self.difference.float(), base.shape)
 
+    def check(self, shape: Size) -> None:
+        _check_size(self.difference.shape, shape)
+
 
 @dataclass(frozen=True)
 class Rescaled(Patch):
-    """(IA)^3: each input or each output of a layer, times one plus a number."""
+    """(IA)^3: each input or output of a layer is multiplied by one plus a number."""
 
     factors: Tensor
     axis: int
@@ -148,10 +194,13 @@ class Rescaled(Patch):
     def change(self, base: Tensor) -> Tensor:
         return base.float() * _along(self.axis, self.factors, base.shape)
 
+    def check(self, shape: Size) -> None:
+        _check_along(self.axis, self.factors, shape)
+
 
 @dataclass(frozen=True)
 class Decomposed(Patch):
-    """DoRA: the changed weight, with its columns or rows brought to learned lengths.
+    """DoRA: the changed weight, with its rows or columns scaled to learned lengths.
 
     Attributes:
         lengths: one for each output (axis 0) or input (axis 1), in any shape.
@@ -166,9 +215,13 @@ class Decomposed(Patch):
         changed = base + self.inner.change(base)
         others = [dim for dim in range(base.ndim) if dim != self.axis]
         norm: Tensor = torch.linalg.vector_norm(changed, dim=others, keepdim=True)
-        # A row of zeros has no direction; LyCORIS adds the same.
+        # A row of zeros has no direction. LyCORIS adds the same epsilon.
         norm = norm + torch.finfo(torch.float32).eps
         return changed * (_along(self.axis, self.lengths, base.shape) / norm) - base
+
+    def check(self, shape: Size) -> None:
+        self.inner.check(shape)
+        _check_along(self.axis, self.lengths, shape)
 
 
 def read_patches(
@@ -176,37 +229,47 @@ def read_patches(
     shapes: Mapping[str, Size],
     default_scale: Callable[[int], float] = lambda rank: 1.0,
 ) -> dict[str, Patch]:
-    """The patches that a file's tensors for one module make up.
+    """Build the patches of one module from the tensors that a file has for it.
+
+    Alpha is read only where a form uses it: the LoKr of two whole matrices, full differences, norms and
+    (IA)^3 have no scale, but files store an alpha with them all the same, which may be infinite or NaN.
 
     Args:
         given: "up", "down", "core", "magnitude" and "up_bias" (PEFT's), and all others by the names that
             LyCORIS gives them.
         shapes: of the module's "weight" and, where it has one, "bias".
-        default_scale: s from the rank, for modules without an "alpha".
+        default_scale: rank -> s, for modules without an "alpha".
 
     Returns:
         "weight", "bias" -> patch.
 
     Raises:
-        ValueError: tensors are missing, left over, or not of the shapes that the form calls for.
+        ValueError: tensors are missing, left over, or of shapes that do not fit.
     """
     for name, tensor in given.items():
         if not tensor.is_floating_point() and name not in ("alpha", "on_input"):
             raise ValueError(f"{name} holds {tensor.dtype}, expected floating-point numbers")
     rest = dict(given)
-    alpha = _number(rest.pop("alpha")) if "alpha" in rest else None
-    patches = _take_forms(rest, lambda rank: default_scale(rank) if alpha is None else alpha / rank)
+    alpha = rest.pop("alpha", None)
+    patches = _take_forms(
+        rest, lambda rank: default_scale(rank) if alpha is None else _number(alpha, "alpha") / rank
+    )
     if not patches or rest:
-        raise ValueError(f"{', '.join(sorted(rest or given))} alone: what belongs to it is missing")
+        raise ValueError(
+            f"{', '.join(sorted(rest or given))} alone: the tensors that belong to it are missing"
+        )
     for name, patch in patches.items():
         if name not in shapes:
             raise ValueError(f"changes a {name}, which the module does not have")
-        _check_shape(patch, shapes[name])
+        try:
+            patch.check(shapes[name])
+        except ValueError as error:
+            raise ValueError(f"does not fit a parameter of shape {list(shapes[name])}: {error}") from None
     return patches
 
 
 def _take_forms(rest: dict[str, Tensor], scale: Callable[[int], float]) -> dict[str, Patch]:
-    """Take out of `rest` the tensors of every form that is whole."""
+    """Remove the tensors of each complete form from `rest`, and return their patches."""
     patches: dict[str, Patch] = {}
 
     def take(*names: str) -> list[Tensor] | None:
@@ -230,19 +293,19 @@ def _take_forms(rest: dict[str, Tensor], scale: Callable[[int], float]) -> dict[
         patches["weight"] = Hadamard(first, second, scale(_rank(loha[1])))
     elif any(name.startswith("lokr_") for name in rest):
         first, second = take_lokr(1), take_lokr(2)
-        # LyCORIS ignores the alpha of two whole matrices, and writes one all the same.
+        # LyCORIS writes an alpha for two whole matrices ("full dimension") too, and ignores it.
         factor = second.right if second.right is not None else first.right
         patches["weight"] = Kronecker(first, second, 1.0 if factor is None else scale(_rank(factor)))
     elif difference := take("diff") or take("w_norm"):
         patches["weight"] = Full(difference[0])
     elif ia3 := take("weight", "on_input"):
-        patches["weight"] = Rescaled(ia3[0], axis=1 if _number(ia3[1]) else 0)
+        patches["weight"] = Rescaled(ia3[0], axis=1 if _number(ia3[1], "on_input") else 0)
     if difference := take("diff_b") or take("b_norm"):
         patches["bias"] = Full(difference[0])
     if "weight" in patches and (magnitude := take("magnitude")):
         patches["weight"] = Decomposed(patches["weight"], magnitude[0], axis=0)
     if "weight" in patches and (scales := take("dora_scale")):
-        # [out, 1] or [1, in], and for convolutions 1s behind that.
+        # [out, 1] or [1, in], followed by 1s for convolutions.
         axis = 0 if scales[0].shape[:1].numel() == scales[0].numel() else 1
         patches["weight"] = Decomposed(patches["weight"], scales[0], axis)
     return patches
@@ -250,33 +313,42 @@ def _take_forms(rest: dict[str, Tensor], scale: Callable[[int], float]) -> dict[
 
 def _rank(factor: Tensor) -> int:
     if factor.ndim < 2 or factor.shape[0] == 0:
-        raise ValueError(f"a factor is of shape {list(factor.shape)}, expected a matrix or a kernel")
+        raise ValueError(f"a factor has shape {list(factor.shape)}, expected a matrix or a kernel")
     return factor.shape[0]
 
 
-def _number(tensor: Tensor) -> float:
+def _number(tensor: Tensor, name: str) -> float:
     if tensor.numel() != 1 or not math.isfinite(number := float(tensor)):
-        raise ValueError("alpha or on_input is not one number")
+        given = float(tensor) if tensor.numel() == 1 else f"of shape {list(tensor.shape)}"
+        raise ValueError(f"{name} is {given}, expected one finite number")
     return number
 
 
-def _check_shape(patch: Patch, shape: Size) -> None:
-    try:
-        patch.to("meta").change(torch.empty(shape, device="meta"))
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"does not fit a parameter of shape {list(shape)}: {reason}") from None
+def _matrix_size(tensor: Tensor) -> tuple[int, int]:
+    """Rows and columns of a tensor's matrix form [out, in*k*k]."""
+    if tensor.ndim < 2:
+        raise ValueError(f"a factor has shape {list(tensor.shape)}, expected a matrix or a kernel")
+    return tensor.shape[0], math.prod(tensor.shape[1:])
+
+
+def _check_size(given: tuple[int, ...], shape: Size) -> None:
+    """Matrices stand for 1x1 convolutions, and the other way round."""
+    if given[:1] != shape[:1] or math.prod(given) != shape.numel():
+        raise ValueError(f"a change of shape {list(given)}")
 
 
 def _fit(change: Tensor, shape: Size) -> Tensor:
-    """A change in a parameter's shape; matrices stand for 1x1 convolutions and the other way round."""
-    if change.shape[:1] != shape[:1] or change.numel() != shape.numel():
-        raise ValueError(f"a change of shape {list(change.shape)}")
+    """A change, reshaped to the parameter's shape."""
+    _check_size(change.shape, shape)
     return change.reshape(shape)
 
 
-def _along(axis: int, values: Tensor, shape: Size) -> Tensor:
-    """One number for each output or input, to multiply a weight with."""
+def _check_along(axis: int, values: Tensor, shape: Size) -> None:
     if len(shape) < 2 or values.numel() != shape[axis]:
-        raise ValueError(f"{values.numel()} numbers for {list(shape)}[{axis}]")
+        raise ValueError(f"{values.numel()} numbers for axis {axis}")
+
+
+def _along(axis: int, values: Tensor, shape: Size) -> Tensor:
+    """One number for each output or input, shaped to broadcast over a weight."""
+    _check_along(axis, values, shape)
     return values.float().reshape([-1 if dim == axis else 1 for dim in range(len(shape))])

@@ -1,4 +1,4 @@
-"""LoRA to be trained: small layers beside the frozen ones of a network (Hu et al. 2021)."""
+"""Training of LoRA: small layers added to the frozen layers of a network (Hu et al. 2021)."""
 
 import math
 import re
@@ -17,12 +17,12 @@ from .targets import Targets
 class LoRALayer(nn.Module):
     """A frozen layer plus alpha / rank * up(down(x)).
 
-    `down` begins random and `up` at zero, so that the network begins as it was. Both are float32, whatever
-    the frozen layer is, as they are what an optimizer steps in.
+    `down` is initialised at random and `up` at zero, so that training starts from the unchanged network. Both
+    are float32, whatever the dtype of the frozen layer, as an optimizer's steps are small.
 
     Attributes:
-        base: the frozen layer.
-        down, up: layers of its kind, to `rank` channels and from them; a kernel is in `down`.
+        base: The frozen layer.
+        down, up: Layers of the same type, to `rank` channels and from them; `down` has the kernel.
     """
 
     down: nn.Linear | nn.Conv2d
@@ -55,23 +55,23 @@ class LoRALayer(nn.Module):
 
 
 def attach_lora(network: nn.Module, pattern: str, *, rank: int, alpha: float) -> dict[str, LoRALayer]:
-    """Freeze a network and put a `LoRALayer` in place of each linear and convolution that is meant.
+    """Freeze a network, and replace linear layers and convolutions by `LoRALayer`s around them.
 
     Args:
-        pattern: a regular expression that matches the whole name of each module that is meant.
+        pattern: A regular expression that matches the whole names of the modules to replace.
 
     Returns:
-        module -> its layer, whose `down` and `up` are what is left to train.
+        Module -> its LoRA layer, whose `down` and `up` are trainable.
 
     Raises:
-        ValueError: nothing is meant, or something that is neither linear nor a convolution.
+        ValueError: The pattern matches no module, or one that is neither linear nor a convolution.
     """
-    meant = {name: module for name, module in network.named_modules() if re.fullmatch(pattern, name)}
-    if not meant:
-        raise ValueError(f"{pattern!r} is the name of no module of {type(network).__name__}")
+    matched = {name: module for name, module in network.named_modules() if re.fullmatch(pattern, name)}
+    if not matched:
+        raise ValueError(f"{pattern!r} matches no module of {type(network).__name__}")
     network.requires_grad_(False)
     layers: dict[str, LoRALayer] = {}
-    for name, module in meant.items():
+    for name, module in matched.items():
         if not isinstance(module, nn.Linear | nn.Conv2d):
             raise ValueError(f"{name} is a {type(module).__name__}, expected a linear layer or a convolution")
         layers[name] = LoRALayer(module, rank, alpha)
@@ -80,7 +80,7 @@ def attach_lora(network: nn.Module, pattern: str, *, rank: int, alpha: float) ->
 
 
 def detach_lora(network: nn.Module, layers: Mapping[str, LoRALayer]) -> None:
-    """Put back what `attach_lora` replaced; the network stays frozen."""
+    """Restore the layers that `attach_lora` replaced. The network stays frozen."""
     for name, layer in layers.items():
         network.set_submodule(name, layer.base)
 
@@ -93,14 +93,14 @@ def write_lora(
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a file with kohya's names, which every program reads.
+    """Write a LoRA file with kohya's names, which every program reads.
 
     Args:
-        layers: part -> what `attach_lora` gave for its network.
-        targets: of the networks before anything was attached.
+        layers: Part -> the result of `attach_lora` for its network.
+        targets: Targets of the networks without LoRA layers.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: The file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     for part, attached in layers.items():

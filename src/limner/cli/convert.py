@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from limner.cli import terminal
+from . import terminal
 
 
 class Layout(StrEnum):
@@ -28,20 +28,22 @@ class Prediction(StrEnum):
 
 
 _TO = (
-    "A folder in the diffusers layout, a single file, or the tensors as they are named, for what is no whole "
-    "checkpoint; by default a folder of a file and a single file of a folder."
+    "A folder in the diffusers layout, a single file, or the tensors under their own names. By "
+    "default a single file if TARGET ends in .safetensors or the source is a folder, else a folder; and the "
+    "tensors of a file that is neither a checkpoint nor a ControlNet."
 )
 
 
 def convert(
     source: Annotated[str, typer.Argument(help="A single file, a folder, or a hub id.")],
-    target: Annotated[Path, typer.Argument(help="What to write; nothing is overwritten.")],
+    target: Annotated[Path, typer.Argument(help="File or folder to write; nothing is overwritten.")],
     to: Annotated[Layout | None, typer.Option(help=_TO)] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Of the weights; by default each stays as it is.")
+        Dtype | None, typer.Option(help="Dtype of the weights; by default each keeps its own.")
     ] = None,
     keep_extras: Annotated[
-        bool, typer.Option("--keep-extras", help="Write also what no network needs, such as EMA weights.")
+        bool,
+        typer.Option("--keep-extras", help="Also write tensors that no network needs, such as EMA weights."),
     ] = False,
     prediction_type: Annotated[
         Prediction | None, typer.Option(help="What the U-Net predicts, where a single file does not say.")
@@ -50,12 +52,17 @@ def convert(
         Path | None,
         typer.Option(help="A folder with CLIP's vocab.json and merges.txt, which single files lack."),
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Of a folder's weight files, such as fp16.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Variant of a folder's weight files, such as fp16.")
+    ] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Take the tensors, and nothing else, out of a pickle.")
+        bool, typer.Option("--allow-pickle", help="Read the tensors of a pickle, and nothing else.")
     ] = False,
 ) -> None:
-    """Write a checkpoint or a ControlNet in another layout or dtype, tensor by tensor."""
+    """Convert a checkpoint to another layout or dtype.
+
+    Reads checkpoints and ControlNets, as folders and single files, and writes one tensor at a time.
+    """
     import torch
 
     from limner.weights.convert import convert
@@ -68,7 +75,7 @@ def convert(
     done = convert(
         path,
         target,
-        to="folder" if to is None and path.is_file() else to.value if to else "single",
+        to=to.value if to else None,
         dtype=dtypes[dtype] if dtype else None,
         keep_extras=keep_extras,
         prediction_type=prediction_type.value if prediction_type else None,
@@ -78,14 +85,14 @@ def convert(
     )
     for warning in done.warnings:
         terminal.warning(warning)
-    for what, names in (("kept beside the networks", done.kept), ("left out", done.left_out)):
+    for what, names in (("kept in addition to the networks", done.kept), ("left out", done.left_out)):
         if names:
             terminal.note(f"{what}: {', '.join(_grouped(names))}")
     typer.echo(str(target))
 
 
 def _grouped(names: tuple[str, ...]) -> list[str]:
-    """Names, those that begin alike (such as the 688 of `model_ema.`) as one."""
+    """Return the names, with those of one prefix (such as the 688 of `model_ema.`) joined into one."""
     counts = Counter(name.partition(".")[0] for name in names)
     singles = {name.partition(".")[0]: name for name in names}
     return [singles[first] if n == 1 else f"{first}.… ({n} names)" for first, n in counts.items()]

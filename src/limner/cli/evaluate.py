@@ -1,8 +1,8 @@
-"""`limner evaluate`: how much of what it is asked for the picture world's model draws.
+"""`limner evaluate`: how well a model of the picture world follows its prompts.
 
-Prompts about scenes that no training has seen are drawn, the probe says what stands in the pictures, and
-what it says is held against the scenes. The probe itself is tried on the same scenes as the renderer draws
-them, on their reconstructions by the model's autoencoder, and on pictures whose prompts were exchanged.
+The model generates images for captions of new scenes, the probe recognises what is in the images, and the
+findings are compared with the scenes. The probe itself is evaluated on renderings of the same scenes, on
+their reconstructions by the model's autoencoder, and on images compared with the prompts of others.
 """
 
 import json
@@ -18,24 +18,25 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from limner.cli import terminal
-from limner.errors import InvalidCheckpoint, OutputError
+from limner.errors import OutputError
+
+from . import terminal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from limner.picturebook.evaluation import Mean, Share, Verdict
+    from limner.backends.base import Precision
+    from limner.model.model import Model
+    from limner.picturebook.evaluation import Mean, Proportion, Verdict
     from limner.picturebook.probe import Probe, Seen
     from limner.picturebook.world import Scene, World
-    from limner.pipeline.backends.base import Precision
-    from limner.pipeline.model import Model
     from limner.request import GenerationRequest
 
-    Tally = Mapping[str, Share]
+    Tally = Mapping[str, Proportion]
 
 _ON_SHEET, _COLUMNS = 48, 6
-_BATCH = 64  # pictures that a judge reads, or the autoencoder reconstructs, at a time
+_BATCH = 64  # images that a judge reads, or the autoencoder reconstructs, at a time
 
 
 def evaluate(
@@ -47,29 +48,34 @@ def evaluate(
         typer.Option(help="JSON file with fields of the World it was trained on; by default limner.json's."),
     ] = None,
     prompts: Annotated[
-        int, typer.Option(min=64, help="How many; every second holds a combination kept from training.")
+        int,
+        typer.Option(min=64, help="Number of prompts; half of them have combinations held out of training."),
     ] = 1000,
     steps: Annotated[
         int | None, typer.Option(help="Sampler steps; like those below, by default the model's own.")
     ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How closely to follow the prompt.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="As of `limner generate`.")] = None,
-    sigma_schedule: Annotated[str | None, typer.Option(help="As of `limner generate`.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the scenes, the words and the pictures.")] = 0,
-    out: Annotated[Path, typer.Option(help="The report, in Markdown; the figures as JSON go beside it.")] = (
-        Path("docs/picturebook-report.md")
-    ),
+    sampler: Annotated[str | None, typer.Option(help="As in `limner generate`.")] = None,
+    sigma_schedule: Annotated[str | None, typer.Option(help="As in `limner generate`.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the scenes, the captions and the images.")] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="File of the report, in Markdown; its figures are written to a JSON file of the same name."
+        ),
+    ] = (Path("docs/picturebook-report.md")),
     sheet: Annotated[
-        Path | None, typer.Option(help=f"Picture of the first {_ON_SHEET} with their prompts and verdicts.")
+        Path | None,
+        typer.Option(help=f"Sheet of the first {_ON_SHEET} images with prompts and verdicts."),
     ] = None,
     judges: Annotated[
         Path | None,
-        typer.Option(help="Folder of a probe, and of a CLIP in clip/; by default those that ship."),
+        typer.Option(help="Folder of a probe, with a CLIP in clip/; by default those that ship with Limner."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
 ) -> None:
-    """Measure the picture world's model: what it draws right of what it is asked for."""
+    """Measure how well the picturebook model follows its prompts."""
     given = {
         "steps": steps,
         "guidance_scale": guidance_scale,
@@ -96,12 +102,14 @@ def _evaluate(
     device: str,
     precision: str,
 ) -> None:
-    from limner.picturebook.evaluation import fresh_scenes, judge, shown
+    from limner.catalogue.layout import CARD
+    from limner.engine.loaded import load
+    from limner.files import whole_file
+    from limner.images.picture import write_picture
+    from limner.picturebook.evaluation import fresh_scenes, judge, perfect_findings
     from limner.picturebook.probe import JUDGES, load_probe, see
-    from limner.pipeline.loading import load
-    from limner.pipeline.metadata import write_picture
+    from limner.picturebook.world import read_world
     from limner.request import GenerationRequest
-    from limner.weights.files import whole_file
 
     for path in filter(None, (out, sheet)):
         if not path.absolute().parent.is_dir():
@@ -109,41 +117,43 @@ def _evaluate(
                 f"{path} cannot be written: {path.parent} is not a folder",
                 hint="make it, or choose another file with --out",
             )
-    drawer = load(name, device=device, precision=cast("Precision", precision))
-    world = _world(world_file, drawer.checkpoint.folder)
+    generator = load(name, device=device, precision=cast("Precision", precision))
+    world = read_world(world_file, generator.checkpoint.folder / CARD)
     folder = judges or JUDGES
     probe = load_probe(folder)
-    base = drawer.resolve(GenerationRequest.of({"prompt": "", "model": name, "seed": seed, **fields}))
+    base = generator.resolve(
+        GenerationRequest.of({"prompt": "", "model": name, "seed": seed, **fields})
+    ).request
 
     scenes, words = fresh_scenes(world, count, seed)
     began = time.monotonic()
-    pictures = _draw(drawer, base, words)
+    pictures = _generate(generator, base, words)
     seconds = (time.monotonic() - began) / count
     seen = see(probe, pictures)
     verdicts = [judge(scene, what) for scene, what in zip(scenes, seen, strict=True)]
     if sheet is not None:
         write_picture(_contact_sheet(pictures[:_ON_SHEET], words, verdicts), sheet)
-    pictures = pictures[:0]  # hundreds of megabytes that are not needed any more
+    pictures = pictures[:0]  # frees hundreds of megabytes
 
-    rendered, reconstructed, psnr = _read_scenes(scenes, drawer, probe)
-    truth = [shown(scene) for scene in scenes]
+    rendered, reconstructed, psnr = _read_scenes(scenes, generator, probe)
+    truth = [perfect_findings(scene) for scene in scenes]
     report = _Report(
         command=_command(name, world_file, count, base, seed, precision),
-        model=drawer.identity,
-        environment=drawer.environment(),
+        model=generator.identity,
+        environment=generator.environment(),
         request=base.model_dump(exclude_none=True, exclude={"prompt", "model", "seed"}),
-        seconds_a_picture=round(seconds, 3),
-        drawn=_groups(scenes, verdicts),
+        seconds_per_image=round(seconds, 3),
+        generated=_groups(scenes, verdicts),
         probe={
             "renders": _tally(scenes, rendered),
             "reconstructions": _tally(scenes, reconstructed),
-            "drawn, prompts exchanged": _tally(scenes[1:] + scenes[:1], seen),
-            "perfect reader, the same exchanged": _tally(scenes[1:] + scenes[:1], truth),
+            "generated, prompts exchanged": _tally(scenes[1:] + scenes[:1], seen),
+            "perfect probe, prompts exchanged": _tally(scenes[1:] + scenes[:1], truth),
         },
         psnr=psnr,
         retrieval=_retrieval(folder / "clip", world, scenes, words) if (folder / "clip").is_dir() else {},
         wrong=[
-            {"prompt": prompt, "seed": seed + i, "seen": _told(what)}
+            {"prompt": prompt, "seed": seed + i, "seen": _described(what)}
             for i, (prompt, what, verdict) in enumerate(zip(words, seen, verdicts, strict=True))
             if not verdict.all_right
         ],
@@ -152,32 +162,14 @@ def _evaluate(
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for group in ("all", "training combinations", "held-out combinations"):
-        terminal.note(f"{group}: {report.drawn[group]['entirely right']} entirely right")
+        terminal.note(f"{group}: {report.generated[group]['entirely right']} entirely right")
     typer.echo(str(out))
 
 
-def _world(file: Path | None, model: Path) -> "World":
-    """The world that a file holds; with none, what the model's `limner.json` says under "world"."""
-    from limner.picturebook.world import World
-    from limner.weights.checkpoint import CARD
-    from limner.weights.files import read_json
-
-    card = model / CARD
-    if file is not None:
-        given = read_json(file)
-    else:
-        given = read_json(card).get("world", {}) if card.is_file() else {}
-    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    try:
-        return World(**fields)
-    except TypeError as error:
-        raise InvalidCheckpoint(f"{file or card} describes no world: {error}") from None
-
-
-def _draw(model: "Model", base: "GenerationRequest", prompts: Sequence[str]) -> "Tensor":
-    """The pictures of all prompts [N, 3, H, W]; prompt i has the seed of `base` plus i."""
-    from limner.pipeline.engine import Engine
-    from limner.pipeline.images import to_tensor
+def _generate(model: "Model", base: "GenerationRequest", prompts: Sequence[str]) -> "Tensor":
+    """The images of all prompts [N, 3, H, W]; prompt i has the seed of `base` plus i."""
+    from limner.engine.engine import Engine
+    from limner.images.pixels import to_tensor
 
     assert base.seed is not None
     requests = [
@@ -186,7 +178,7 @@ def _draw(model: "Model", base: "GenerationRequest", prompts: Sequence[str]) -> 
     pictures: list[Image] = []
     with (
         Engine(model, max_waiting=len(requests)) as engine,
-        typer.progressbar(length=len(requests), label="drawing", file=sys.stderr) as bar,
+        typer.progressbar(length=len(requests), label="generating", file=sys.stderr) as bar,
     ):
         for handle in [engine.submit(request) for request in requests]:
             pictures += handle.result().images
@@ -197,7 +189,7 @@ def _draw(model: "Model", base: "GenerationRequest", prompts: Sequence[str]) -> 
 def _read_scenes(
     scenes: Sequence["Scene"], model: "Model", probe: "Probe"
 ) -> tuple[list["Seen"], list["Seen"], "Mean"]:
-    """What the probe sees in rendered scenes and in their reconstructions, and how good those are, in dB."""
+    """The probe's findings in rendered scenes and in their reconstructions, and the PSNR of these in dB."""
     import torch
 
     from limner.picturebook.evaluation import Mean, psnr
@@ -221,25 +213,25 @@ def _read_scenes(
 
 
 def _render(scenes: Sequence["Scene"]) -> "Tensor":
+    from limner.images.pixels import to_tensor
     from limner.picturebook.world import render
-    from limner.pipeline.images import to_tensor
 
     return to_tensor([render(scene) for scene in scenes])
 
 
 def _retrieval(
     folder: Path, world: "World", scenes: Sequence["Scene"], words: Sequence[str]
-) -> dict[str, "Share"]:
-    """How well CLIP's two encoders find rendered pictures and captions by each other."""
+) -> dict[str, "Proportion"]:
+    """How well CLIP retrieves captions for rendered scenes, and the reverse."""
     import torch
     from torch.nn.functional import normalize
 
+    from limner.files import read_json
     from limner.picturebook.evaluation import preferred, retrieved
     from limner.picturebook.world import caption, swapped
     from limner.prompts.tokenizer import Tokenizer
     from limner.training.components import read_text_encoder
-    from limner.weights.checkpoint import load_image_encoder
-    from limner.weights.files import read_json
+    from limner.weights.components import load_image_encoder
 
     image_encoder = load_image_encoder(folder / "image_encoder", torch.float32)
     text_encoder = read_text_encoder(folder / "text_encoder")
@@ -295,7 +287,7 @@ def _groups(scenes: Sequence["Scene"], verdicts: Sequence["Verdict"]) -> dict[st
     return {group: tally(those) for group, those in groups.items()}
 
 
-def _told(seen: "Seen") -> str:
+def _described(seen: "Seen") -> str:
     things = ", ".join(f"{thing.colour} {thing.kind}" for thing in seen.things) or "nothing"
     return f"{things}; {seen.setting}, {seen.time}, {seen.weather}, {seen.style}"
 
@@ -308,7 +300,7 @@ def _command(
     seed: int,
     precision: str,
 ) -> str:
-    """What measures the same again, whatever becomes of the model's defaults."""
+    """The command line that repeats the evaluation, independent of the model's defaults."""
     options = {
         "model": name,
         **({"world": world} if world else {}),
@@ -326,14 +318,14 @@ def _command(
 
 @dataclass(frozen=True)
 class _Report:
-    """All figures. `drawn` and `probe` are tallies by group."""
+    """All figures. `generated` and `probe` are tallies by group."""
 
     command: str
     model: Mapping[str, str]
     environment: Mapping[str, str | int]
     request: Mapping[str, Any]
-    seconds_a_picture: float
-    drawn: "Mapping[str, Tally]"
+    seconds_per_image: float
+    generated: "Mapping[str, Tally]"
     probe: "Mapping[str, Tally]"
     psnr: "Mean"
     retrieval: "Tally"
@@ -356,26 +348,28 @@ class _Report:
         request = ", ".join(f"{name} {value}" for name, value in self.request.items())
         return "\n".join(
             [
-                "# What the picturebook model draws of what it is asked for",
+                "# How well the picturebook model follows its prompts",
                 "",
                 f"    {self.command}",
                 "",
                 f"Model {self.model['name']}, weights {self.model['sha256'][:16]}. {environment}.",
-                f"{request}. {self.seconds_a_picture} s a picture.",
+                f"{request}. {self.seconds_per_image} s per image.",
                 "",
-                "Shares with Wilson's 95 % interval. [The guide](guides/picturebook.md) says what counts.",
+                "Shares with Wilson's 95 % interval. [The guide](guides/picturebook.md) defines the figures.",
                 "",
-                *_table(self.drawn, sides),
+                *_table(self.generated, sides),
                 "",
                 "## By number of things, and by relation",
                 "",
-                *_table(self.drawn, [name for name in (*sizes, *relations) if name in self.drawn], main),
+                *_table(
+                    self.generated, [name for name in (*sizes, *relations) if name in self.generated], main
+                ),
                 "",
                 "## The judge",
                 "",
-                "The probe on the same scenes as the renderer draws them, on their reconstructions by the",
-                "model's autoencoder, and on the drawn pictures, each held against the prompt of another;",
-                "beside that, what a perfect reader would say.",
+                "The probe on renderings of the same scenes, on their reconstructions by the model's",
+                "autoencoder, and on the generated images, each compared with the prompt of another one;",
+                "the last column is what a perfect probe would find there.",
                 "",
                 *_table(self.probe, list(self.probe)),
                 "",
@@ -392,7 +386,7 @@ class _Report:
 def _table(tallies: "Mapping[str, Tally]", groups: Sequence[str], figures: Sequence[str] = ()) -> list[str]:
     """Rows are figures and columns groups; with `figures` named, rows are groups."""
     if figures:
-        head = ["", "pictures", *figures]
+        head = ["", "images", *figures]
         rows = [[g, str(tallies[g]["counts"].of), *(str(tallies[g][f]) for f in figures)] for g in groups]
     else:
         head = ["", *groups]
@@ -401,10 +395,10 @@ def _table(tallies: "Mapping[str, Tally]", groups: Sequence[str], figures: Seque
 
 
 def _contact_sheet(pictures: "Tensor", words: Sequence[str], verdicts: Sequence["Verdict"]) -> "Image":
-    """Each picture above its prompt, with a green tick where it is entirely right and else a red cross."""
+    """Each image above its prompt, with a green tick if it is entirely right, else a red cross."""
     from PIL import Image, ImageDraw, ImageFont
 
-    from limner.pipeline.images import to_images
+    from limner.images.pixels import to_images
 
     side, gap, label = 192, 10, 62
     font = ImageFont.load_default(11)

@@ -1,7 +1,7 @@
 """`limner grid`: one request with every value of some axes, on one labelled sheet.
 
-All requests are checked before anything is drawn, and go through one engine. Ctrl-C keeps a sheet of what is
-finished.
+All requests are checked before anything is generated, and go through one engine. Ctrl-C keeps a sheet of
+what is finished.
 """
 
 import os
@@ -9,45 +9,45 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limner.cli import terminal
+from limner.cli.fields import RequestOptions
 from limner.cli.generate import read_prompt, request_of
-from limner.cli.options import OUTPUT, ModelOptions, Quiet, RequestOptions, Text, flag, option, spread
-from limner.cli.output import Place, make_folder
+from limner.cli.options import OUTPUT, ModelOptions, Quiet, Text, flag, option, spread
+from limner.cli.output import Destination, make_folder
 from limner.errors import LimnerError
+from limner.files import numbered
+
+from . import terminal
 
 if TYPE_CHECKING:
-    from limner.pipeline.axes import Axis
-    from limner.pipeline.metadata import Picture
-    from limner.pipeline.model import Model
-    from limner.pipeline.models import ModelCache
+    from limner.engine.models import ModelCache
+    from limner.grids.axes import Axis
+    from limner.images.picture import Picture
+    from limner.model.model import Model
     from limner.request import GenerationRequest
 
 _AXES = "Axes"
-_X = "What differs side by side: steps=10,20,30, seed=1-4, replace=cat,dog, lora:ink=0-1[5] …"
-_OUT = "Folder for the sheet, or its name: a .png, .jpg or .webp file."
-_KEEP = "Write the single pictures too, to a folder named like the sheet."
-_FROM = "Take what this picture's record says; other options override it."
+_X = "Axis from left to right: steps=10,20,30, seed=1-4, replace=cat,dog, lora:ink=0-1[5] …"
+_OUT = "Folder for the sheet, or its file: .png, .jpg or .webp."
+_KEEP = "Write the single images too, to a folder named like the sheet."
+_FROM = "Take the request stored in this image; other options override it."
 
 
 @spread
 def grid(
     prompt: Annotated[
-        Text, typer.Argument(help="What to draw; - reads it from standard input.", show_default=False)
+        Text, typer.Argument(help="What the image shows; - reads it from standard input.", show_default=False)
     ] = None,
     *,
     x: Annotated[Text, option(_X, _AXES, "--x", metavar="NAME=VALUES")] = None,
-    y: Annotated[
-        Text, option("What differs one below the other.", _AXES, "--y", metavar="NAME=VALUES")
-    ] = None,
-    z: Annotated[
-        Text, option("What differs from table to table.", _AXES, "--z", metavar="NAME=VALUES")
-    ] = None,
-    limit: Annotated[int, option("The most pictures.", _AXES, min=1, metavar="NUMBER")] = 100,
+    y: Annotated[Text, option("Axis from top to bottom.", _AXES, "--y", metavar="NAME=VALUES")] = None,
+    z: Annotated[Text, option("Axis from table to table.", _AXES, "--z", metavar="NAME=VALUES")] = None,
+    limit: Annotated[int, option("Largest number of images.", _AXES, min=1, metavar="NUMBER")] = 100,
     fields: RequestOptions,
     models: ModelOptions,
     out: Annotated[Path, option(_OUT, OUTPUT)] = Path("pictures"),
@@ -55,45 +55,44 @@ def grid(
     source: Annotated[Path | None, option(_FROM, OUTPUT, "--from", metavar="PICTURE")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a prompt with several values of its options, on one sheet.
+    """Compare values of a prompt's options on one sheet (X/Y/Z plot).
 
     An axis is a field of a request and its values: --x steps=10,20,30.
-    --y replace=cat,dog puts another word into the prompt.
-    All pictures have one seed, unless seeds are an axis.
+    --y replace=cat,dog replaces a word of the prompt.
+    All images share one seed, unless the seed is an axis.
     """
-    from limner.pipeline.axes import Axis
-    from limner.pipeline.grid import plan
+    from limner.grids.axes import Axis
+    from limner.grids.grid import cell_requests
 
     axes = {name: Axis.read(text) for name, text in (("x", x), ("y", y), ("z", z)) if text is not None}
     given = fields.given()
     if (words := read_prompt(prompt)) is not None:
         given["prompt"] = words
     elif source is None and any(axis.name == "prompt" for axis in axes.values()):
-        given["prompt"] = ""  # those of the axis take its place
+        given["prompt"] = ""  # the axis has the prompts
     request, _ = request_of(given, source, models.given())
-    requests = plan(request, axes.values(), limit)
-    place = Place(out)
-    place.check(1)
+    requests = cell_requests(request, axes.values(), limit)
+    destination = Destination(out)
+    destination.check(1)
     visible = sys.stderr.isatty() and not quiet
     try:
         with terminal.passing("loading …", visible):
-            from limner.pipeline.grid import check
+            from limner.grids.grid import check
 
             loaded = _loaded(request, models, axes.values())
             check(requests, loaded)
     except KeyboardInterrupt:
-        terminal.say("stopped", "nothing is drawn", "yellow")
+        terminal.say("stopped", "nothing was generated", "yellow")
         raise typer.Exit(130) from None
-    path = place.path if place.is_file else place.sheet(requests[0].seed or 0)
-    _draw(requests, axes, loaded, path, keep, visible)
+    _draw(requests, axes, loaded, destination, keep, visible)
 
 
 def _loaded(
     request: "GenerationRequest", models: ModelOptions, axes: "Collection[Axis]"
 ) -> "Model | ModelCache":
-    """The model, or where models are an axis, what loads them."""
-    from limner.pipeline.loading import load
-    from limner.pipeline.models import ModelCache
+    """The model, or a cache of models if they are an axis."""
+    from limner.engine.loaded import load
+    from limner.engine.models import ModelCache
 
     if any(axis.name in ("model", "revision", "variant") for axis in axes):
         return ModelCache(**models.given())
@@ -104,27 +103,31 @@ def _draw(
     requests: "Sequence[GenerationRequest]",
     axes: "Mapping[str, Axis]",
     models: "Model | ModelCache",
-    path: Path,
+    to: Destination,
     keep: bool,
     visible: bool,
 ) -> None:
-    """Draw, and write the sheet, however it ends."""
-    from limner.pipeline.grid import Grid, draw
-    from limner.pipeline.metadata import Picture, write_picture
+    """Generate the images and write the sheet, also after Ctrl-C and errors."""
+    from limner.grids.grid import Grid, draw
+    from limner.images.picture import Picture, fits, losses, write_new_picture, write_picture
 
     drawn: dict[int, Picture] = {}
     errors: dict[int, BaseException] = {}
     bar, since, stopped = terminal.Bar() if visible else None, time.monotonic(), False
-    make_folder(path.parent)
+    make_folder(to.folder)
+    names = to.sheet(requests[0].seed or 0)
+    path = (
+        to.path if to.is_file else next(n for n in names if not n.exists() and not n.with_suffix("").exists())
+    )
     try:
         with closing(draw(requests, models)) as drawing:
-            for place, outcome in drawing:
+            for cell, outcome in drawing:
                 if isinstance(outcome, Picture):
-                    drawn[place] = outcome
+                    drawn[cell] = outcome
                     if keep:
-                        _keep(outcome, place, path, bar)
+                        _keep(outcome, cell, path, bar)
                 else:
-                    errors[place] = outcome
+                    errors[cell] = outcome
                 if bar:
                     done, each = (
                         len(drawn) + len(errors),
@@ -132,7 +135,7 @@ def _draw(
                     )
                     left = each * (len(requests) - done)
                     bar.update(
-                        done, len(requests), f"{done} of {len(requests)} pictures", f"{each:.1f} s each", left
+                        done, len(requests), f"{done} of {len(requests)} images", f"{each:.1f} s each", left
                     )
     except KeyboardInterrupt:
         stopped = True
@@ -141,7 +144,18 @@ def _draw(
             bar.hide()
     sheet = Grid(**axes, pictures=drawn, errors=errors)
     if drawn:
-        write_picture(sheet.image, path)
+        if to.is_file:
+            image = sheet.image
+            if fits(image.size, path.suffix):
+                write_picture(image, path)
+            else:
+                size = f"{image.width} x {image.height}"
+                terminal.warning(f"the sheet is {size}, too large for {path.suffix}: it is written as PNG")
+                path = write_new_picture(image, numbered(path.with_suffix(".png")))
+            for loss in losses(image, path.suffix):
+                terminal.warning(f"{path}: {loss}")
+        else:
+            path = write_new_picture(sheet.image, chain([path], names))
         typer.echo(os.fsencode(path))
     for warning in dict.fromkeys(
         warning for picture in drawn.values() for warning in picture.record.warnings
@@ -149,40 +163,39 @@ def _draw(
         terminal.warning(warning)
     if sheet.scale < 1.0:
         terminal.note(
-            f"the pictures on the sheet are {sheet.scale:.0%} as wide as they were drawn; see --keep"
+            f"the images on the sheet are scaled to {sheet.scale:.0%}; --keep writes them at full size"
         )
     if stopped:
         kept = (
-            f"a sheet with {len(drawn)} of {len(requests)} pictures is kept"
+            f"a sheet with {len(drawn)} of {len(requests)} images is kept"
             if drawn
             else "nothing was finished"
         )
         terminal.say("stopped", kept, "yellow")
         raise typer.Exit(130) from None
     if errors:
-        for place, error in sorted(errors.items()):
+        for cell, error in sorted(errors.items()):
             why = error.message if isinstance(error, LimnerError) else repr(error)
-            terminal.say("failed", f"{_where(place, axes)}: {why}", "red")
+            terminal.say("failed", f"{_values_of(cell, axes)}: {why}", "red")
         raise typer.Exit(1)
 
 
-def _keep(picture: "Picture", place: int, sheet: Path, bar: terminal.Bar | None) -> None:
-    """Write a picture to a folder named like its sheet."""
-    from limner.pipeline.metadata import write_picture
+def _keep(picture: "Picture", cell: int, sheet: Path, bar: terminal.Bar | None) -> None:
+    """Write an image to a folder named like the sheet."""
+    from limner.images.picture import write_new_picture
 
     folder = sheet.with_suffix("")
     make_folder(folder)
-    path = folder / f"{place + 1:05d}-{picture.seed}.png"
-    write_picture(picture, path)
+    path = write_new_picture(picture, numbered(folder / f"{cell + 1:05d}-{picture.seed}.png"))
     if bar and sys.stdout.isatty():
         bar.hide()
     typer.echo(os.fsencode(path))
 
 
-def _where(place: int, axes: "Mapping[str, Axis]") -> str:
-    """The values of a place."""
+def _values_of(cell: int, axes: "Mapping[str, Axis]") -> str:
+    """The axes' values of a cell."""
     said = []
     for axis in axes.values():  # x first, which changes fastest
-        place, index = divmod(place, len(axis.values))
+        cell, index = divmod(cell, len(axis.values))
         said.append(f"{axis.name}={axis.texts[index]}")
     return ", ".join(said)

@@ -1,12 +1,11 @@
-"""What a batch has done so far: a JSON line for each of its lines that is finished or has failed.
+"""The journal of a batch: a JSON line for each of its lines that is finished or has failed.
 
-The journal stands beside the pictures. Its first line holds a number that seeds are made from for lines which
-give none, so that a batch that was broken off goes on with the seeds that it would have had.
+It is in the folder of the images. Its first line holds a number from which the seeds of lines without one are
+derived, so that a batch that was interrupted resumes with the same seeds.
 """
 
 import json
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from limner.cli.lines import Line
 from limner.cli.output import make_folder
 from limner.errors import OutputError
+from limner.files import only_writer
 from limner.request import MAX_SEED, NEW_SEEDS
 
 NAME = "batch.jsonl"
@@ -31,11 +31,11 @@ class _Header(BaseModel):
 
 
 class Entry(BaseModel):
-    """What became of a line.
+    """The outcome of a line.
 
     Attributes:
-        line: its number when it was drawn.
-        seed: of its first picture.
+        line: Its line number in that run.
+        seed: of its first image.
         pictures: file names in the journal's folder, all of them whole.
         error: why it failed, if it did.
     """
@@ -60,13 +60,13 @@ class Journal:
         self.folder, self.path = folder, folder / NAME
         self._file: BinaryIO | None = None
         try:
-            raw = self.path.read_bytes()
+            self._raw = self.path.read_bytes()
         except FileNotFoundError:
-            raw = b""
+            self._raw = b""
         except OSError as error:
             raise OutputError(f"{self.path} cannot be read: {error.strerror}") from error
         # A process that was killed may leave a last line that is not ended, which does not count.
-        written = raw.split(b"\n")[:-1]
+        written = self._raw.split(b"\n")[:-1]
         self._seeds, self._is_new = secrets.randbelow(MAX_SEED), not written
         self._pictures: dict[str, tuple[str, ...]] = {}  # of finished lines, by fingerprint
         for number, line in enumerate(written, 1):
@@ -84,7 +84,7 @@ class Journal:
                 self._pictures[entry.fingerprint] = entry.pictures
 
     def has(self, line: Line) -> bool:
-        """Whether all pictures of a line are drawn, and still there."""
+        """Whether all images of a line are finished, and their files still exist."""
         names = self.names(line)
         return bool(names) and all((self.folder / name).is_file() for name in names)
 
@@ -93,7 +93,7 @@ class Journal:
         return self._pictures.get(line.fingerprint, ())
 
     def seed(self, line: Line) -> int:
-        """Of the line's first picture: its own, or one that is the same in every run."""
+        """Of the line's first image: its own, or one that is the same in every run."""
         if line.request.seed is not None:
             return line.request.seed
         digest = sha256(f"{self._seeds} {line.fingerprint}".encode()).digest()
@@ -111,20 +111,20 @@ class Journal:
             OutputError: it cannot be written, or another process is writing.
         """
         make_folder(self.folder)
-        try:
-            file = self.path.open("ab")
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from error
-        with file:
-            _lock(file, self.path)
-            file.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+        with only_writer(self.path, "batch"), self.path.open("ab") as file:
+            if self.path.read_bytes() != self._raw:
+                raise OutputError(
+                    f"another batch has written to {self.path} since this one started",
+                    hint="run the same command again; it generates the rest",
+                )
+            file.truncate(self._raw.rfind(b"\n") + 1)
             self._file = file
             if self._is_new:
                 self._write(_Header(journal=1, seeds=self._seeds))
             yield
 
     def note(self, entry: Entry) -> None:
-        """Write what became of a line."""
+        """Write the outcome of a line."""
         self._write(entry)
 
     def _write(self, value: BaseModel) -> None:
@@ -135,17 +135,3 @@ class Journal:
             self._file.flush()
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error.strerror}") from error
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """For as long as the file is open; two runs in one folder would draw everything twice."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OutputError(
-            f"another batch is writing to {path}", hint="wait for it, or choose another folder with --out"
-        ) from None

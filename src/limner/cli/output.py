@@ -1,23 +1,26 @@
-"""Folders that pictures go to: tried before anything is drawn, made when there is something to write."""
+"""Where images are written: checked before anything is generated, made when there is something to write."""
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limner.errors import InvalidRequest, OutputError
+from limner.files import numbered
+
+from . import terminal
 
 if TYPE_CHECKING:
-    from limner.pipeline.metadata import Picture
+    from limner.images.picture import Picture
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # the formats that carry a record
 _OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".pdf", ".ppm", ".tga", ".tif", ".tiff")
 
 
 @dataclass
-class Place:
-    """Where pictures go: a file if the path has a picture's suffix, else a folder."""
+class Destination:
+    """A path for images: a file if it has the suffix of an image format, else a folder."""
 
     path: Path
     written: int = 0
@@ -33,44 +36,45 @@ class Place:
     @property
     def kept(self) -> str:
         if not self.written:
-            return "no picture was finished"
-        return f"{self.written} finished picture{'s' * (self.written > 1)} kept in {self.path}"
+            return "no image was finished"
+        return f"{self.written} finished image{'s' * (self.written > 1)} kept in {self.path}"
 
     def check(self, number: int) -> None:
-        """Try whether pictures can be written here, without leaving a trace.
+        """Try whether images can be written here, without leaving a trace.
 
         Raises:
             OutputError: they cannot.
-            InvalidRequest: several pictures for one file.
+            InvalidRequest: several images for one file.
         """
         if self.is_file and number > 1:
             raise InvalidRequest(
-                f"--out names one file, {self.path}, for {number} pictures", hint="name a folder"
+                f"--out names one file, {self.path}, for {number} images", hint="name a folder"
             )
         if self.path.suffix.lower() in _OTHER_SUFFIXES and not self.path.is_dir():
             raise OutputError(
-                f"{self.path} cannot keep what drew it", hint=f"use {', '.join(_SUFFIXES)}, or a folder"
+                f"{self.path} cannot keep the request", hint=f"use {', '.join(_SUFFIXES)}, or a folder"
             )
         check_folder(self.folder)
 
     def write(self, picture: "Picture") -> Path:
         """Raises OutputError."""
-        from limner.pipeline.metadata import write_picture
-        from limner.pipeline.result import save_new
+        from limner.images.picture import losses, write_picture
+        from limner.images.result import save_new
 
         if self.is_file:
             make_folder(self.folder)
             write_picture(picture, self.path)
             path = self.path
+            for loss in losses(picture, path.suffix):
+                terminal.warning(f"{path}: {loss}")
         else:
             path = save_new(picture, self.path)
         self.written += 1
         return path
 
-    def sheet(self, seed: int) -> Path:
-        """A name for a sheet of pictures that no file has yet."""
-        names = (f"grid-{seed}{f'-{number}' if number > 1 else ''}.png" for number in count(1))
-        return next(path for name in names if not (path := self.folder / name).exists())
+    def sheet(self, seed: int) -> Iterator[Path]:
+        """Names for a sheet of images, in the order to try them."""
+        return numbered(self.folder / f"grid-{seed}.png")
 
 
 def check_folder(folder: Path) -> None:

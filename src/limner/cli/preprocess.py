@@ -1,4 +1,4 @@
-"""`limner preprocess`: control pictures from pictures and key points."""
+"""`limner preprocess`: control images from images and key points."""
 
 import json
 import re
@@ -17,31 +17,33 @@ _NAMES = (
 
 def preprocess(
     name: Annotated[str, typer.Argument(help=_NAMES)],
-    source: Annotated[Path, typer.Argument(help="A picture; for pose a file with key points.")],
-    out: Annotated[Path, typer.Argument(help="The picture to write.")],
-    low: Annotated[float | None, typer.Option(help="canny: where an edge ends.")] = None,
-    high: Annotated[float | None, typer.Option(help="canny: where an edge begins.")] = None,
+    source: Annotated[Path, typer.Argument(help="An image; for pose a file with key points.")],
+    out: Annotated[Path, typer.Argument(help="The image to write.")],
+    low: Annotated[float | None, typer.Option(help="canny: lower threshold of the gradient.")] = None,
+    high: Annotated[float | None, typer.Option(help="canny: upper threshold of the gradient.")] = None,
     sigma: Annotated[
-        float | None, typer.Option(help="lineart, softedge, blur: of the blur, in pixels.")
+        float | None, typer.Option(help="lineart, softedge, blur: standard deviation of the blur, in pixels.")
     ] = None,
     level: Annotated[
-        float | None, typer.Option(help="scribble, threshold, binary: what counts as white.")
+        float | None, typer.Option(help="scribble, threshold, binary: lowest level that becomes white.")
     ] = None,
-    factor: Annotated[float | None, typer.Option(help="tile: down by it, and up again.")] = None,
-    cell: Annotated[int | None, typer.Option(help="color, shuffle: pixels that stay together.")] = None,
-    seed: Annotated[int | None, typer.Option(help="shuffle: of where they go.")] = None,
-    background: Annotated[float | None, typer.Option(help="normal: 0 to 1, what is farther is flat.")] = None,
+    factor: Annotated[float | None, typer.Option(help="tile: factor of scaling down, then up.")] = None,
+    cell: Annotated[int | None, typer.Option(help="color, shuffle: side of a cell, in pixels.")] = None,
+    seed: Annotated[int | None, typer.Option(help="shuffle: seed of the displacement.")] = None,
+    background: Annotated[
+        float | None, typer.Option(help="normal: 0 to 1; depths farther than this are flat.")
+    ] = None,
     size: Annotated[
-        str | None, typer.Option(help="pose: of the picture, such as 512x768.", metavar="WxH")
+        str | None, typer.Option(help="pose: size of the image, such as 512x768.", metavar="WxH")
     ] = None,
 ) -> None:
-    """Make a control picture: what a ControlNet is to be told of a picture.
+    """Make a control image: edges, lines, poses …
 
-    `limner generate` does this by itself; this shows what comes out, and lets it be changed by hand.
+    `limner generate` does the same; this command writes the control image to a file, to inspect or edit it.
     """
-    from limner.pipeline.images import open_image
-    from limner.pose import draw_pose
-    from limner.preprocess import preprocessed
+    from limner.images.opening import open_image
+    from limner.images.pose import draw_pose
+    from limner.images.preprocess import preprocessed
 
     given = {
         "low": low,
@@ -82,7 +84,7 @@ def _read(file: Path) -> dict[str, object] | list[object]:
 
 
 def _sides(size: str | None) -> tuple[int | None, int | None]:
-    """512x768 is 512 wide."""
+    """Return width and height from a size such as 512x768."""
     if size is None:
         return None, None
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)

@@ -1,6 +1,5 @@
-"""What is said to the person at the terminal. Data goes to stdout, everything else to stderr."""
+"""Output for people. Data goes to stdout, everything else to stderr."""
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,17 +7,19 @@ from math import isfinite
 
 import typer
 
-# With control characters, surrogates and reversals of direction, text from a file could rewrite the screen.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """Text from a file or a stranger, safe to print: control characters become escapes."""
-    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+from limner.errors import spelled
+from limner.logs import printable
 
 
 def say(label: str, text: str, color: str) -> None:
-    """Say something on stderr under a label such as "warning"; colours only on a terminal."""
+    """Write a line to stderr under a label such as "warning"; in colour only on a terminal.
+
+    Names of fields in backticks are written as options.
+    """
+    if "`" in text:
+        from limner.cli.fields import option_of
+
+        text = spelled(text, option_of)
     typer.echo(f"{typer.style(f'{label}:', fg=color, bold=True)} {printable(text)}", err=True)
 
 
@@ -57,7 +58,7 @@ def columns(rows: Sequence[Sequence[str]], headings: Sequence[str] = ()) -> None
 
 @contextmanager
 def passing(text: str, visible: bool = True) -> Iterator[None]:
-    """A line on stderr that is gone when the block ends."""
+    """Show a line on stderr until the block ends."""
     if visible:
         typer.echo(printable(text), nl=False, err=True)
     try:
@@ -68,8 +69,8 @@ def passing(text: str, visible: bool = True) -> Iterator[None]:
 
 
 class Bar:
-    """How far something has come, on stderr. It appears when it is told, and is hidden while something else
-    is printed."""
+    """A progress bar on stderr. It appears with the first `update`; `hide` removes it while something else is
+    printed."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -88,7 +89,7 @@ class Bar:
         self._task = self._progress.add_task("", total=None, title="", pace="", left="")
 
     def update(self, done: int, total: int, title: str, pace: str, seconds_left: float) -> None:
-        """Tell how much of a total is done, under a title, at what pace; `inf` seconds left are not known."""
+        """Show how much of a total is done, with a title and a pace; `inf` seconds left are not shown."""
         left = f"{_clock(round(seconds_left))} left" if isfinite(seconds_left) else ""
         self._progress.update(self._task, total=total, completed=done, title=title, pace=pace, left=left)
         self._progress.start()

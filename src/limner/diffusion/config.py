@@ -1,19 +1,22 @@
-"""A checkpoint's `scheduler_config.json`: its noise schedule, and the sampler it asks for.
+"""A checkpoint's `scheduler_config.json`: its noise schedule and default sampling settings.
 
 The hub's "scheduler" is several things at once. What the network was trained on (betas, prediction type)
 holds for every sampler; how to sample (class, spacing, sigmas) is only the checkpoint's default.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any, get_args
+from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, get_args
 
 from limner.diffusion.prediction import PredictionType
-from limner.diffusion.schedule import BetaSchedule, NoiseSchedule, SigmaSchedule, Spacing
+from limner.diffusion.schedule import BetaSchedule, NoiseSchedule, SigmaScheduleName, Spacing
+
+if TYPE_CHECKING:
+    import torch
 
 SAMPLER_CLASSES = {
     "DDIMScheduler": "ddim",
@@ -33,9 +36,12 @@ SAMPLER_CLASSES = {
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
 }
-"""Which sampler a class of diffusers means, if nothing else in its config says otherwise."""
+"""Scheduler class of diffusers -> sampler, unless other keys of the config choose a variant."""
 
-SUPPORTED: dict[str, Any] = {
+FALLBACK_SAMPLER = "dpmpp_2m"
+"""Default sampler of a checkpoint whose scheduler class or solver Limner does not have."""
+
+OFFERED: dict[str, Any] = {
     "clip_sample": False,
     "disable_corrector": [],
     "interpolation_type": "linear",
@@ -48,13 +54,12 @@ SUPPORTED: dict[str, Any] = {
     "skip_prk_steps": True,
     "solver_p": None,
     "thresholding": False,
-    "timestep_type": "discrete",
     "use_dynamic_shifting": False,
     "use_flow_sigmas": False,
     "use_lu_lambdas": False,
     "variance_type": "fixed_small",
 }
-"""Keys with no field, and the one value at which they change nothing; null is as good."""
+"""Sampling settings without a field -> the only supported value; null is treated the same."""
 
 WITHOUT_EFFECT = {
     "clip_sample_range",
@@ -63,24 +68,43 @@ WITHOUT_EFFECT = {
     "sample_max_value",
     "time_shift_type",
 }
-"""Parameters of what `SUPPORTED` holds to be off."""
+"""Parameters of features that `OFFERED` requires to be off."""
 
 CLASS_SPECIFIC: dict[str, dict[str, Any]] = {
-    "clip_sample": {"DDIMScheduler": True, "DDPMScheduler": True, "HeunDiscreteScheduler": False},
+    "clip_sample": {
+        "DDIMScheduler": True,
+        "DDPMScheduler": True,
+        "HeunDiscreteScheduler": False,
+        "LCMScheduler": False,
+        "TCDScheduler": False,
+    },
     "skip_prk_steps": {"PNDMScheduler": False},
 }
-"""Keys of `SUPPORTED` that only some classes read, and what their absence means to each."""
+"""Keys of `OFFERED` that only some classes read, and the default of each class."""
+
+TRAINED_ON = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
+"""Fields that the training determines. All others are default sampling settings."""
+
+_OTHER_PROCESSES = ("FlowMatch", "EDM", "CogVideoX", "KarrasVe", "ScoreSde", "ConsistencyDecoder")
 
 MOST_TIMESTEPS = 100_000
-"""A bound on what a file can make us compute; every published model has 1,000."""
+"""Largest `num_train_timesteps` of a file; every published model has 1,000."""
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     """The fields of `scheduler_config.json` under its own names. The defaults are Stable Diffusion's.
 
-    None is "as the sampler's class has it", which `limner.diffusion.plan` knows. Only `family` does not stand
-    in the file: it is the model's, where that is known.
+    None is "as the sampler's class has it", which `limner.diffusion.plan` knows. Two fields are not in the
+    file: `family`, the model's where it is known, and `warnings` of the settings that are not followed.
     """
 
     class_name: str = "DDIMScheduler"
@@ -106,21 +130,12 @@ class SchedulerConfig:
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
     family: str | None = None
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        choices = {
-            "beta_schedule": get_args(BetaSchedule),
-            "prediction_type": get_args(PredictionType),
-            "timestep_spacing": (None, *get_args(Spacing)),
-            "set_alpha_to_one": (None, False, True),
-            "lower_order_final": (None, False, True),
-            "final_sigmas_type": ("zero", "sigma_min"),
-            "solver_order": (1, 2, 3),
-        }
-        for name, allowed in choices.items():
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                given = getattr(self, name)
-                raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(str, allowed))}")
+                raise ValueError(_not_among(name, getattr(self, name), allowed))
         if not 2 <= self.num_train_timesteps <= MOST_TIMESTEPS:
             raise ValueError(
                 f"num_train_timesteps is {self.num_train_timesteps}; expected 2 to {MOST_TIMESTEPS}"
@@ -142,69 +157,82 @@ class SchedulerConfig:
             )
         if not 0 <= self.steps_offset < self.num_train_timesteps:
             raise ValueError(f"steps_offset is {self.steps_offset}; expected a timestep")
-        if self.use_karras_sigmas + self.use_exponential_sigmas + self.use_beta_sigmas > 1:
-            raise ValueError(
-                "more than one of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas is set"
-            )
+        if sum(getattr(self, key) for key in SIGMA_SCHEDULE_KEYS) > 1:
+            raise ValueError(f"more than one of {', '.join(SIGMA_SCHEDULE_KEYS)} is set")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "SchedulerConfig":
-        """Read the parsed JSON. Every key is used, known to change nothing, or an error.
+    def from_dict(cls, values: Mapping[str, Any]) -> SchedulerConfig:
+        """Read the parsed JSON.
+
+        What the network was trained on is read strictly. A setting of how to sample that is not offered, or
+        that cannot be read, is left out, with a warning in `warnings`: it does not keep a model from use.
 
         Raises:
-            ValueError: naming the key and the value.
+            ValueError: naming the key and the value, of what the network was trained on.
         """
         class_name = values.get("_class_name")
         if not isinstance(class_name, str):
             raise ValueError(f"_class_name is {class_name!r}; expected the name of a scheduler class")
-        defaults = {field.name: field.default for field in fields(cls) if field.name != "family"}
+        if class_name.startswith(_OTHER_PROCESSES) or values.get("timestep_type") == "continuous":
+            raise ValueError(
+                f"{class_name} is for networks trained on another noise process, which is not offered; where "
+                "the U-Net is Stable Diffusion's, put the scheduler_config.json of its family there"
+            )
+        defaults = {own.name: own.default for own in fields(cls) if own.name in _IN_FILES}
+        trained = {key: value for key, value in values.items() if key in TRAINED_ON and value is not None}
         given: dict[str, Any] = {"class_name": class_name}
-        for key, value in values.items():
-            if key in defaults:
-                if value is not None:
-                    given[key] = _checked(key, value, defaults[key])
-            elif class_name not in SAMPLER_CLASSES:
-                pass  # its other keys are about a way to sample that is not offered
-            elif key in SUPPORTED:
-                if key not in CLASS_SPECIFIC and value not in (None, SUPPORTED[key]):
-                    raise ValueError(f"{key} is {value!r}; only {SUPPORTED[key]!r} is supported")
-            elif not key.startswith("_") and key not in WITHOUT_EFFECT:
-                raise ValueError(f"unknown key {key!r} (value {value!r})")
-        for key, by_class in CLASS_SPECIFIC.items():
-            value = values.get(key, by_class.get(class_name))
-            if class_name in by_class and value != SUPPORTED[key]:
-                absent = "" if key in values else f", which is what its absence means to {class_name}"
-                raise ValueError(f"{key} is {value!r}{absent}; only {SUPPORTED[key]!r} is supported")
+        given |= {key: _checked(key, value, defaults[key]) for key, value in trained.items()}
         for key in ("beta_schedule", "beta_start", "beta_end"):
             if key not in given and "trained_betas" not in given:
                 raise ValueError(f"missing key {key!r}")
-        return cls(**given)
+        warnings = [*_not_offered(values, class_name)]
+        cls(**given)  # raises for errors in the fields that the training determines
+        for key, value in values.items():
+            if key not in defaults or key in TRAINED_ON or value is None:
+                continue
+            try:
+                cls(**given, **{key: (checked := _checked(key, value, defaults[key]))})
+                given[key] = checked
+            except ValueError as error:
+                warnings.append(f"{error}; the setting is not followed")
+        config = cls(**given)
+        if config.sampler is None:
+            solver = f" ({config.algorithm_type}, order {config.solver_order})"
+            warnings.append(
+                f"{class_name}{solver if class_name in SAMPLER_CLASSES else ''} is not among the samplers; "
+                f"`sampler={FALLBACK_SAMPLER}` is used where none is named"
+            )
+        return replace(config, warnings=tuple(warnings))
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON, as diffusers reads it."""
+        """Return the JSON, as diffusers reads it."""
         always = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
         values: dict[str, Any] = {"_class_name": self.class_name}
-        values |= {key: SUPPORTED[key] for key, by in CLASS_SPECIFIC.items() if self.class_name in by}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("class_name", "family") and (
-                field.name in always or value != field.default
-            ):
-                values[field.name] = list(value) if isinstance(value, tuple) else value
+        values |= {key: OFFERED[key] for key, by in CLASS_SPECIFIC.items() if self.class_name in by}
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if own.name in _IN_FILES and (own.name in always or value != own.default):
+                values[own.name] = list(value) if isinstance(value, tuple) else value
         return values
 
     @cached_property
     def noise_schedule(self) -> NoiseSchedule:
-        """What the network was trained on."""
+        """Noise schedule of the training."""
+        import torch  # here, as requests are resolved without it
+
         return self._noise_schedule(torch.float64)
 
     @cached_property
     def noise_schedule_fp32(self) -> NoiseSchedule:
-        """The same, computed in the arithmetic of float32."""
+        """The noise schedule computed in float32."""
+        import torch
+
         return self._noise_schedule(torch.float32)
 
     def _noise_schedule(self, dtype: torch.dtype) -> NoiseSchedule:
         if self.trained_betas is not None:
+            import torch
+
             betas = torch.tensor(self.trained_betas, dtype=dtype)
             return NoiseSchedule.from_betas(betas, zero_terminal_snr=self.rescale_betas_zero_snr)
         return NoiseSchedule.from_beta_schedule(
@@ -218,18 +246,18 @@ class SchedulerConfig:
 
     @property
     def sampler(self) -> str | None:
-        """The checkpoint's default sampler; None if its class or solver has no counterpart here."""
+        """Sampler of the class and its solver; None if Limner has no counterpart."""
         name = SAMPLER_CLASSES.get(self.class_name)
         if name == "dpmpp_2m" and self.algorithm_type == "sde-dpmsolver++":
-            # Of order 3, diffusers subtracts 1/2 where it should be added (the weight of its D2 would tend to
-            # -1, not 0, for short steps). Here as in k-diffusion.
+            # At order 3, diffusers subtracts 1/2 where it should add it: for short steps, the weight of D2
+            # would tend to -1 instead of 0. Limner follows k-diffusion.
             return "dpmpp_3m_sde" if self.solver_order == 3 else "dpmpp_2m_sde"
         if name in ("dpmpp_2m", "dpmpp_2s") and self.algorithm_type != "dpmsolver++":
             return None
         return None if name == "dpmpp_2s" and self.solver_order != 2 else name
 
     @property
-    def sigma_schedule(self) -> SigmaSchedule:
+    def sigma_schedule(self) -> SigmaScheduleName:
         """The checkpoint's default sigma schedule."""
         if self.use_karras_sigmas:
             return "karras"
@@ -238,8 +266,46 @@ class SchedulerConfig:
         return "beta" if self.use_beta_sigmas else "uniform"
 
 
+SIGMA_SCHEDULE_KEYS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+
+_IN_FILES = {own.name for own in fields(SchedulerConfig)} - {"class_name", "family", "warnings"}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "beta_schedule": get_args(BetaSchedule),
+    "prediction_type": get_args(PredictionType),
+    "timestep_spacing": (None, *get_args(Spacing)),
+    "set_alpha_to_one": (None, False, True),
+    "lower_order_final": (None, False, True),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "solver_order": (1, 2, 3),
+}
+
+
+def _not_among(key: str, value: Any, allowed: Sequence[Any]) -> str:
+    return f"{key} is {value!r}; expected one of {', '.join(map(str, allowed))}"
+
+
+def _not_offered(values: Mapping[str, Any], class_name: str) -> Iterator[str]:
+    """Warnings of settings without a field."""
+    if class_name not in SAMPLER_CLASSES:
+        return  # its settings configure a sampler that Limner does not have
+    for key, value in values.items():
+        if key in CLASS_SPECIFIC or key in _IN_FILES or key.startswith("_") or key in WITHOUT_EFFECT:
+            continue
+        if key not in OFFERED:
+            if key != "timestep_type":
+                yield f"unknown key {key!r} (value {value!r}); it is ignored"
+        elif value not in (None, OFFERED[key]):
+            yield f"{key} is {value!r}, which is not offered; {OFFERED[key]!r} is used"
+    for key, by_class in CLASS_SPECIFIC.items():
+        value = values.get(key, by_class.get(class_name))
+        if class_name in by_class and value != OFFERED[key]:
+            absent = "" if key in values else f", which is what its absence means to {class_name}"
+            yield f"{key} is {value!r}{absent}; only {OFFERED[key]!r} is offered, and used"
+
+
 def _checked(key: str, value: Any, default: Any) -> Any:
-    """`value`, if it is of the kind that `default` is; lists become tuples."""
+    """Return `value` if its type matches that of `default`; lists become tuples. Raises ValueError
+    otherwise."""
     if isinstance(value, list):
         value = tuple(value)
     kinds: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}

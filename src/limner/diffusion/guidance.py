@@ -1,68 +1,71 @@
-"""Guidance: which conditionings to evaluate at a sigma, and how to combine what the network says of each.
+"""Guidance: which conditionings to evaluate at a sigma, and how to combine the predictions.
 
-A guidance is a value with two methods. It works on denoised latents, whatever the network predicts: for the
-same x, combinations whose weights sum to 1 are the same of noise, v or x0. It is told x, sigma and the
-scalings there, so it can go back to the network's own output where a method is defined on that, and it may
-hold more (the sigmas of the run, say) if its weights depend on more.
+A guidance combines denoised latents, whatever the network predicts: for the same x, combinations whose
+weights sum to 1 are equivalent for noise, v and x0. It receives x, sigma and the scalings, so it can convert
+to the network's output where a method is defined on that. An implementation whose weights depend on more,
+such as the sigmas of the run, holds that as fields.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from limner.diffusion.prediction import Scalings
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class Guidance(Protocol):
-    """What a generation needs of a guidance."""
+    """Interface of a guidance."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All conditionings that may be evaluated at some sigma, in the order of their rows."""
+        """Names of all conditionings that can be evaluated at some sigma, in row order."""
 
     def branches(self, sigma: float) -> tuple[str, ...]:
-        """The names of the conditionings to evaluate at `sigma`, in the order of their rows."""
+        """Return the names of the conditionings to evaluate at `sigma`, in row order."""
 
     def combine(
         self, denoised: Mapping[str, Tensor], x: Tensor, sigma: float, scalings: Scalings[float]
     ) -> Tensor:
-        """One denoised latent from those of `branches(sigma)`, each like x [B, C, h, w]."""
+        """Combine the denoised latents of `branches(sigma)`, each [B, C, h, w] like x, into one."""
 
     def unguided(self, denoised: Mapping[str, Tensor], sigma: float) -> Tensor | None:
-        """The one of them that guidance leads away from; None where nothing is guided."""
+        """Return the denoised latents that guidance moves away from; None where guidance is off."""
 
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance:
-    """Away from the negative conditioning, through the positive one (Ho & Salimans 2022, arXiv:2207.12598).
+    """Classifier-free guidance between a negative and a positive conditioning (Ho & Salimans 2022,
+    arXiv:2207.12598).
 
     denoised = negative + scale * (positive - negative)
 
     There may be several positive conditionings, each with a weight (Liu et al. 2022, arXiv:2206.01714,
     equation 15): denoised = negative + scale * sum of weight * (positive - negative).
 
-    With Perp-Neg (Armandpour et al. 2023, arXiv:2304.04968) an empty conditioning has the place of the
-    negative one, which then takes away only what it does not share with the positive one:
+    With Perp-Neg (Armandpour et al. 2023, arXiv:2304.04968) an empty conditioning replaces the negative
+    one, and of the negative direction only the part perpendicular to the positive one is subtracted:
 
         denoised = empty + scale * (p - perpendicular * (n - p * <p, n> / <p, p>))
 
-    with p = positive - empty, of all the positive ones together, and n = negative - empty.
+    with p = positive - empty, for the weighted sum of all positive conditionings, and n = negative - empty.
 
     Args:
-        scale: 1 is no guidance, and the negative conditioning is then not evaluated.
+        scale: Guidance scale. 1 is no guidance; the negative conditioning is then not evaluated.
         rescale: phi of Lin et al. 2023 (arXiv:2305.08891, equations 15 and 16), 0 to 1. Large scales make the
-            network's output too large, and the picture overexposed; this brings its standard deviation, for
+            network's output too large, and the image overexposed; this brings its standard deviation, for
             each image over all channels and pixels, back to that of the positive output by the share phi.
         interval: (low, high]: sigmas outside it are not guided (Kynkäänniemi et al. 2024, arXiv:2404.07724).
-        weights: of the positive conditionings, `positive`, `positive 2`, … With several, the scale is 1 where
-            nothing is guided.
-        skipped: more such intervals, (low, high], whose sigmas are not guided.
-        perpendicular: weight of the negative conditioning in Perp-Neg; None is without.
-        paired: whether what guidance leads away from is evaluated at scale 1 too, as CFG++ needs it.
+        weights: Weights of the positive conditionings, `positive`, `positive 2`, … With several, the scale is
+            1 at sigmas without guidance.
+        skipped: Further intervals (low, high] whose sigmas are not guided.
+        perpendicular: Weight of the negative conditioning in Perp-Neg; None turns Perp-Neg off.
+        paired: Whether to evaluate the negative conditioning even at scale 1, as CFG++ needs it.
 
     Raises:
         ValueError: for a number that is not finite or outside its range.
@@ -88,7 +91,7 @@ class ClassifierFreeGuidance:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those that are guided between, or the positive one alone where nothing is."""
+        """Names of all conditionings; only the positive one if guidance is off."""
         if self.perpendicular is not None:
             return (*self._positive, "negative", "empty")
         guides = self.scale != 1.0 or self.weights != (1.0,) or self.paired
@@ -103,8 +106,8 @@ class ClassifierFreeGuidance:
         return tuple(f"positive {n}" if n > 1 else "positive" for n in range(1, len(self.weights) + 1))
 
     def branches(self, sigma: float) -> tuple[str, ...]:
-        """All names within the interval; outside it `positive`, or all positive ones and what guidance leads
-        away from."""
+        """Return all names within the interval. Outside it return `positive`, or with several positive ones
+        these and the one that guidance moves away from."""
         if self._guides_at(sigma):
             return self.names
         return self._positive if self.weights == (1.0,) else (*self._positive, self._base)
@@ -116,13 +119,15 @@ class ClassifierFreeGuidance:
     def combine(
         self, denoised: Mapping[str, Tensor], x: Tensor, sigma: float, scalings: Scalings[float]
     ) -> Tensor:
-        """The guided denoised latent, from those of `branches(sigma)`, each like x [B, C, h, w]."""
+        """Return the guided denoised latents, from those of `branches(sigma)`, each [B, C, h, w] like x."""
         positive = denoised["positive"]
         if self._base not in denoised:
             return positive
         base = denoised[self._base]
         if self.weights != (1.0,):
             apart = [w * (denoised[n] - base) for n, w in zip(self._positive, self.weights, strict=True)]
+            import torch  # here, as requests are resolved without it
+
             positive = base + torch.stack(apart).sum(0)
         if not self._guides_at(sigma):
             return positive
@@ -133,19 +138,22 @@ class ClassifierFreeGuidance:
         if self.rescale == 0.0:
             return guided
         # On the network's own output, as equation 15 and diffusers' rescale_noise_cfg have it: its standard
-        # deviation is known from training, while that of the denoised latent is the picture's contrast.
+        # deviation is known from training, while that of the denoised latent is the image's contrast.
         output, reference = scalings.output(x, guided), scalings.output(x, positive)
         every = tuple(range(1, x.ndim))
         ratio = reference.std(every, keepdim=True) / output.std(every, keepdim=True)  # [B, 1, 1, 1]
         return scalings.denoised(x, output * (1.0 + self.rescale * (ratio - 1.0)))
 
     def unguided(self, denoised: Mapping[str, Tensor], sigma: float) -> Tensor | None:
-        """That of `negative`, or with Perp-Neg of `empty`; None where nothing is guided."""
+        """Return the denoised latents of `negative`, or with Perp-Neg of `empty`; None where guidance is
+        off."""
         return denoised.get(self._base) if self._guides_at(sigma) else None
 
 
 def _perpendicular(vector: Tensor, direction: Tensor) -> Tensor:
-    """What of each vector of a batch is perpendicular to its direction, both [B, C, h, w]."""
+    """Return the component of each vector perpendicular to its direction, both [B, C, h, w]."""
+    import torch  # here, as requests are resolved without it
+
     every = tuple(range(1, vector.ndim))
     length = direction.square().sum(every, keepdim=True)
     along = (vector * direction).sum(every, keepdim=True) / length.clamp(min=torch.finfo(length.dtype).tiny)
@@ -154,15 +162,15 @@ def _perpendicular(vector: Tensor, direction: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EditGuidance:
-    """Guidance by a text and by a picture to edit (Brooks et al. 2023, arXiv:2211.09800, equation 3).
+    """Guidance by a text and by an input image to edit (Brooks et al. 2023, arXiv:2211.09800, equation 3).
 
     denoised = negative + image_scale * (image - negative) + scale * (positive - image)
 
-    The branch "image" is told the picture, but not the text; "negative" neither.
+    The branch "image" is conditioned on the image but not on the text; "negative" on neither.
 
     Args:
-        scale: of the text.
-        image_scale: how closely to keep to the picture.
+        scale: Guidance scale of the text.
+        image_scale: Guidance scale of the input image.
     """
 
     scale: float
@@ -170,11 +178,11 @@ class EditGuidance:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All three, or the first alone where both scales are 1."""
+        """Names of all three branches; only the first if both scales are 1."""
         return ("positive",) if self.scale == self.image_scale == 1.0 else ("positive", "image", "negative")
 
     def branches(self, sigma: float) -> tuple[str, ...]:
-        """The same at every sigma."""
+        """Return the same names at every sigma."""
         return self.names
 
     def combine(
@@ -187,5 +195,5 @@ class EditGuidance:
         return negative + self.image_scale * (image - negative) + self.scale * (positive - image)
 
     def unguided(self, denoised: Mapping[str, Tensor], sigma: float) -> Tensor | None:
-        """That of `negative`."""
+        """Return the denoised latents of `negative`."""
         return denoised.get("negative")

@@ -1,4 +1,4 @@
-"""Where a picture's noise comes from: a seed, in the arithmetic of CPUs or CUDA GPUs, and variations of it.
+"""Noise of an image from its seed: as torch draws it on CPUs or on CUDA GPUs, and variations of it.
 
 All of it is computed on the CPU, so the same seed gives the same noise on every device and in every batch.
 """
@@ -17,7 +17,7 @@ _WEYL = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 _WORD = 0xFFFFFFFF
 _TO_UNIT = 2.3283064e-10  # 2**-32, as float32 has it
-_PARALLEL = 0.9995  # a cosine beyond which two directions are one
+_PARALLEL = 0.9995  # cosine above which two directions count as equal
 
 
 def cpu_noise(seed: int, shape: Shape) -> Noise:
@@ -46,10 +46,11 @@ def gpu_noise(seed: int, shape: Shape) -> Noise:
 
 
 def varied(noise: Noise, other: Noise, strength: float) -> Noise:
-    """Noise whose first draw lies on the way to another's.
+    """Return noise whose first draw is a spherical interpolation between two sources; later draws are
+    `noise`'s.
 
     Args:
-        strength: 0 is the first's own, 1 the other's.
+        strength: Position between them: 0 is `noise`, 1 is `other`.
     """
     first = [_between(noise(), other(), strength)]
     return lambda: first.pop() if first else noise()
@@ -59,7 +60,7 @@ def _philox(counter: Tensor, seed: int) -> Tensor:
     """Four random words of 32 bits for each counter of four, [4, N] in int64."""
     key = [seed & _WORD, seed >> 32 & _WORD]
     for _ in range(_ROUNDS):
-        # The product of two words fills 64 bits; that int64 takes the highest for a sign is nothing to masks.
+        # The product of two words fills 64 bits; the masks make the sign bit of int64 irrelevant.
         even, odd = counter[0] * _MULTIPLIERS[0], counter[2] * _MULTIPLIERS[1]
         counter = torch.stack(
             [
@@ -74,7 +75,7 @@ def _philox(counter: Tensor, seed: int) -> Tensor:
 
 
 def _between(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """On the arc between two tensors [1, C, h, w], column by column as AUTOMATIC1111 goes."""
+    """Interpolate spherically between two tensors [1, C, h, w], per column as AUTOMATIC1111's webui does."""
     cosine = (torch.nn.functional.normalize(one, dim=2) * torch.nn.functional.normalize(other, dim=2)).sum(2)
     if float(cosine.mean()) > _PARALLEL:
         return one * (1.0 - share) + other * share

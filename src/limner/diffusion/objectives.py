@@ -19,11 +19,11 @@ from limner.diffusion.schedule import NoiseSchedule
 def target(
     schedule: NoiseSchedule, prediction_type: PredictionType, x0: Tensor, noise: Tensor, timesteps: Tensor
 ) -> Tensor:
-    """What the network should answer for `schedule.add_noise(x0, noise, timesteps)`.
+    """Return the output that the network should give for `schedule.add_noise(x0, noise, timesteps)`.
 
     Args:
         x0: clean latents [B, ...].
-        noise: the unit normal that was added, of the same shape.
+        noise: The unit normal noise that was added, of the same shape.
         timesteps: integers in [0, len(schedule)), [B].
 
     Returns:
@@ -42,10 +42,11 @@ def target(
 def loss_weight(
     schedule: NoiseSchedule, prediction_type: PredictionType, timesteps: Tensor, gamma: float | None
 ) -> Tensor:
-    """The min-SNR-gamma weight of each row's squared error (Hang et al. 2023, arXiv:2303.09556).
+    """Return the min-SNR-gamma weight of each row's squared error (Hang et al. 2023, arXiv:2303.09556).
 
     The paper weights the error of x0 by min(SNR, gamma), SNR = a / (1 - a). An error in epsilon is one in
-    x0 times sqrt(SNR), an error in v one in x0 times sqrt(SNR + 1), which the weight divides out.
+    x0 times sqrt(SNR), an error in v one in x0 times sqrt(SNR + 1), so the weight is divided by that factor
+    squared.
 
     Args:
         timesteps: integers in [0, len(schedule)), [B].
@@ -68,7 +69,7 @@ def loss_weight(
 
 
 def offset_noise(noise: Tensor, strength: float, generator: torch.Generator | None = None) -> Tensor:
-    """Noise whose mean per channel also varies, so that very dark and very bright pictures are learnt.
+    """Return noise whose mean per channel also varies, so that very dark and very bright images are learnt.
 
     Source: Guttenberg 2023, "Diffusion with offset noise". `strength` is the standard deviation of the
     added mean; 0.05 to 0.1 is usual, and 0 returns `noise` itself.

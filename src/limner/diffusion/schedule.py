@@ -1,19 +1,22 @@
-"""Noise schedules: how much noise a timestep stands for, and which of them a run visits.
+"""Noise schedules: the noise level of each timestep, and the choice of timesteps and sigmas of a run.
 
-A timestep t of T stands for `x_t = sqrt(a_t) * x0 + sqrt(1 - a_t) * noise`, with a_t the product of
+At timestep t of T the noisy latent is `x_t = sqrt(a_t) * x0 + sqrt(1 - a_t) * noise`, with a_t the product of
 `1 - beta` up to t (Ho et al. 2020, arXiv:2006.11239). In sigma coordinates that is the same latent
 divided by sqrt(a_t): `x0 + sigma_t * noise` with `sigma_t = sqrt((1 - a_t) / a_t)`.
 """
 
+from __future__ import annotations
+
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 """linear: evenly spaced betas (Ho et al. 2020). scaled_linear: evenly spaced square roots (Stable
@@ -37,13 +40,13 @@ class NoiseSchedule:
             raise ValueError("alphas_cumprod must be strictly decreasing from below 1 to 0 or above")
 
     @classmethod
-    def from_betas(cls, betas: Tensor, *, zero_terminal_snr: bool = False) -> "NoiseSchedule":
+    def from_betas(cls, betas: Tensor, *, zero_terminal_snr: bool = False) -> NoiseSchedule:
         """From the variance added at each timestep, [T], each in (0, 1), computed in its dtype.
 
         With `zero_terminal_snr`, sqrt(a) is shifted and stretched so that its first value stays and its
         last is 0: algorithm 1 of Lin et al. 2023 (arXiv:2305.08891).
         """
-        a = torch.cumprod(1.0 - betas, 0)
+        a = (1.0 - betas).cumprod(0)
         if zero_terminal_snr:
             signal = a.sqrt()
             a = ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))) ** 2
@@ -58,12 +61,15 @@ class NoiseSchedule:
         end: float = 0.012,
         *,
         zero_terminal_snr: bool = False,
-        dtype: torch.dtype = torch.float64,
-    ) -> "NoiseSchedule":
+        dtype: torch.dtype | None = None,
+    ) -> NoiseSchedule:
         """From a named family of betas between `start` and `end`; the defaults are Stable Diffusion's.
 
-        The dtype is the arithmetic's. In float32 sigmas differ by some 1e-6 of themselves.
+        The dtype is that of the arithmetic, float64 by default. In float32 sigmas differ by about 1e-6.
         """
+        import torch  # here, as requests are resolved without it
+
+        dtype = dtype or torch.float64
         if name == "linear":
             betas = torch.linspace(start, end, timesteps, dtype=dtype)
         elif name == "scaled_linear":
@@ -87,7 +93,7 @@ class NoiseSchedule:
         """The noise level of each timestep, increasing; the last is infinite under zero terminal SNR."""
         return tuple(math.sqrt((1.0 - a) / a) if a > 0.0 else math.inf for a in self.alphas_cumprod)
 
-    def capped(self, sigma: float) -> "NoiseSchedule":
+    def capped(self, sigma: float) -> NoiseSchedule:
         """The same schedule with `sigma` in the place of an infinite last sigma, or itself."""
         if self.alphas_cumprod[-1] > 0.0:
             return self
@@ -121,13 +127,15 @@ class NoiseSchedule:
 
         Each [B, 1, ...] to multiply `like` [B, ...], on its device, in its dtype but at least float32.
         """
+        import torch
+
         dtype = torch.promote_types(like.dtype, torch.float32)
         rates = self._rates.to(device=like.device, dtype=dtype)[:, timesteps.to(like.device)]  # [2, B]
         signal, noise = rates.reshape(2, -1, *(1,) * (like.ndim - 1))  # [2, B] -> [2, B, 1, ...]
         return signal, noise
 
     def add_noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The latent that the network is shown: sqrt(a_t) * x0 + sqrt(1 - a_t) * noise.
+        """Return the noisy latent that is the network's input: sqrt(a_t) * x0 + sqrt(1 - a_t) * noise.
 
         Args:
             x0: clean latents [B, ...].
@@ -143,6 +151,8 @@ class NoiseSchedule:
     @cached_property
     def _rates(self) -> Tensor:
         # Rooted in float64: at small t, 1 - a would lose four of float32's seven digits.
+        import torch
+
         a = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
         return torch.stack((a, 1.0 - a)).sqrt()  # [2, T]
 
@@ -156,8 +166,9 @@ def spaced_timesteps(spacing: Spacing, count: int, total: int, *, offset: int = 
     """`count` timesteps of `total`, decreasing. linspace alone gives fractions.
 
     The arithmetic is NumPy's as used by diffusers, half to even and all, since a rounded timestep that
-    differs by one is another picture. So a single linspace step starts at 0, where next to nothing is left
-    to do. (For a few counts, such as 61, trailing gives diffusers a step too many, at timestep -1. Not here.)
+    differs by one is another image. So a single linspace step starts at 0, where almost no noise is
+    left to remove. (For a few counts, such as 61, trailing spacing gives one step too many in diffusers, at
+    timestep -1. Not here.)
 
     Args:
         offset: the lowest timestep of leading (`steps_offset` in diffusers).
@@ -170,22 +181,6 @@ def spaced_timesteps(spacing: Spacing, count: int, total: int, *, offset: int = 
         step = (total - total / count) - total
         return [round(total + i * step) - 1.0 for i in range(count)]
     raise ValueError(f"spacing is {spacing!r}; expected one of {', '.join(get_args(Spacing))}")
-
-
-SigmaSchedule = Literal[
-    "uniform",
-    "karras",
-    "exponential",
-    "polyexponential",
-    "beta",
-    "kl_optimal",
-    "normal",
-    "simple",
-    "sgm_uniform",
-    "ddim_uniform",
-    "align_your_steps",
-]
-"""Which sigmas a run visits. uniform: those of evenly spaced timesteps, however `Spacing` spreads them."""
 
 
 def karras(count: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> list[float]:
@@ -234,16 +229,6 @@ def kl_optimal(count: int, sigma_min: float, sigma_max: float) -> list[float]:
     return [sigma_max, *inner, sigma_min][:count]
 
 
-SIGMA_SCHEDULES: dict[SigmaSchedule, Callable[[int, float, float], list[float]]] = {
-    "karras": karras,
-    "exponential": exponential,
-    "polyexponential": polyexponential,
-    "beta": beta,
-    "kl_optimal": kl_optimal,
-}
-"""The sigma schedules that need no timesteps, as functions of (count, sigma_min, sigma_max)."""
-
-
 def normal(count: int, total: int) -> list[float]:
     """Timesteps from the last to 0, both included. Unlike linspace spacing, one step alone is the last."""
     return _linspace(total - 1.0, 0.0, count)
@@ -262,33 +247,22 @@ def simple(count: int, total: int) -> list[float]:
 def ddim_uniform(count: int, total: int) -> list[float]:
     """Every (total // count)-th timestep, from 1 up, as DDIM has them.
 
-    Of those, the lowest `count`; other programs take a step or more beyond what was asked where `count` does
+    Only the lowest `count` are used; other programs add one or more steps if `count` does
     not divide `total`.
     """
     return spaced_timesteps("leading", count, total, offset=1)
-
-
-TIMESTEP_SCHEDULES: dict[SigmaSchedule, tuple[Spacing, Callable[[int, int], list[float]]]] = {
-    "normal": ("linspace", normal),
-    "simple": ("trailing", simple),
-    "sgm_uniform": ("linspace", sgm_uniform),
-    "ddim_uniform": ("leading", ddim_uniform),
-}
-"""The sigma schedules that are timesteps, as the spacing they are a kind of, and functions of (count, total).
-
-Of ComfyUI and AUTOMATIC1111's webui; there sigmas between trained timesteps are interpolated in log(sigma).
-"""
 
 
 ALIGNED = {
     "sd1": (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0),
     "xl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0),
 }
-"""The timesteps of ten steps that Align Your Steps found for a family of models, and the last one."""
+"""Model family -> the ten timesteps that Align Your Steps found, and the final one."""
 
 
 def align_your_steps(count: int, best: Sequence[float]) -> list[float]:
-    """`count` sigmas for a network whose best ten are known (Sabour et al. 2024, arXiv:2404.14507).
+    """`count` sigmas, interpolated from ten that are optimal for a model family (Sabour et al. 2024,
+    arXiv:2404.14507).
 
     Interpolated in log(sigma) between those, as the authors and ComfyUI do. AUTOMATIC1111's webui makes the
     lowest sigma one of the `count`; here a run goes to its end from the one before.
@@ -301,6 +275,51 @@ def align_your_steps(count: int, best: Sequence[float]) -> list[float]:
         low = int(place)
         sigmas.append(math.exp(logs[low] + (place - low) * (logs[low + 1] - logs[low])))
     return sigmas
+
+
+@dataclass(frozen=True)
+class SigmaScheduleInfo:
+    """A row of `SIGMA_SCHEDULES`.
+
+    Attributes:
+        label: Name in AUTOMATIC1111's webui.
+        aliases: Further names, of other programs.
+        sigmas: Function of (count, sigma_min, sigma_max), for schedules that need no timesteps.
+        timesteps: Function of (count, total), for the schedules of ComfyUI and AUTOMATIC1111's webui
+            that are timesteps. Sigmas between trained timesteps are interpolated in log(sigma).
+        spacing: Timestep spacing that `timesteps` is a kind of.
+        aligned: Timesteps by family, for schedules made for certain models.
+        integers: How diffusers makes integers of the timesteps, if it does.
+    """
+
+    label: str
+    aliases: tuple[str, ...] = ()
+    sigmas: Callable[[int, float, float], list[float]] | None = None
+    timesteps: Callable[[int, int], list[float]] | None = None
+    spacing: Spacing | None = None
+    aligned: Mapping[str, Sequence[int]] | None = None
+    integers: Literal["rounded", "truncated"] | None = None
+
+
+SIGMA_SCHEDULES: dict[str, SigmaScheduleInfo] = {
+    "uniform": SigmaScheduleInfo("Uniform"),
+    "karras": SigmaScheduleInfo("Karras", ("ka",), sigmas=karras, integers="rounded"),
+    "exponential": SigmaScheduleInfo("Exponential", sigmas=exponential, integers="truncated"),
+    "polyexponential": SigmaScheduleInfo("Polyexponential", sigmas=polyexponential),
+    "beta": SigmaScheduleInfo("Beta", sigmas=beta, integers="truncated"),
+    "kl_optimal": SigmaScheduleInfo("KL Optimal", sigmas=kl_optimal),
+    "normal": SigmaScheduleInfo("Normal", timesteps=normal, spacing="linspace"),
+    "simple": SigmaScheduleInfo("Simple", timesteps=simple, spacing="trailing"),
+    "sgm_uniform": SigmaScheduleInfo("SGM Uniform", timesteps=sgm_uniform, spacing="linspace"),
+    "ddim_uniform": SigmaScheduleInfo("DDIM", timesteps=ddim_uniform, spacing="leading"),
+    "align_your_steps": SigmaScheduleInfo("Align Your Steps", ("ays",), aligned=ALIGNED),
+}
+"""The sigmas that a run visits, by name. uniform: those of timesteps that `Spacing` spreads evenly."""
+
+if TYPE_CHECKING:
+    SigmaScheduleName = str
+else:
+    SigmaScheduleName = Literal[*SIGMA_SCHEDULES]
 
 
 def _beta_quantile(share: float, shape: float = 0.6) -> float:
@@ -329,3 +348,11 @@ def _linspace(start: float, end: float, count: int) -> list[float]:
     """`count` evenly spaced numbers, both ends included; `start` alone if count is 1."""
     step = (end - start) / max(count - 1, 1)
     return [end if 0 < i == count - 1 else start + i * step for i in range(count)]
+
+
+def raised(
+    sigma: float, steps: int, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = math.inf
+) -> float:
+    """Return the sigma at which one of `steps` steps begins with churn; arguments as in `euler`."""
+    share = min(s_churn / steps, math.sqrt(2.0) - 1.0) if s_tmin <= sigma <= s_tmax else 0.0
+    return sigma * (1.0 + share)

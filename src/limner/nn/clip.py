@@ -1,17 +1,16 @@
-"""CLIP: transformers that embed text and pictures in one space (Radford et al. 2021).
+"""CLIP: transformers that embed text and images in one space (Radford et al. 2021).
 
 Stable Diffusion conditions its U-Net on the text encoder's last hidden states. Attribute names follow
 the hub's files (`text_model.encoder.layers.0.self_attn.q_proj`).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from .config import require
 from .layers import attention, run_block
 
@@ -24,111 +23,10 @@ def quick_gelu(x: Tensor) -> Tensor:
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-@dataclass(frozen=True)
-class _CLIPConfig:
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    projection_dim: int = 768
-
-    def __post_init__(self) -> None:
-        require(
-            self.hidden_act in _ACTIVATIONS,
-            f"hidden_act {self.hidden_act!r}; supported: {list(_ACTIVATIONS)}",
-        )
-        require(
-            self.hidden_size % self.num_attention_heads == 0,
-            f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads "
-            f"{self.num_attention_heads}",
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The hub's `config.json`."""
-        values = asdict(self)
-        projection = values.pop("projection")
-        tower, model_type = (
-            ("Text", "clip_text_model")
-            if isinstance(self, CLIPTextConfig)
-            else ("Vision", "clip_vision_model")
-        )
-        suffix = "WithProjection" if projection else ""
-        return {"architectures": [f"CLIP{tower}Model{suffix}"], "model_type": model_type, **values}
-
-
-@dataclass(frozen=True)
-class CLIPTextConfig(_CLIPConfig):
-    """Geometry of a text encoder; the defaults are Stable Diffusion 1.x's (CLIP ViT-L/14).
-
-    Attributes:
-        max_position_embeddings: tokens of a text, start and end included.
-        projection: whether the pooled output passes through `text_projection`.
-    """
-
-    vocab_size: int = 49408
-    max_position_embeddings: int = 77
-    projection: bool = False
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPTextConfig":
-        """Read a hub `config.json`; the library's generic keys in it have no effect on the network.
-
-        Raises ValueError for an activation or geometry that this network cannot stand for.
-        """
-        return cls(projection=_with_projection(values), **_known(cls, values, "clip_text_model"))
-
-
-@dataclass(frozen=True)
-class CLIPVisionConfig(_CLIPConfig):
-    """Geometry of an image encoder; the defaults are CLIP ViT-L/14's.
-
-    Attributes:
-        image_size: side of the pictures it sees, a multiple of `patch_size`.
-        projection: whether the pooled output passes through `visual_projection`.
-    """
-
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    image_size: int = 224
-    patch_size: int = 14
-    num_channels: int = 3
-    projection: bool = False
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CLIPVisionConfig":
-        """Read a hub `config.json`; the library's generic keys in it have no effect on the network.
-
-        Raises ValueError for an activation or geometry that this network cannot stand for.
-        """
-        return cls(projection=_with_projection(values), **_known(cls, values, "clip_vision_model"))
-
-
-def _known(cls: type[_CLIPConfig], values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    # A transformers config repeats dozens of its library's own settings, so unknown keys are skipped
-    # here; what the network computes is settled by the keys below and checked by the tensors' shapes.
-    require(
-        values.get("model_type", model_type) == model_type,
-        f"model_type is {values.get('model_type')!r}, not {model_type!r}",
-    )
-    return {
-        key: values[key]
-        for key in cls.__dataclass_fields__
-        if key != "projection" and values.get(key) is not None
-    }
-
-
-def _with_projection(values: Mapping[str, Any]) -> bool:
-    return any(str(name).endswith("WithProjection") for name in values.get("architectures") or ())
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention, causal in the text encoder."""
 
-    def __init__(self, config: _CLIPConfig) -> None:
+    def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -145,7 +43,7 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     """Two linear layers around an activation."""
 
-    def __init__(self, config: _CLIPConfig) -> None:
+    def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[config.hidden_act]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -159,7 +57,7 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and MLP, each residual and normalised before."""
 
-    def __init__(self, config: _CLIPConfig) -> None:
+    def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -175,7 +73,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """The stack of layers."""
 
-    def __init__(self, config: _CLIPConfig) -> None:
+    def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
 
@@ -274,7 +172,7 @@ class CLIPTextModel(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
-    """A class token and the picture's patches, plus position."""
+    """A class token and the image's patches, plus position."""
 
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__()
@@ -322,7 +220,7 @@ class CLIPVisionModel(nn.Module):
             self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     def forward(self, pixels: Tensor, clip_skip: int = 1) -> tuple[Tensor, Tensor]:
-        """Embed pictures.
+        """Embed images.
 
         Args:
             pixels: [B, 3, image_size, image_size], normalised as the weights expect.

@@ -1,8 +1,7 @@
-"""Reading a network's `config.json` without losing a word of it.
+"""Strict reading of a network's `config.json`.
 
-A key is either one that the network uses, one whose only supported value is checked, or one that is
-known to have no effect. Anything else is an error, because ignoring it would mean running another
-network than the file describes.
+A key is a field of the network, or has a supported value that is checked, or is known to have no effect.
+Anything else is an error: ignoring it would mean running another network than the file describes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,7 @@ def read_config(
     Args:
         cls: a dataclass; each of its fields is a key, and lists become tuples.
         values: the parsed JSON. Keys that begin with `_` are provenance and skipped.
-        supported: keys that `cls` has no field for, and the values of each that it can stand for.
+        supported: Keys without a field in `cls`, and the supported values of each.
         without_effect: keys that may hold anything.
 
     Raises:

@@ -1,64 +1,19 @@
-"""IP-Adapter: pictures as prompts (Ye et al. 2023).
+"""IP-Adapter: images as prompts (Ye et al. 2023).
 
-What CLIP's image encoder sees in a picture becomes a few tokens, and each cross-attention of a U-Net attends
-to them beside the text, with keys and values of their own. This network makes those keys and values; the
-U-Net stays as it is. Parameter names are those of the published files (`ip_adapter.1.to_k_ip.weight`).
+The output of CLIP's image encoder is projected to a few tokens, to which each cross-attention of a U-Net
+attends in addition to the text, with keys and values of their own. This network makes those keys and values;
+the U-Net stays as it is. Parameter names are those of the published files (`ip_adapter.1.to_k_ip.weight`).
 """
-
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from .ip_adapter_config import HEAD, IPAdapterConfig
 from .layers import attention
-from .unet import UNetConfig
-
-Form = Literal["linear", "mlp", "resampler"]
-
-HEAD = 64  # channels of a head of the resampler
-
-
-@dataclass(frozen=True)
-class IPAdapterConfig:
-    """Geometry of an IP-Adapter.
-
-    Attributes:
-        form: how tokens are made: "linear" from the encoder's pooled embedding (the plain adapters), "mlp"
-            each from one of its hidden states (full-face), "resampler" from all of these (plus).
-        image_channels: of what the encoder gives.
-        context_channels: of a token, as of the U-Net's text embeddings.
-        layers: channels of each cross-attention of the U-Net, in the order of `attended_layers`.
-        tokens: of a picture; 0 for "mlp", which has as many as there are hidden states.
-        channels, heads, depth: of the resampler.
-    """
-
-    form: Form
-    image_channels: int
-    context_channels: int
-    layers: tuple[int, ...]
-    tokens: int = 0
-    channels: int = 0
-    heads: int = 0
-    depth: int = 0
-
-
-def attended_layers(unet: UNetConfig) -> dict[str, int]:
-    """The cross-attentions of a U-Net and their channels, in the order in which adapters number them: on the
-    way down, on the way up, then the middle."""
-    widths, depths, count = unet.block_out_channels, unet.depths, unet.layers_per_block
-    down = [(f"down_blocks.{i}", kind, i, count) for i, kind in enumerate(unet.down_block_types)]
-    up = [(f"up_blocks.{i}", kind, -1 - i, count + 1) for i, kind in enumerate(unet.up_block_types)]
-    return {
-        f"{block}.attentions.{number}.transformer_blocks.{depth}.attn2": widths[level]
-        for block, kind, level, attentions in (*down, *up, ("mid_block", "CrossAttn", -1, 1))
-        for number in range(attentions if "CrossAttn" in kind else 0)
-        for depth in range(depths[level])
-    }
 
 
 class LinearProjection(nn.Module):
-    """Tokens out of a pooled embedding."""
+    """Tokens from a pooled embedding."""
 
     def __init__(self, config: IPAdapterConfig) -> None:
         super().__init__()
@@ -72,7 +27,7 @@ class LinearProjection(nn.Module):
 
 
 class MLPProjection(nn.Module):
-    """A token out of each hidden state."""
+    """A token from each hidden state."""
 
     def __init__(self, config: IPAdapterConfig) -> None:
         super().__init__()
@@ -144,7 +99,7 @@ class Resampler(nn.Module):
 
 
 class KeysAndValues(nn.Module):
-    """What one cross-attention attends to in tokens."""
+    """The keys and values of tokens for one cross-attention."""
 
     def __init__(self, context_channels: int, channels: int) -> None:
         super().__init__()
@@ -159,7 +114,7 @@ _PROJECTIONS = {"linear": LinearProjection, "mlp": MLPProjection, "resampler": R
 
 
 class IPAdapter(nn.Module):
-    """All of an adapter: from what an image encoder gives to the keys and values of every cross-attention."""
+    """The whole adapter: from an image encoder's output to keys and values of every cross-attention."""
 
     def __init__(self, config: IPAdapterConfig) -> None:
         super().__init__()
@@ -174,7 +129,7 @@ class IPAdapter(nn.Module):
         )
 
     def forward(self, seen: Tensor) -> Tensor:
-        """The keys and the values of all cross-attentions, those of one beside those of the other.
+        """The keys and values of all cross-attentions, concatenated.
 
         Args:
             seen: [B, image_channels] pooled embeddings for the form "linear", else [B, N, image_channels]

@@ -1,80 +1,13 @@
-"""T2I-Adapter: a picture of edges, depth, poses … for a U-Net to keep to (Mou et al. 2023).
+"""T2I-Adapter: a U-Net follows a control image of edges, depth, poses … (Mou et al. 2023).
 
-Unlike a ControlNet it sees neither latents nor timestep nor text, so it runs once per picture. What it finds
-is added to what the U-Net hands on at the end of each level on the way down.
+Unlike a ControlNet it is given neither latents nor timestep nor text, so it runs once per image. Its features
+are added to the U-Net's feature maps at the end of each level on the way down.
 """
-
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import read_config, require
-
-
-@dataclass(frozen=True)
-class T2IAdapterConfig:
-    """Geometry of a T2I-Adapter; the defaults are those for Stable Diffusion 1.x.
-
-    Attributes:
-        in_channels: of the picture: 1 for those that are drawn in black and white, else 3.
-        channels: of the features, by level; of "light_adapter" without the last, which has as many as the one
-            before.
-        num_res_blocks: residual blocks in each level.
-        downscale_factor: how many pixels there are to one of the first feature, along each side.
-        adapter_type: "full_adapter"; "full_adapter_xl", whose levels are those of XL's U-Net behind its first
-            halving; or "light_adapter", a smaller one.
-    """
-
-    network: ClassVar[str] = "T2IAdapter"  # the hub's name of the class
-    in_channels: int = 3
-    channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    num_res_blocks: int = 2
-    downscale_factor: int = 8
-    adapter_type: str = "full_adapter"
-
-    def __post_init__(self) -> None:
-        kinds = ("full_adapter", "full_adapter_xl", "light_adapter")
-        require(
-            self.adapter_type in kinds,
-            f"adapter_type is {self.adapter_type!r}; supported: {', '.join(kinds)}",
-        )
-        require(len(self.channels) > 0, "channels is empty")
-        if self.adapter_type == "full_adapter_xl":
-            require(
-                len(set(self.channels[2:])) <= 1,
-                f"channels {self.channels} of a full_adapter_xl must be the same from the third on",
-            )
-
-    @property
-    def input_channels(self) -> int:
-        """Of the picture once each square of pixels is one pixel."""
-        return self.in_channels * int(self.downscale_factor**2)
-
-    @property
-    def levels(self) -> tuple[tuple[int, int, bool], ...]:
-        """Channels before and after each level, and whether it begins by halving height and width."""
-        widths = self.channels
-        match self.adapter_type:
-            case "full_adapter":
-                return ((widths[0], widths[0], False), *((a, b, True) for a, b in pairwise(widths)))
-            case "full_adapter_xl":
-                before = (widths[0], *widths)
-                return tuple((before[i], channels, i == 2) for i, channels in enumerate(widths))
-        inner = ((a, b, True) for a, b in pairwise(widths))
-        return ((self.input_channels, widths[0], False), *inner, (widths[-1], widths[-1], True))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "T2IAdapterConfig":
-        """Read a hub `config.json`. Raises ValueError for what this network cannot stand for."""
-        return read_config(cls, values, supported={})
-
-    def to_dict(self) -> dict[str, Any]:
-        """The hub's `config.json`."""
-        return {"_class_name": self.network, **asdict(self), "channels": list(self.channels)}
+from .control_config import T2IAdapterConfig
 
 
 class AdapterResnetBlock(nn.Module):
@@ -91,7 +24,7 @@ class AdapterResnetBlock(nn.Module):
 
 
 class AdapterBlock(nn.Module):
-    """A level: halving, a change of width, residual blocks, which are a quarter as wide in a light one."""
+    """A level: halving, a change of width, residual blocks (a quarter as wide in a light adapter)."""
 
     def __init__(self, before: int, channels: int, blocks: int, *, halved: bool, light: bool) -> None:
         super().__init__()
@@ -115,7 +48,7 @@ class AdapterBlock(nn.Module):
 
 
 class Levels(nn.Module):
-    """All levels, from a picture's squares of pixels to features."""
+    """All levels, from the unshuffled image to features."""
 
     def __init__(self, config: T2IAdapterConfig) -> None:
         super().__init__()
@@ -138,7 +71,7 @@ class Levels(nn.Module):
 
 
 class T2IAdapter(nn.Module):
-    """What a picture adds to a U-Net."""
+    """The adapter: features of a control image for a U-Net."""
 
     def __init__(self, config: T2IAdapterConfig) -> None:
         super().__init__()
@@ -146,11 +79,11 @@ class T2IAdapter(nn.Module):
         self.adapter = Levels(config)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """The features of a picture, as `UNet2DConditionModel.forward` takes them.
+        """The features of a control image, as `Conditions.features`.
 
         Args:
             image: [B, in_channels, H, W] in [0, 1]. Sides that are no multiples of `downscale_factor` are
-                continued by their last pixel to the next one.
+                padded with their last pixel.
 
         Returns:
             [B, C, h', w'] for each level.

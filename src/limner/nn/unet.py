@@ -1,175 +1,104 @@
 """The U-Net of Stable Diffusion 1.x, 2.x and XL (Rombach et al. 2022; Podell et al. 2023).
 
-It predicts from noisy latents, a timestep and text embeddings what a denoiser needs: the noise, the
-velocity or the clean latents, as the checkpoint was trained. The families differ in `UNetConfig` alone.
+From noisy latents, a timestep and text embeddings it predicts the noise, the velocity or the clean latents,
+depending on how the checkpoint was trained. The families differ only in their `UNetConfig`.
+
+A forward pass reads its arguments and the weights, and keeps nothing: threads can share a network.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain
-from typing import Any, ClassVar, Self, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import read_config, require
-from .layers import Attention, Downsample2D, GroupNormSiLU, ResnetBlock2D, Upsample2D, attention, run_block
+from .layers import (
+    Downsample2D,
+    GroupNormSiLU,
+    LowRankTerm,
+    ResnetBlock2D,
+    RowFactors,
+    RowOperator,
+    Upsample2D,
+    linear,
+    low_rank_stretches,
+    run_at_once,
+    run_block,
+)
+from .transformer import BlockInputs, Transformer2DModel
+from .unet_config import EncoderConfig, UNetConfig, attended_layers
 
-OUTER = 2  # layers on the way up that run at every step; as many feature maps on the way down feed them
-
-_DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name -> has attention
-_UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+OUTER = 2  # last layers of the up blocks, which run at every step; the first skips, as many, feed them
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Geometry of the way down and the middle, which a ControlNet has in common with its U-Net.
-
-    The defaults are Stable Diffusion 1.5's. Tuples have an entry per level.
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """Inputs of a forward pass of the U-Net besides latents, timestep and text, one row per row of the batch.
 
     Attributes:
-        attention_head_dim: the *number* of heads (the hub's misnomer), one for all levels or one each.
-        cross_attention_dim: channels of the text embeddings.
-        transformer_layers_per_block: transformer blocks per attention, for all levels or each.
-        use_linear_projection: `proj_in` and `proj_out` are linear rather than 1x1 convolutions.
-        addition_embed_type: None, or "text_time" where the pooled text embedding and sizes join the
-            time embedding (XL); the two fields after it then give its widths.
+        pooled: pooled text embedding [B, P], for models with "text_time" embeddings (XL).
+        sizes: [B, 6] original height, width, crop top, left, target height, width; or [B, 5] with an
+            aesthetic score in place of the target size (XL's refiner). For the same models.
+        guidance: guidance scale [B], for models with `time_cond_proj_dim` (latent consistency models: Luo et
+            al. 2023).
+        residuals: summed outputs of ControlNets for each skip, in order, and for the middle block
+            (`ControlNetModel.forward`).
+        features: summed features of T2I-Adapters for the end of each down block, and if there is one more,
+            for the middle block (`T2IAdapter.forward`).
+        image_prompts: keys and values [B, 2, T, S] of each active IP-Adapter, those of all cross-attentions
+            concatenated in the order of `attended_layers` (`IPAdapter.forward`).
+        low_rank: name of a linear layer -> the LoRA of each row; None for a row without one.
     """
 
-    network: ClassVar[str]  # the hub's name of the class
-    in_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    layers_per_block: int = 2
-    attention_head_dim: int | tuple[int, ...] = 8
-    cross_attention_dim: int = 768
-    transformer_layers_per_block: int | tuple[int, ...] = 1
-    use_linear_projection: bool = False
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    addition_embed_type: str | None = None
-    addition_time_embed_dim: int | None = None
-    projection_class_embeddings_input_dim: int | None = None
-
-    def __post_init__(self) -> None:
-        require(len(self.block_out_channels) > 0, "block_out_channels is empty")
-        for name in ("down_block_types", "attention_head_dim", "transformer_layers_per_block"):
-            self._require_per_level(name)
-        for kind in self.down_block_types:
-            require(kind in _DOWN_BLOCKS, f"down block {kind!r}; supported: {', '.join(_DOWN_BLOCKS)}")
-        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
-            require(
-                channels % self.norm_num_groups == 0 and channels % heads == 0,
-                f"block_out_channels {self.block_out_channels} must be multiples of "
-                f"norm_num_groups {self.norm_num_groups} and of the number of heads {self.heads}",
-            )
-        require(
-            self.addition_embed_type in (None, "text_time"),
-            f"addition_embed_type is {self.addition_embed_type!r}; only null or 'text_time' is supported",
-        )
-
-    def _require_per_level(self, name: str) -> None:
-        value, levels = getattr(self, name), len(self.block_out_channels)
-        require(
-            isinstance(value, int) or len(value) == levels,
-            f"{name} {value} must have {levels} entries, as many as block_out_channels",
-        )
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+    guidance: Tensor | None = None
+    residuals: Sequence[Tensor] = ()
+    features: Sequence[Tensor] = ()
+    image_prompts: Sequence[Tensor] = ()
+    low_rank: Mapping[str, Sequence[LowRankTerm | None]] = field(default_factory=dict)
 
     @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads per level."""
-        return self._per_level(self.attention_head_dim)
+    def present(self) -> frozenset[str]:
+        """Names of the conditions that are set."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return frozenset(name for name, value in values.items() if value is not None and len(value))
 
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Transformer blocks per attention, per level."""
-        return self._per_level(self.transformer_layers_per_block)
+    def rows(self, index: Tensor) -> "Conditions":
+        """The conditions of some of the rows."""
 
-    @property
-    def middle_depth(self) -> int:
-        """Transformer blocks of the middle's attention."""
-        return self.depths[-1]
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[index.to(tensor.device)]
 
-    @property
-    def skip_channels(self) -> tuple[int, ...]:
-        """Of every feature map that a U-Net's way up joins, that of the input first."""
-        widths = self.block_out_channels
-        levels = ([c] * self.layers_per_block for c in widths)
-        return (widths[0], *chain.from_iterable([*level, level[0]] for level in levels))[:-1]
+        rows = index.tolist() if self.low_rank else ()
+        low_rank = {name: [terms[row] for row in rows] for name, terms in self.low_rank.items()}
+        return replace(self._changed(chosen, chosen), low_rank=low_rank)
 
-    def _per_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
-        return (value,) * len(self.block_out_channels) if isinstance(value, int) else value
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read a hub `config.json`. Raises ValueError for what this network cannot stand for."""
-        return read_config(
-            cls,
-            values,
-            supported={
-                "act_fn": ("silu",),
-                "attention_type": ("default",),
-                "center_input_sample": (False,),
-                "class_embed_type": (None,),
-                "class_embeddings_concat": (False,),
-                "conv_in_kernel": (3,),
-                "conv_out_kernel": (3,),
-                "cross_attention_norm": (None,),
-                "downsample_padding": (1,),
-                "dropout": (0.0,),
-                "dual_cross_attention": (False,),
-                "encoder_hid_dim": (None,),
-                "encoder_hid_dim_type": (None,),
-                "flip_sin_to_cos": (True,),
-                "freq_shift": (0,),
-                "mid_block_only_cross_attention": (None, False),
-                "mid_block_scale_factor": (1,),
-                "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-                "num_attention_heads": (None,),
-                "num_class_embeds": (None,),
-                "only_cross_attention": (False,),
-                "resnet_out_scale_factor": (1.0,),
-                "resnet_skip_time_act": (False,),
-                "resnet_time_scale_shift": ("default",),
-                "reverse_transformer_layers_per_block": (None,),
-                "time_embedding_act_fn": (None,),
-                "time_embedding_dim": (None,),
-                "time_embedding_type": ("positional",),
-                "timestep_post_act": (None,),
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Conditions":
+        """The same on a device and in a dtype. Sizes and the guidance scale keep their dtype."""
+        moved = {id(term): term for terms in self.low_rank.values() for term in terms if term is not None}
+        low_rank = {key: (down.to(device, dtype), up.to(device, dtype)) for key, (down, up) in moved.items()}
+        changed = self._changed(lambda tensor: tensor.to(device, dtype), lambda tensor: tensor.to(device))
+        return replace(
+            changed,
+            low_rank={
+                name: [None if term is None else low_rank[id(term)] for term in terms]
+                for name, terms in self.low_rank.items()
             },
-            # Fused attention accumulates in fp32 already; the heads of an unused embedding.
-            without_effect=("upcast_attention", "addition_embed_type_num_heads"),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The hub's `config.json`."""
-        values = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-        return {"_class_name": self.network, **values}
-
-
-@dataclass(frozen=True)
-class UNetConfig(EncoderConfig):
-    """Geometry of a U-Net.
-
-    Attributes:
-        time_cond_proj_dim: width of an embedding of the guidance scale, where the model was distilled to
-            take one.
-        sample_size: the latents' side in training.
-    """
-
-    network = "UNet2DConditionModel"
-    out_channels: int = 4
-    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    time_cond_proj_dim: int | None = None
-    sample_size: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_per_level("up_block_types")
-        for kind in self.up_block_types:
-            require(kind in _UP_BLOCKS, f"up block {kind!r}; supported: {', '.join(_UP_BLOCKS)}")
+    def _changed(self, change: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor]) -> "Conditions":
+        return Conditions(
+            None if self.pooled is None else change(self.pooled),
+            None if self.sizes is None else exact(self.sizes),
+            None if self.guidance is None else exact(self.guidance),
+            [change(residual) for residual in self.residuals],
+            [change(feature) for feature in self.features],
+            [change(prompt) for prompt in self.image_prompts],
+        )
 
 
 def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
@@ -177,7 +106,7 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
 
     Args:
         timesteps: [B], integer or not.
-        channels: even.
+        channels: Number of output channels, even.
 
     Returns:
         [B, channels], float32.
@@ -193,7 +122,7 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
 def guidance_embedding(scale: Tensor, channels: int) -> Tensor:
     """Sines, then cosines of a guidance scale (Luo et al. 2023), [B] -> [B, channels], float32.
 
-    As for timesteps, but that the lowest frequency is 1 / 10000 itself.
+    Unlike for timesteps, the frequencies reach down to 1 / 10000.
     """
     half = channels // 2
     frequencies = torch.exp(
@@ -207,7 +136,7 @@ class TimestepEmbedding(nn.Module):
     """Two linear layers with SiLU in between.
 
     Args:
-        condition_channels: of what is added to the timestep before them, or None for nothing.
+        condition_channels: Width of a condition that is projected and added to the input; None for none.
     """
 
     def __init__(self, in_channels: int, channels: int, condition_channels: int | None = None) -> None:
@@ -217,121 +146,21 @@ class TimestepEmbedding(nn.Module):
         if condition_channels is not None:
             self.cond_proj = nn.Linear(condition_channels, in_channels, bias=False)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor | None = None, low_rank: RowFactors | None = None
+    ) -> Tensor:
         if condition is not None:
-            x = x + self.cond_proj(condition)
-        y: Tensor = self.linear_2(F.silu(self.linear_1(x)))
-        return y
-
-
-class CrossAttention(nn.Module):
-    """Attention of tokens to a context, or to themselves where the context is the tokens.
-
-    Attributes:
-        attend: how it is computed.
-    """
-
-    def __init__(self, channels: int, context_channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attend: Attention = attention
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context_channels, channels, bias=False)
-        self.to_v = nn.Linear(context_channels, channels, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x: [B, N, C]; context: [B, T, context_channels]."""
-        x = self.attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads)
-        y: Tensor = self.to_out[0](x)
-        return y
-
-
-class GEGLU(nn.Module):
-    """A linear layer gated by the GELU of another (Shazeer 2020)."""
-
-    def __init__(self, channels: int, inner: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(channels, 2 * inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.proj(x)
-        x, gate = y.chunk(2, dim=-1)
-        return x * F.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """GEGLU to four times the width, and back."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        # The hub's numbering has a dropout at 1.
-        self.net = nn.Sequential(
-            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.net(x)
-        return y
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward; each residual and normalised before."""
-
-    def __init__(self, channels: int, context_channels: int, heads: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.attn1 = CrossAttention(channels, channels, heads)
-        self.norm2 = nn.LayerNorm(channels)
-        self.attn2 = CrossAttention(channels, context_channels, heads)
-        self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h = self.norm1(x)
-        x = x + self.attn1(h, h)
-        x = x + self.attn2(self.norm2(x), context)
-        y: Tensor = self.ff(self.norm3(x))
-        return x + y
-
-
-class Transformer2DModel(nn.Module):
-    """Transformer blocks over the pixels of a feature map, residual."""
-
-    def __init__(self, channels: int, depth: int, heads: int, config: EncoderConfig) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
-        self.linear = config.use_linear_projection
-        self.proj_in = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, config.cross_attention_dim, heads) for _ in range(depth)
-        )
-        self.proj_out = nn.Linear(channels, channels) if self.linear else nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        h: Tensor = self.norm(x)
-        if not self.linear:
-            h = self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h*w, C]
-        if self.linear:
-            h = self.proj_in(h)
-        for block in self.transformer_blocks:
-            h = block(h, context)
-        if self.linear:
-            h = self.proj_out(h)
-        h = h.transpose(1, 2).reshape(x.shape)  # [B, h*w, C] -> [B, C, h, w]
-        if not self.linear:
-            h = self.proj_out(h)
-        return x + h
+            x = x + linear(self.cond_proj, condition, low_rank)
+        return linear(self.linear_2, F.silu(linear(self.linear_1, x, low_rank)), low_rank)
 
 
 class Stage(nn.Module):
-    """All of one level on the way down or up: residual blocks, each with attention or none, then a resize.
+    """A down or up block: residual blocks, with attention after each or none, then a resize.
 
     Args:
-        widths: input channels of each residual block, the joined skip included.
-        channels: output channels of all of them.
-        depth: transformer blocks per attention; 0 for no attention.
+        widths: Input channels of each residual block, including those of the skip.
+        channels: Output channels of all of them.
+        depth: Number of transformer blocks per attention; 0 for no attention.
     """
 
     def __init__(
@@ -355,14 +184,15 @@ class Stage(nn.Module):
 
     @property
     def joined(self) -> int:
-        """The layer whose output a T2I-Adapter's feature joins: the last with attention, or of all."""
+        """Layer to whose output a T2I-Adapter's feature is added: the last one with attention, else the last
+        one."""
         return len(self.resnets) + (0 if self.attentions else len(self.downsamplers)) - 1
 
-    def layer(self, index: int, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        """Residual block `index` and the attention behind it."""
-        x = self.resnets[index](x, time)
+    def layer(self, index: int, x: Tensor, given: BlockInputs) -> Tensor:
+        """Residual block `index` and the attention after it."""
+        x = self.resnets[index](x, given.time, given.low_rank)
         if self.attentions:
-            x = self.attentions[index](x, context)
+            x = self.attentions[index](x, given)
         return x
 
 
@@ -371,7 +201,7 @@ Layers = Iterable[tuple[Stage, int]]
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block; of depth 0 the first of them alone."""
+    """Residual block, attention, residual block; with depth 0 the first residual block alone."""
 
     def __init__(self, channels: int, depth: int, heads: int, config: EncoderConfig) -> None:
         super().__init__()
@@ -381,10 +211,10 @@ class MidBlock(nn.Module):
         )
         self.resnets = nn.ModuleList(_resnet(channels, channels, config) for _ in range(1 + attends))
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        x = self.resnets[0](x, time)
+    def forward(self, x: Tensor, given: BlockInputs) -> Tensor:
+        x = self.resnets[0](x, given.time, given.low_rank)
         for index, attend in enumerate(self.attentions, start=1):
-            x = self.resnets[index](attend(x, context), time)
+            x = self.resnets[index](attend(x, given), given.time, given.low_rank)
         return x
 
 
@@ -398,19 +228,22 @@ def _resnet(in_channels: int, out_channels: int, config: EncoderConfig) -> Resne
     )
 
 
-class Encoder(nn.Module):
-    """The way down and the middle, which a ControlNet has too.
+class DownAndMid(nn.Module):
+    """The encoder: the down blocks and the middle block, which a ControlNet has too.
 
     Args:
-        guidance_channels: of an embedding of the guidance scale that joins the timestep's; None for none.
+        guidance_channels: width of an embedding of the guidance scale that joins the timestep's, or None.
 
     Attributes:
         gradient_checkpointing: trade time for memory in training.
+        run_low_rank: Runs the products of LoRAs.
     """
 
     def __init__(self, config: EncoderConfig, guidance_channels: int | None = None) -> None:
         super().__init__()
+        self.run_low_rank: RowOperator = run_at_once
         self.config = config
+        self.guidance_channels = guidance_channels
         self.gradient_checkpointing = False
         widths, layers = config.block_out_channels, config.layers_per_block
         time_channels = 4 * widths[0]
@@ -424,9 +257,8 @@ class Encoder(nn.Module):
             )
 
         self.down_blocks = nn.ModuleList()
-        for level, kind in enumerate(config.down_block_types):
+        for level, depth in enumerate(config.down_depths):
             before, channels = widths[max(level - 1, 0)], widths[level]
-            depth = config.depths[level] if _DOWN_BLOCKS[kind] else 0
             inputs = [before] + [channels] * (layers - 1)
             self.down_blocks.append(
                 Stage(inputs, channels, depth, config.heads[level], config, down=level < last)
@@ -434,20 +266,28 @@ class Encoder(nn.Module):
 
         self.mid_block = MidBlock(widths[-1], config.middle_depth, config.heads[-1], config)
 
-    def _embedded_time(
-        self,
-        timesteps: Tensor,
-        dtype: torch.dtype,
-        pooled: Tensor | None,
-        sizes: Tensor | None,
-        guidance: Tensor | None = None,
-    ) -> Tensor:
-        """[B, 4 * widths[0]], as residual blocks take it: what there is to know beside x and the context."""
+    def _block_inputs(
+        self, timesteps: Tensor, context: Tensor, conditions: Conditions, dtype: torch.dtype
+    ) -> BlockInputs:
+        stretches = {
+            self.get_submodule(name): low_rank_stretches(terms) for name, terms in conditions.low_rank.items()
+        }
+        low_rank = RowFactors(stretches, self.run_low_rank)
         time = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(dtype)
-        time = self.time_embedding(time, guidance)
+        time = self.time_embedding(time, self._guidance(conditions.guidance, dtype), low_rank)
         if self.config.addition_embed_type == "text_time":
-            time = time + self.add_embedding(self._text_and_sizes(pooled, sizes).to(dtype))
-        return F.silu(time)  # each residual block starts with it
+            added = self._text_and_sizes(conditions.pooled, conditions.sizes).to(dtype)
+            time = time + self.add_embedding(added, low_rank=low_rank)
+        prompts = self._image_prompts(conditions.image_prompts)
+        return BlockInputs(F.silu(time), context, low_rank, prompts)  # residual blocks expect it activated
+
+    def _guidance(self, scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """[B, guidance_channels], or None for a network without guidance embedding."""
+        if self.guidance_channels is None:
+            return None
+        if scale is None:
+            raise ValueError("this U-Net is conditioned on a guidance scale: give it")
+        return guidance_embedding(scale, self.guidance_channels).to(dtype)
 
     def _text_and_sizes(self, pooled: Tensor | None, sizes: Tensor | None) -> Tensor:
         if pooled is None or sizes is None:
@@ -456,39 +296,47 @@ class Encoder(nn.Module):
         embedded = timestep_embedding(sizes.flatten(), channels)  # [B*6, channels]
         return torch.cat([pooled.float(), embedded.reshape(len(sizes), -1)], dim=-1)
 
+    def _image_prompts(self, prompts: Sequence[Tensor]) -> dict[nn.Module, list[tuple[Tensor, Tensor]]]:
+        """The keys and values of each cross-attention."""
+        if not prompts:
+            return {}
+        layers = attended_layers(cast("UNetConfig", self.config))
+        split = [
+            torch.split(prompt, list(layers.values()), dim=-1) for prompt in prompts
+        ]  # [B, 2, T, C] each
+        return {
+            self.get_submodule(name): [(pair[:, 0], pair[:, 1]) for pair in pairs]
+            for name, *pairs in zip(layers, *split, strict=True)
+        }
+
     def _way_down(self) -> list[tuple[Stage, int]]:
         """All layers before the middle."""
         stages = cast("Stages", self.down_blocks)
         return [(s, i) for s in stages for i in range(len(s.resnets) + len(s.downsamplers))]
 
     def _descend(
-        self,
-        layers: Layers,
-        skips: list[Tensor],
-        time: Tensor,
-        context: Tensor,
-        features: list[Tensor] | None = None,
+        self, layers: Layers, skips: list[Tensor], given: BlockInputs, features: list[Tensor] | None = None
     ) -> None:
-        """Run layers on the way down from the last of `skips`, and append what each gives.
+        """Run layers of the down blocks from the last of `skips`, and append the output of each.
 
-        The first of `features` joins at the end of a level, and is taken off.
+        At the end of a level the first of `features` is taken off and added.
         """
         checkpointed = self.gradient_checkpointing
         for stage, index in layers:
             if index < len(stage.resnets):
-                x = run_block(stage.layer, index, skips[-1], time, context, checkpointed=checkpointed)
+                x = run_block(stage.layer, index, skips[-1], given, checkpointed=checkpointed)
             else:
                 x = stage.downsamplers[0](skips[-1])
             if features and index == stage.joined:
                 x = x + features.pop(0)
             skips.append(x)
 
-    def _middle(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
-        y: Tensor = run_block(self.mid_block, x, time, context, checkpointed=self.gradient_checkpointing)
+    def _middle(self, x: Tensor, given: BlockInputs) -> Tensor:
+        y: Tensor = run_block(self.mid_block, x, given, checkpointed=self.gradient_checkpointing)
         return y
 
 
-class UNet2DConditionModel(Encoder):
+class UNet2DConditionModel(DownAndMid):
     """The denoising network."""
 
     config: UNetConfig
@@ -498,9 +346,8 @@ class UNet2DConditionModel(Encoder):
         widths, skips = config.block_out_channels, list(config.skip_channels)
         self.up_blocks = nn.ModuleList()
         below = widths[-1]
-        for kind, level in zip(config.up_block_types, reversed(range(len(widths))), strict=True):
+        for depth, level in zip(config.up_depths, reversed(range(len(widths))), strict=True):
             channels = widths[level]
-            depth = config.depths[level] if _UP_BLOCKS[kind] else 0
             inputs = [before + skips.pop() for before in [below] + [channels] * config.layers_per_block]
             self.up_blocks.append(Stage(inputs, channels, depth, config.heads[level], config, up=level > 0))
             below = channels
@@ -509,50 +356,43 @@ class UNet2DConditionModel(Encoder):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        pooled: Tensor | None = None,
-        sizes: Tensor | None = None,
-        guidance: Tensor | None = None,
-        residuals: Sequence[Tensor] | None = None,
-        features: Sequence[Tensor] | None = None,
+        self, x: Tensor, timesteps: Tensor, context: Tensor, conditions: Conditions | None = None
     ) -> Tensor:
-        """Predict noise, velocity or clean latents, whichever the weights were trained for.
+        """Predict noise, velocity or clean latents, depending on how the weights were trained.
 
         Args:
             x: [B, in_channels, h, w], any h and w.
             timesteps: [B], each row its own.
             context: [B, T, cross_attention_dim].
-            pooled: [B, P] pooled text embedding, for "text_time" models only.
-            sizes: [B, 6] original height, width, crop top, left, target height, width, likewise; or [B, 5]
-                with an aesthetic score in place of the target's (the refiner of XL).
-            guidance: [B] guidance scale that the output is to have, for models with `time_cond_proj_dim`
-                (latent consistency models: Luo et al. 2023).
-            residuals: what ControlNets add to each skip, the input's first, and to the middle
-                (`ControlNetModel.forward`).
-            features: what T2I-Adapters add at the end of each level on the way down, and then to the middle
-                where there is one more (`T2IAdapter.forward`).
+            conditions: Further inputs.
 
         Returns:
             [B, out_channels, h, w].
+
+        Raises:
+            ValueError: a condition that this network needs is missing, or there are too many features.
         """
-        return self._walk(x, timesteps, context, pooled, sizes, guidance, None, residuals, features)[0]
+        return self.forward_keeping(x, timesteps, context, conditions)[0]
 
     def forward_keeping(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        pooled: Tensor | None = None,
-        sizes: Tensor | None = None,
-        guidance: Tensor | None = None,
-        residuals: Sequence[Tensor] | None = None,
-        features: Sequence[Tensor] | None = None,
+        self, x: Tensor, timesteps: Tensor, context: Tensor, conditions: Conditions | None = None
     ) -> tuple[Tensor, Tensor]:
         """As `forward`, and the deep features [B, C, h', w'] that `forward_reusing` takes."""
-        return self._walk(x, timesteps, context, pooled, sizes, guidance, None, residuals, features)
+        conditions = conditions or Conditions()
+        given = self._block_inputs(timesteps, context, conditions, x.dtype)
+        down, up = self._way_down(), self._way_up()
+        features = self._features(conditions.features)
+        skips = [self.conv_in(x)]  # concatenated to the inputs of the up blocks' layers, the last one first
+        self._descend(down, skips, given, features)
+        middle = self._middle(skips[-1], given)
+        for feature in features:  # the one for the middle block, if any
+            middle = middle + feature
+        if conditions.residuals:
+            *outer, inner = conditions.residuals
+            skips = [skip + residual for skip, residual in zip(skips, outer, strict=True)]
+            middle = middle + inner
+        deep = self._ascend(up[:-OUTER], middle, skips, given)
+        return self._finish(deep, skips, given), deep
 
     def forward_reusing(
         self,
@@ -560,77 +400,44 @@ class UNet2DConditionModel(Encoder):
         timesteps: Tensor,
         context: Tensor,
         deep: Tensor,
-        pooled: Tensor | None = None,
-        sizes: Tensor | None = None,
-        guidance: Tensor | None = None,
+        conditions: Conditions | None = None,
     ) -> Tensor:
-        """As `forward`, but of all layers only the outermost run (DeepCache: Ma et al. 2023).
+        """As `forward`, but only the outermost layers run (DeepCache: Ma et al. 2023).
 
         Args:
-            deep: what `forward_keeping` gave for the same rows at a noise level nearby. It stands for what
-                the layers further in would say, which changes little from step to step.
+            deep: the deep features of `forward_keeping`, for the same rows at a noise level nearby. They
+                replace the output of the inner layers, which changes little from step to step.
+            conditions: residuals and features are not used: they went into the deep features.
         """
-        return self._walk(x, timesteps, context, pooled, sizes, guidance, deep, None, None)[0]
+        given = self._block_inputs(timesteps, context, conditions or Conditions(), x.dtype)
+        skips = [self.conv_in(x)]
+        self._descend(self._way_down()[: OUTER - 1], skips, given)
+        return self._finish(deep, skips, given)
 
-    def _walk(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        pooled: Tensor | None,
-        sizes: Tensor | None,
-        guidance: Tensor | None,
-        deep: Tensor | None,
-        residuals: Sequence[Tensor] | None,
-        features: Sequence[Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Down and up again; the inner part, whose outcome is `deep`, only where that is not given."""
-        time = self._embedded_time(timesteps, x.dtype, pooled, sizes, self._guidance(guidance, x.dtype))
-        up_blocks = cast("Stages", self.up_blocks)
-        down, up = self._way_down(), [(s, i) for s in up_blocks for i in range(len(s.resnets))]
-        joining = self._features(features)
-        skips = [self.conv_in(x)]  # each joins a layer on the way up, the last one first
-        self._descend(down[: OUTER - 1], skips, time, context, joining)
-        if deep is None:
-            self._descend(down[OUTER - 1 :], skips, time, context, joining)
-            middle = self._middle(skips[-1], time, context)
-            for feature in joining:  # the one that is left, if any
-                middle = middle + feature
-            if residuals is not None:
-                *outer, inner = residuals
-                skips = [skip + residual for skip, residual in zip(skips, outer, strict=True)]
-                middle = middle + inner
-            deep = self._ascend(up[:-OUTER], middle, skips, time, context)
-        x = self._ascend(up[-OUTER:], deep, skips, time, context)
+    def _finish(self, deep: Tensor, skips: list[Tensor], given: BlockInputs) -> Tensor:
+        x = self._ascend(self._way_up()[-OUTER:], deep, skips, given)
         y: Tensor = self.conv_out(self.conv_norm_out(x))
-        return y, deep
+        return y
 
-    def _ascend(
-        self, layers: Layers, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor
-    ) -> Tensor:
-        """Run layers on the way up, each joined by the last of `skips`, which is taken off."""
+    def _way_up(self) -> list[tuple[Stage, int]]:
+        """All layers after the middle."""
+        return [(s, i) for s in cast("Stages", self.up_blocks) for i in range(len(s.resnets))]
+
+    def _ascend(self, layers: Layers, x: Tensor, skips: list[Tensor], given: BlockInputs) -> Tensor:
+        """Run layers of the up blocks, each on its input and the last of `skips`, which is removed."""
         checkpointed = self.gradient_checkpointing
         for stage, index in layers:
             x = torch.cat([x, skips.pop()], dim=1)
-            x = run_block(stage.layer, index, x, time, context, checkpointed=checkpointed)
+            x = run_block(stage.layer, index, x, given, checkpointed=checkpointed)
             if stage.upsamplers and index == len(stage.resnets) - 1:
-                x = stage.upsamplers[0](x, skips[-1].shape[2:])  # an odd size was rounded up on the way down
+                x = stage.upsamplers[0](x, skips[-1].shape[2:])  # the down blocks round up odd sizes
         return x
 
-    def _guidance(self, scale: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """[B, time_cond_proj_dim], or None where the model wants no guidance scale."""
-        channels = self.config.time_cond_proj_dim
-        if channels is None:
-            return None
-        if scale is None:
-            raise ValueError("this U-Net is conditioned on a guidance scale: give it")
-        return guidance_embedding(scale, channels).to(dtype)
-
-    def _features(self, given: Sequence[Tensor] | None) -> list[Tensor]:
-        """Those that join a level each, and the middle's if there is one."""
+    def _features(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """The features of each level, and those of the middle block if there are any."""
         levels = len(self.config.block_out_channels)
-        if given is not None and len(given) not in (levels, levels + 1):
+        if given and len(given) not in (levels, levels + 1):
             raise ValueError(
                 f"{len(given)} features were given, expected one for each of {levels} levels, or one more"
             )
-        return list(given or ())
+        return list(given)

@@ -1,94 +1,25 @@
-"""AutoencoderKL: pictures to latents and back (Rombach et al. 2022, section 3.1; Kingma & Welling 2014).
+"""AutoencoderKL: images to latents and back (Rombach et al. 2022, section 3.1; Kingma & Welling 2014).
 
-An encoder gives mean and log-variance of a Gaussian per latent pixel, a decoder turns latents into a
-picture. Latents are `2 ** (levels - 1)` times smaller than the picture in each direction.
+An encoder gives mean and log-variance of a Gaussian per latent pixel, a decoder turns latents into an
+image. Latents are `2 ** (levels - 1)` times smaller than the image in each direction.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import read_config, require
 from .layers import Attention, Downsample2D, GroupNormSiLU, ResnetBlock2D, Upsample2D, attention, run_block
+from .vae_config import VAEConfig
 
 _EPS = 1e-6  # of every normalisation in this network
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """Geometry of an autoencoder; the defaults are Stable Diffusion's.
-
-    Attributes:
-        scaling_factor: latents are multiplied by it before they meet the U-Net (its callers do
-            that, not this network), so that they have about unit variance.
-        sample_size: the picture's side in training, in pixels.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
-    sample_size: int = 512
-
-    def __post_init__(self) -> None:
-        require(len(self.block_out_channels) > 0, "block_out_channels is empty")
-        for channels in self.block_out_channels:
-            require(
-                channels % self.norm_num_groups == 0,
-                f"block_out_channels {self.block_out_channels} must be multiples of "
-                f"norm_num_groups {self.norm_num_groups}",
-            )
-
-    @property
-    def downscale(self) -> int:
-        """How many picture pixels a latent pixel stands for, in each direction."""
-        return 1 << (len(self.block_out_channels) - 1)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "VAEConfig":
-        """Read a hub `config.json`. Raises ValueError for what this network cannot stand for."""
-        levels = len(values.get("block_out_channels", cls.block_out_channels))
-        return read_config(
-            cls,
-            values,
-            supported={
-                "act_fn": ("silu",),
-                "down_block_types": (["DownEncoderBlock2D"] * levels, ("DownEncoderBlock2D",) * levels),
-                "up_block_types": (["UpDecoderBlock2D"] * levels, ("UpDecoderBlock2D",) * levels),
-                "mid_block_add_attention": (True,),
-                "use_quant_conv": (True,),
-                "use_post_quant_conv": (True,),
-                "shift_factor": (None,),
-                "latents_mean": (None,),
-                "latents_std": (None,),
-            },
-            without_effect=("force_upcast",),  # float16 overflow is handled where precision is chosen
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The hub's `config.json`."""
-        levels = len(self.block_out_channels)
-        return {
-            "_class_name": "AutoencoderKL",
-            **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()},
-            "act_fn": "silu",
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-        }
 
 
 class SelfAttention2D(nn.Module):
     """Single-head attention over all pixels, residual.
 
     Attributes:
-        attend: how it is computed.
+        attend: Attention function.
     """
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -154,7 +85,7 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture [B, 3, H, W] -> moments [B, 2 * latent_channels, h, w]."""
+    """Image [B, 3, H, W] -> moments [B, 2 * latent_channels, h, w]."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -178,7 +109,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, latent_channels, h, w] -> picture [B, 3, H, W]; one residual block more a level."""
+    """Latents [B, latent_channels, h, w] -> image [B, 3, H, W]; one more residual block per level than the
+    encoder."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -204,7 +136,7 @@ class AutoencoderKL(nn.Module):
     """The autoencoder of Stable Diffusion.
 
     Attributes:
-        gradient_checkpointing: trade time for memory in training.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
     """
 
     def __init__(self, config: VAEConfig) -> None:
@@ -232,6 +164,6 @@ class AutoencoderKL(nn.Module):
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, latent_channels, h, w], not scaled, to pictures [B, 3, H, W], about [-1, 1]."""
+        """Latents [B, latent_channels, h, w], not scaled, to images [B, 3, H, W], about [-1, 1]."""
         images: Tensor = self.decoder(self.post_quant_conv(latents), self.gradient_checkpointing)
         return images

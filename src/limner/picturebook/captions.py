@@ -1,7 +1,7 @@
-"""Scenes to words: exact and varied English.
+"""Scenes to captions in exact and varied English.
 
-What a caption leaves unsaid has one meaning: the time is day, the weather clear, the style flat
-and a size medium.
+What a caption does not mention has a default: the time is day, the weather clear, the style flat and a size
+medium.
 """
 
 import random
@@ -21,7 +21,7 @@ _KIND_WORDS: dict[str, tuple[str, ...]] = {
 }
 _PLURALS = {"butterfly": "butterflies", "fish": "fish", "puppy": "puppies", "snowman": "snowmen"}
 _SIZE_WORDS = {"small": ("small", "little", "tiny"), "big": ("big", "large", "huge")}
-_LONGEST = 28
+_LONGEST = 28  # words of a caption
 _COUNTS = {2: "two", 3: "three"}
 _SETTING_WORDS: dict[str, tuple[str, ...]] = {
     "meadow": ("in a meadow", "in the meadow", "on the grass", "in a green field", "on a green meadow"),
@@ -66,7 +66,7 @@ _ON = ("on", "on", "on top of", "standing on", "sitting on")
 
 
 def plain_caption(scene: Scene) -> str:
-    """The one canonical caption: every caption of the scene means this."""
+    """The canonical caption of a scene; all its other captions mean the same."""
     style = {"flat": "", "outlined": "an outlined drawing of ", "pixel": "pixel art of "}[scene.style]
     time = {"day": "", "sunset": " at sunset", "night": " at night"}[scene.time]
     weather = {
@@ -88,7 +88,11 @@ def plain_caption(scene: Scene) -> str:
 
 
 def caption(scene: Scene, rng: random.Random, *, says_style: bool = True) -> str:
-    """One of the scene's many exact captions, at most 28 words, which may leave out the style."""
+    """One of the scene's many exact captions, of at most 28 words.
+
+    Args:
+        says_style: Whether the caption names the style.
+    """
     while True:
         words = _phrase(scene, rng, says_style)
         if len(words.split()) <= _LONGEST:
@@ -119,7 +123,7 @@ def _phrase(scene: Scene, rng: random.Random, says_style: bool) -> str:
 
 
 def vocabulary() -> frozenset[str]:
-    """Every word that a caption may hold."""
+    """Every word that occurs in captions."""
     tables = (
         _KIND_WORDS,
         _SIZE_WORDS,
@@ -135,6 +139,17 @@ def vocabulary() -> frozenset[str]:
     phrases += [_plural(word) for word in singular]
     phrases += ["a an and with on top next to beside between in a row side by side from left to right"]
     return frozenset(re.findall(r"[a-z]+", " ".join(phrases)))
+
+
+def kinds_in(text: str) -> frozenset[str]:
+    """The kinds of things that a text names, in the words of captions."""
+    words = {kind: _KIND_WORDS.get(kind, (kind,)) for kind in KINDS}
+    text = " ".join(re.findall(r"[a-z]+", text.lower()))
+    return frozenset(
+        kind
+        for kind, its in words.items()
+        if any(re.search(rf"\b({word}|{_plural(word)})\b", text) for word in its)
+    )
 
 
 def _subject(scene: Scene, rng: random.Random) -> str:

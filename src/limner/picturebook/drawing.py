@@ -7,9 +7,10 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from limner.picturebook import scenery, things
 from limner.picturebook.scene import Scene, Thing
 from limner.picturebook.shapes import Colour, Shape, mix
+
+from . import scenery, things
 
 _OVERSAMPLING = 4
 _PIXEL_GRID = 64  # pixel art is drawn on a grid of this many squares a side
@@ -19,7 +20,14 @@ _LINE = 0.011  # width of the lines of the outlined style
 
 
 def render(scene: Scene, size: int = 128) -> Image.Image:
-    """The picture of a scene: RGB, `size` pixels a side (at least 32)."""
+    """The picture of a scene in RGB.
+
+    Args:
+        size: Length of its sides in pixels, at least 32.
+
+    Raises:
+        ValueError: `size` is below 32.
+    """
     if size < 32:
         raise ValueError(f"a picture of {size} pixels a side was asked for; the smallest is 32")
     pixel_art = scene.style == "pixel"
@@ -54,7 +62,7 @@ def _background(setting: str, time: str, weather: str, style: str, backdrop: int
 def _front(
     weather: str, style: str, backdrop: int, side: int
 ) -> tuple[Image.Image, tuple[int, int], Image.Image]:
-    """What falls in front of the things: picture, corner and mask, as `Image.paste` takes them."""
+    """Rain or snow in front of the things: image, corner and mask, the arguments of `Image.paste`."""
     large = side * _OVERSAMPLING
     mask = Image.new("L", (large, large))
     shapes = scenery.falling(weather, backdrop)
@@ -68,7 +76,7 @@ def _front(
 
 
 def _shadow(picture: Image.Image, thing: Thing, scene: Scene) -> None:
-    """A soft flat ellipse under a thing; on the sea, the light ripple around it."""
+    """Draw a soft flat ellipse under a thing; on the sea, a light ripple around it."""
     side = picture.width
     width, height = things.proportions(thing.kind)
     bottom = (thing.y + thing.extent * height / 2) * side
@@ -95,7 +103,7 @@ def _disc(size: tuple[int, int]) -> Image.Image:
 
 
 def _paste(picture: Image.Image, thing: Thing, scene: Scene) -> None:
-    """Draws one thing, with a rim that parts it from whatever lies behind it."""
+    """Draw one thing, with a rim that separates it from the background."""
     side = picture.width
     width, height = things.proportions(thing.kind)
     outlined = scene.style == "outlined"
@@ -134,7 +142,7 @@ def _fill(
     width: float,
     ink: Colour,
 ) -> None:
-    """Fills the shapes in order; with a `width`, their edges are drawn in ink."""
+    """Fill the shapes in order, and with a `width` draw their edges in ink."""
     for shape in shapes:
         points = [(x + u * scale, y + v * scale) for u, v in shape.points]
         draw.polygon(points, fill=shape.fill)
@@ -143,7 +151,7 @@ def _fill(
 
 
 def _lit(colour: Colour, time: str) -> Colour:
-    """A thing's colour under the light of a time of day: always recognisable."""
+    """A thing's colour under the light of a time of day, always recognisable."""
     if time == "night":
         return (colour[0] * 93 // 100, colour[1] * 93 // 100, colour[2] * 97 // 100)
     if time == "sunset":

@@ -1,7 +1,6 @@
-"""Judging pictures: what was asked for against what the probe sees, and shares with their uncertainty.
+"""Judging pictures: the requested scene against what the probe found, and shares with their uncertainty.
 
-Nothing here draws or runs a network: it takes scenes, what was seen in their pictures and embeddings, and
-gives figures.
+Nothing here draws or runs a network: from scenes, findings and embeddings it computes figures.
 """
 
 import math
@@ -19,16 +18,15 @@ from limner.picturebook.probe import Seen, SeenThing
 from limner.picturebook.scene import Relation, Scene, Thing
 from limner.picturebook.world import World, caption, regions
 
-_SLACK = 0.04  # boxes of things side by side may overlap by so much of the picture's side
-_TOUCHING = 0.03  # one thing on another leaves no larger gap than this; one above another does
-_SUNK = 0.06  # and does not sink deeper into it than this
-_OFF_AXIS = 0.1  # above and on: how far the centres may be apart sideways
-_SIZE_TOLERANCE = 0.125  # of the asked extent; half of what parts the closest two sizes
+_SLACK = 0.04  # largest overlap of boxes side by side, in fractions of the picture's side
+_TOUCHING = 0.03  # largest gap between a thing and what it stands on; "above" is a larger gap
+_SUNK = 0.06  # largest overlap of a thing with what it stands on
+_OFF_AXIS = 0.1  # largest horizontal distance of the centres for "above" and "on"
+_SIZE_TOLERANCE = 0.125  # of the requested extent; half the difference between the closest two sizes
 
 
 def fresh_scenes(world: World, count: int, seed: int) -> tuple[list[Scene], list[str]]:
-    """Scenes to evaluate on and a caption of each, in turn of combinations that training knows and of those
-    kept from it."""
+    """Scenes to evaluate on and a caption of each: every second scene has a held-out combination."""
     scenes, words = [], []
     for index in range(count):
         rng = random.Random(f"evaluate {seed} {index}")
@@ -39,16 +37,17 @@ def fresh_scenes(world: World, count: int, seed: int) -> tuple[list[Scene], list
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far a picture shows its scene.
+    """How much of its scene a picture shows.
 
     Attributes:
-        asked: how many things there should be.
-        things_right: of those, how many are there, by kind; one seen thing counts for one asked.
-        colours_right, sizes_right: how many are there in their colour; at their size.
-        relation_right: whether the asked things are all there and stand as asked; None for one thing.
-        count_right: whether there are as many things as asked for.
-        all_right: exactly the asked kinds in their colours, the relation, the setting and the time.
-        strictly_right: and also each size, the weather and the style.
+        asked: Number of things in the scene.
+        things_right: Number of those that were found, by kind; each found thing counts once.
+        colours_right, sizes_right: Number of those that were found in their colour; at their size.
+        relation_right: Whether all things were found and their relation holds; None for one thing.
+        count_right: Whether as many things were found as the scene has.
+        setting, time, weather, style: Whether each was found as in the scene.
+        all_right: Whether kinds, colours, relation, setting and time are right, and no other thing was found.
+        strictly_right: Whether each size, the weather and the style are right too.
     """
 
     asked: int
@@ -66,7 +65,7 @@ class Verdict:
 
 
 def judge(scene: Scene, seen: Seen) -> Verdict:
-    """What is right in a picture that should show `scene`."""
+    """Compare what was found in a picture with its scene."""
     pairs = _matched(scene.things, seen.things)
     found = [(asked, thing) for asked, thing in pairs if thing is not None]
     colours = [asked.colour == thing.colour for asked, thing in found]
@@ -97,7 +96,7 @@ def judge(scene: Scene, seen: Seen) -> Verdict:
 
 
 def _matched(asked: Sequence[Thing], seen: Sequence[SeenThing]) -> list[tuple[Thing, SeenThing | None]]:
-    """Each asked thing with a seen one of its kind: as many as can be, then by colour, then by place."""
+    """Each thing of a scene with a found one of its kind: most pairs first, then colour, then distance."""
 
     def cost(a: Thing, index: int | None) -> tuple[int, int, float]:
         if index is None:
@@ -120,7 +119,7 @@ def _matched(asked: Sequence[Thing], seen: Sequence[SeenThing]) -> list[tuple[Th
 
 
 def relation_holds(relation: Relation, things: Sequence[SeenThing]) -> bool:
-    """Whether things stand as the world defines it, from the first to the last; of a group, in any order."""
+    """Whether things stand in a relation, from the first to the last; those of a group in any order."""
     if relation == "alone":
         return len(things) == 1
     if relation in ("above", "on"):
@@ -133,15 +132,15 @@ def relation_holds(relation: Relation, things: Sequence[SeenThing]) -> bool:
 
 
 @dataclass(frozen=True)
-class Share:
-    """So many right of so many."""
+class Proportion:
+    """A number of correct items out of all."""
 
     right: int
     of: int
 
     @property
     def value(self) -> float:
-        """Between 0 and 1; NaN of nothing."""
+        """Between 0 and 1; NaN where there are none at all."""
         return self.right / self.of if self.of else math.nan
 
     @property
@@ -162,29 +161,29 @@ class Share:
         return f"{100 * self.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def tally(verdicts: Iterable[Verdict]) -> dict[str, Share]:
-    """Shares over many pictures: of things for things, colours and sizes, of pictures for the rest."""
+def tally(verdicts: Iterable[Verdict]) -> dict[str, Proportion]:
+    """Shares over many pictures: among things for things, colours and sizes, among pictures for the rest."""
     verdicts = list(verdicts)
     things = sum(v.asked for v in verdicts)
     related = [v.relation_right for v in verdicts if v.relation_right is not None]
     pictures = len(verdicts)
     return {
-        "things": Share(sum(v.things_right for v in verdicts), things),
-        "colours": Share(sum(v.colours_right for v in verdicts), things),
-        "sizes": Share(sum(v.sizes_right for v in verdicts), things),
-        "relations": Share(sum(related), len(related)),
-        "counts": Share(sum(v.count_right for v in verdicts), pictures),
-        "settings": Share(sum(v.setting for v in verdicts), pictures),
-        "times": Share(sum(v.time for v in verdicts), pictures),
-        "weathers": Share(sum(v.weather for v in verdicts), pictures),
-        "styles": Share(sum(v.style for v in verdicts), pictures),
-        "entirely right": Share(sum(v.all_right for v in verdicts), pictures),
-        "strictly right": Share(sum(v.strictly_right for v in verdicts), pictures),
+        "things": Proportion(sum(v.things_right for v in verdicts), things),
+        "colours": Proportion(sum(v.colours_right for v in verdicts), things),
+        "sizes": Proportion(sum(v.sizes_right for v in verdicts), things),
+        "relations": Proportion(sum(related), len(related)),
+        "counts": Proportion(sum(v.count_right for v in verdicts), pictures),
+        "settings": Proportion(sum(v.setting for v in verdicts), pictures),
+        "times": Proportion(sum(v.time for v in verdicts), pictures),
+        "weathers": Proportion(sum(v.weather for v in verdicts), pictures),
+        "styles": Proportion(sum(v.style for v in verdicts), pictures),
+        "entirely right": Proportion(sum(v.all_right for v in verdicts), pictures),
+        "strictly right": Proportion(sum(v.strictly_right for v in verdicts), pictures),
     }
 
 
-def shown(scene: Scene) -> Seen:
-    """What a perfect reader sees in the picture of a scene."""
+def perfect_findings(scene: Scene) -> Seen:
+    """The findings of a perfect probe for the picture of a scene."""
     boxes = [[side / 128 for side in box] for box in regions(scene, 128)]
     things = [SeenThing(t.kind, t.colour, *box) for t, box in zip(scene.things, boxes, strict=True)]
     return Seen(tuple(things), scene.setting, scene.time, scene.weather, scene.style)
@@ -192,7 +191,7 @@ def shown(scene: Scene) -> Seen:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of so many independent values."""
+    """Mean of independent values, with its standard error."""
 
     value: float
     error: float  # standard error
@@ -200,7 +199,7 @@ class Mean:
 
     @classmethod
     def over(cls, values: Tensor) -> Self:
-        """Of at least two values [N]."""
+        """From at least two values [N]."""
         spread = float(values.double().std())
         return cls(float(values.double().mean()), spread / math.sqrt(len(values)), len(values))
 
@@ -216,12 +215,12 @@ def psnr(pictures: Tensor, originals: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error)  # 4 is the square of the values' range
 
 
-def retrieved(queries: Tensor, answers: Tensor, among: int = 64) -> Share:
-    """How often the nearest of so many answers is a query's own.
+def retrieved(queries: Tensor, answers: Tensor, among: int = 64) -> Proportion:
+    """Proportion of queries whose own answer is the nearest of `among` answers.
 
     Args:
-        queries, answers: unit vectors [N, D], belonging together row by row. They are taken in groups of
-            `among`; what is left over is not counted.
+        queries, answers: Unit vectors [N, D], paired row by row. They are compared in groups of `among`; an
+            incomplete last group is not counted.
     """
     right = total = 0
     for start in range(0, len(queries) - among + 1, among):
@@ -229,15 +228,15 @@ def retrieved(queries: Tensor, answers: Tensor, among: int = 64) -> Share:
         nearest = (queries[group] @ answers[group].T).argmax(1)
         right += int((nearest == torch.arange(among)).sum())
         total += among
-    return Share(right, total)
+    return Proportion(right, total)
 
 
-def preferred(queries: Tensor, answers: Tensor, false: Sequence[Tensor]) -> Share:
+def preferred(queries: Tensor, answers: Tensor, false: Sequence[Tensor]) -> Proportion:
     """How often a query is nearer to its answer than to each of its false ones.
 
     Args:
-        queries, answers: unit vectors [N, D].
-        false: of each query, unit vectors [M, D]; a query with none is not counted.
+        queries, answers: Unit vectors [N, D], paired row by row.
+        false: For each query, unit vectors [M, D] of wrong answers; a query with none is not counted.
     """
     tried = [(q, a, f) for q, a, f in zip(queries, answers, false, strict=True) if len(f)]
-    return Share(sum(bool((q @ a > f @ q).all()) for q, a, f in tried), len(tried))
+    return Proportion(sum(bool((q @ a > f @ q).all()) for q, a, f in tried), len(tried))

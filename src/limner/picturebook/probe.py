@@ -1,9 +1,9 @@
-"""The probe: a small network that says what stands in a picture of the world.
+"""The probe: a small network that reads what a picture of the world shows.
 
-It is a one-stage detector on a 16x16 grid, after "Objects as Points" (Zhou et al. 2019): each cell says
-whether a thing's centre lies in it, of which kind and colour that thing is and how far its sides are. Four
-heads over the whole picture say the setting, the time, the weather and the style. It is trained on rendered
-scenes only (`limner train probe`), never on pictures that a model drew, and so it can judge those.
+It is a one-stage detector on a 16x16 grid, after "Objects as Points" (Zhou et al. 2019): each cell predicts
+whether the centre of a thing lies in it, its kind and colour, and the distances to its sides. Four heads over
+the whole picture predict the setting, the time, the weather and the style. It is trained on rendered scenes
+only (`limner train probe`), never on pictures that a model drew, and so it can judge those.
 """
 
 import json
@@ -17,24 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.errors import InvalidCheckpoint
+from limner.files import read_json, whole_file
 from limner.picturebook.scene import COLOURS, KINDS, SETTINGS, STYLES, TIMES, WEATHERS
-from limner.weights.files import read_json, whole_file
 from limner.weights.load import load_module
 from limner.weights.tensors import open_tensors, write_tensors
 
-STRIDE = 8  # pixels of a cell's side
+STRIDE = 8  # side of a cell in pixels
 JUDGES = Path(__file__).parent / "judges"  # the weights that ship
 
-_SURE = 0.35  # a cell that is surer than this of holding a centre is a thing
+_THRESHOLD = 0.35  # probability of a centre above which a cell counts as a thing
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Geometry and vocabulary: what the probe's answers mean is stored with its weights.
+    """Geometry and vocabulary; both are stored with the weights.
 
     Attributes:
-        widths: channels at a half, a quarter and an eighth of the picture's side.
-        blocks: residual blocks at an eighth.
+        widths: Number of channels at 1/2, 1/4 and 1/8 of the picture's side.
+        blocks: Number of residual blocks at 1/8.
+        kinds, colours, settings, times, weathers, styles: Classes of each output, in order.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
@@ -52,7 +53,11 @@ class ProbeConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From JSON; ValueError names what is missing, unknown or of another type than it should be."""
+        """From the content of `probe.json`.
+
+        Raises:
+            ValueError: A key is missing or unknown, or a value has the wrong type.
+        """
         defaults = cls().to_dict()
         if values.keys() != defaults.keys():
             raise ValueError(f"a probe's config has {sorted(values)}; expected {sorted(defaults)}")
@@ -67,15 +72,15 @@ class ProbeConfig:
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The content of `probe.json`."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 class Readings(NamedTuple):
-    """What the network says, as logits, on a grid of h x w cells.
+    """Outputs of the network on a grid of h x w cells; logits, but for `sides`.
 
-    `sides` are the distances from a cell's centre to the left, top, right and bottom of the thing,
-    in fractions of the picture's side.
+    `sides` are the distances from a cell's centre to the left, top, right and bottom of the thing, in
+    fractions of the picture's side.
     """
 
     centre: Tensor  # [B, h, w]
@@ -89,7 +94,7 @@ class Readings(NamedTuple):
 
 
 class _Block(nn.Module):
-    """A pre-activation residual block; its second convolution is dilated to see whole things."""
+    """A pre-activation residual block; the second convolution is dilated, for a wider receptive field."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -104,7 +109,7 @@ class _Block(nn.Module):
 
 
 class Probe(nn.Module):
-    """Pictures to readings."""
+    """The network: pictures to `Readings`."""
 
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__()
@@ -122,7 +127,7 @@ class Probe(nn.Module):
         self.cells = nn.Conv2d(eighth, sum(self._cell_sizes()), 1)
         self.whole = nn.Linear(2 * eighth, sum(self._whole_sizes()))
         assert self.cells.bias is not None
-        nn.init.constant_(self.cells.bias[:1], -3.0)  # few cells hold a centre: begin by saying so
+        nn.init.constant_(self.cells.bias[:1], -3.0)  # few cells hold a centre
 
     def _cell_sizes(self) -> tuple[int, ...]:
         return 1, len(self.config.kinds), len(self.config.colours), 4
@@ -132,7 +137,7 @@ class Probe(nn.Module):
         return len(c.settings), len(c.times), len(c.weathers), len(c.styles)
 
     def forward(self, pictures: Tensor) -> Readings:
-        """Readings of pictures [B, 3, H, W] in [-1, 1], H and W multiples of 8; made for 128."""
+        """Readings of pictures [B, 3, H, W] in [-1, 1]; H and W are multiples of 8, 128 in training."""
         features = F.relu(self.norm(self.blocks(self.stem(pictures))))
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
         centre, kind, colour, sides = self.cells(features).float().split(self._cell_sizes(), 1)
@@ -142,7 +147,7 @@ class Probe(nn.Module):
 
 @dataclass(frozen=True)
 class SeenThing:
-    """A thing in a picture; its box in fractions of the picture's side, y downwards."""
+    """A thing that the probe found; its box in fractions of the picture's side, y downwards."""
 
     kind: str
     colour: str
@@ -167,7 +172,7 @@ class SeenThing:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture shows."""
+    """What the probe found in a picture."""
 
     things: tuple[SeenThing, ...]
     setting: str
@@ -178,7 +183,7 @@ class Seen:
 
 @torch.no_grad()
 def see(probe: Probe, pictures: Tensor) -> list[Seen]:
-    """What each of pictures [B, 3, 128, 128] in [-1, 1] shows."""
+    """What the probe finds in each of pictures [B, 3, 128, 128] in [-1, 1]."""
     device = next(probe.parameters()).device
     seen = []
     for part in torch.split(pictures, 64):
@@ -188,11 +193,11 @@ def see(probe: Probe, pictures: Tensor) -> list[Seen]:
 
 
 def _decode(one: Readings, config: ProbeConfig) -> Seen:
-    """The readings of one picture: its cells from the surest down, each silencing its neighbours."""
-    sure = one.centre.sigmoid()
-    height, width = sure.shape
+    """The readings of one picture as things: local maxima of the centre's probability."""
+    probability = one.centre.sigmoid()
+    height, width = probability.shape
     things = []
-    for row, column in _peaks(sure):
+    for row, column in _peaks(probability):
         x, y = (column + 0.5) / width, (row + 0.5) / height
         left, top, right, bottom = one.sides[:, row, column].tolist()
         things.append(
@@ -214,9 +219,10 @@ def _decode(one: Readings, config: ProbeConfig) -> Seen:
     )
 
 
-def _peaks(sure: Tensor) -> list[tuple[int, int]]:
-    rows, columns = (sure > _SURE).nonzero(as_tuple=True)
-    order = sure[rows, columns].argsort(descending=True).tolist()
+def _peaks(probability: Tensor) -> list[tuple[int, int]]:
+    """Row and column of cells above the threshold, highest first, without neighbours of earlier ones."""
+    rows, columns = (probability > _THRESHOLD).nonzero(as_tuple=True)
+    order = probability[rows, columns].argsort(descending=True).tolist()
     peaks: list[tuple[int, int]] = []
     for row, column in [(int(rows[i]), int(columns[i])) for i in order]:
         if all(max(abs(row - r), abs(column - c)) > 1 for r, c in peaks):
@@ -225,10 +231,10 @@ def _peaks(sure: Tensor) -> list[tuple[int, int]]:
 
 
 def load_probe(folder: Path = JUDGES) -> Probe:
-    """The probe in `probe.json` and `probe.safetensors`, in fp32; by default the one that ships.
+    """The probe in `probe.json` and `probe.safetensors` of a folder, in fp32; by default the shipped one.
 
     Raises:
-        InvalidCheckpoint: files that are missing, broken or not of one probe.
+        InvalidCheckpoint: Files that are missing, broken or not of one probe.
     """
     label, weights = folder / "probe.json", folder / "probe.safetensors"
     try:

@@ -26,8 +26,14 @@ STYLES = ("flat", "outlined", "pixel")
 class Thing:
     """One thing in a picture.
 
-    `x` and `y` are the centre of its bounding box and `extent` is the box's longer side, all in
-    fractions of the picture's side, y downwards.
+    Attributes:
+        kind: One of `KINDS`.
+        colour: One of `COLOURS`.
+        size: Size as captions name it.
+        x: Centre of its bounding box from the left, in fractions of the picture's side.
+        y: The same from the top.
+        extent: Longer side of its bounding box, in fractions of the picture's side.
+        grounded: Whether it stands on the ground and casts a shadow there.
     """
 
     kind: str
@@ -36,16 +42,23 @@ class Thing:
     x: float
     y: float
     extent: float
-    grounded: bool = True  # it stands on the ground, and so throws a shadow there
+    grounded: bool = True
 
 
 @dataclass(frozen=True)
 class Scene:
     """A whole picture.
 
-    `relation` says how the things stand to each other: "alone" is one thing; "left of", "above" and "on" hold
-    from the first to the second; "row" is different things from left to right; "group" is two
-    or three alike, side by side. `backdrop` (0 to 3) picks one of the setting's few layouts.
+    Attributes:
+        things: The things in it, one to three.
+        relation: How the things stand to each other: "alone" is one thing; "left of", "above" and "on" hold
+            from the first to the second; "row" is different things from left to right; "group" is two or
+            three of one kind, colour and size, side by side.
+        setting: One of `SETTINGS`.
+        time: One of `TIMES`.
+        weather: One of `WEATHERS`.
+        style: One of `STYLES`.
+        backdrop: Layout of the setting, 0 to 3.
     """
 
     things: tuple[Thing, ...]

@@ -1,4 +1,4 @@
-"""Where the things stand: the backgrounds, drawn in fractions of the picture.
+"""Backgrounds, drawn in fractions of the picture.
 
 They are pale and quiet, so that things stand out, and each setting has only four layouts (two, and
 their mirror images), so that a small model can learn them.

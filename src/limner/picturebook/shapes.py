@@ -1,4 +1,4 @@
-"""Polygons: the one primitive that the picture world is drawn with, and the curves that make them."""
+"""Polygons, the only primitive of the picture world, and the curves that they are made from."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,13 @@ Points = tuple[Point, ...]
 
 @dataclass(frozen=True)
 class Shape:
-    """A filled polygon. `line` says whether the outlined style draws its edge."""
+    """A filled polygon.
+
+    Attributes:
+        points: Corners, in fractions of the picture or of the unit square of a thing.
+        fill: Colour.
+        line: Whether the outlined style draws its edge.
+    """
 
     points: Points
     fill: Colour
@@ -19,7 +25,7 @@ class Shape:
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`a` with a share in [0, 1] of `b`."""
+    """Colour between `a` (share 0) and `b` (share 1)."""
     return (
         round(a[0] + (b[0] - a[0]) * share),
         round(a[1] + (b[1] - a[1]) * share),
@@ -28,6 +34,7 @@ def mix(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def rectangle(left: float, top: float, right: float, bottom: float) -> Points:
+    """A rectangle from its sides."""
     return ((left, top), (right, top), (right, bottom), (left, bottom))
 
 
@@ -113,4 +120,5 @@ def stroke(points: Sequence[Point], width: float, end_width: float | None = None
 
 
 def mirrored(points: Points, axis: float = 0.5) -> Points:
+    """Points reflected at the vertical line x = axis."""
     return tuple((2 * axis - x, y) for x, y in points)

@@ -1,7 +1,6 @@
-"""How each kind of thing looks: lists of shapes in a unit square, painted with one colour's palette.
+"""Catalogue of the things: each kind as a list of shapes, in the palette of its colour.
 
-The named colour covers most of each thing; accents are few and small. Silhouettes are chosen to be told
-apart at 30 pixels.
+The named colour covers most of each thing; accents are few and small. Silhouettes are distinct at 30 pixels.
 """
 
 import math
@@ -49,7 +48,7 @@ PIGMENTS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Palette:
-    """One colour in the tones that a thing is painted with."""
+    """Tones of one colour."""
 
     body: Colour
     light: Colour  # a highlight
@@ -59,6 +58,7 @@ class Palette:
 
 
 def palette(colour: str) -> Palette:
+    """The tones of one of `COLOURS`."""
     body = PIGMENTS[colour]
     if colour == "black":
         return Palette(body, (92, 90, 104), (72, 70, 84), PAPER, (236, 232, 226))

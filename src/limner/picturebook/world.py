@@ -1,8 +1,7 @@
 """The picture world: which scenes there are, how their things are laid out, and which are held out.
 
-Sampling is rejection over a few independent draws. What is held out is a fixed set of combinations
-(a kind in a colour; two kinds in a relation), chosen by a hash, so that what a model draws of
-them is composition and not memory.
+Sampling is rejection over a few independent draws. A fixed set of combinations (a kind in a colour; two
+kinds in a relation), chosen by a hash, is kept from training: to draw one takes composition, not memory.
 """
 
 import hashlib
@@ -11,8 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
+from pathlib import Path
+from typing import Any
 
-from limner.errors import InvalidRequest
+from limner.errors import InvalidCheckpoint, InvalidRequest
+from limner.files import read_json
 from limner.picturebook.captions import caption, plain_caption, vocabulary
 from limner.picturebook.drawing import render
 from limner.picturebook.scene import (
@@ -36,13 +38,14 @@ __all__ = [
     "caption",
     "is_held_out",
     "plain_caption",
+    "read_world",
     "regions",
     "render",
     "swapped",
     "vocabulary",
 ]
 
-FLOATING = frozenset({"balloon", "kite", "star", "butterfly", "heart"})  # they hang in the air by themselves
+FLOATING = frozenset({"balloon", "kite", "star", "butterfly", "heart"})  # in the air without support
 SUPPORTS = frozenset({"house", "tree", "mushroom", "car", "ball", "cup", "hat", "castle", "lamp", "snowman"})
 
 _EXTENTS: dict[int, dict[Size, float]] = {  # by the number of things in the picture
@@ -67,7 +70,16 @@ Look = tuple[str, str, Size]  # kind, colour, size
 
 @dataclass(frozen=True)
 class World:
-    """What may be drawn. The defaults are everything; a smaller world names less."""
+    """What may be drawn: by default everything.
+
+    Attributes:
+        kinds, colours, settings, times, weathers, styles: Values that scenes take, each a subset of the
+            constant of that name in `picturebook.scene`.
+        max_things: Largest number of things in a scene, 1 to 3.
+
+    Raises:
+        InvalidRequest: An unknown or repeated value, none at all, or another number of things.
+    """
 
     kinds: tuple[str, ...] = KINDS
     colours: tuple[str, ...] = COLOURS
@@ -95,7 +107,7 @@ class World:
             raise InvalidRequest(f"max_things is {self.max_things}; expected 1, 2 or 3")
 
     def sample(self, rng: random.Random) -> Scene:
-        """Any scene of this world, held out or not."""
+        """A random scene of this world, held out or not."""
         relation, looks = self._things(rng)
         setting = rng.choice(self.settings)
         return Scene(
@@ -109,11 +121,11 @@ class World:
         )
 
     def training_scene(self, rng: random.Random) -> Scene:
-        """A scene with nothing in it that is held out."""
+        """A random scene without held-out combinations."""
         return self._sample_where(lambda scene: not is_held_out(scene), rng)
 
     def held_out_scene(self, rng: random.Random) -> Scene:
-        """A scene with a combination in it that training never shows."""
+        """A random scene with a combination that training never shows."""
         return self._sample_where(is_held_out, rng)
 
     def _sample_where(self, wanted: Callable[[Scene], bool], rng: random.Random) -> Scene:
@@ -168,8 +180,37 @@ class World:
         return relation == "group" or len(self.kinds) * len(self.colours) > 1
 
 
+def read_world(file: Path | None, card: Path | None = None) -> World:
+    """The world that a JSON file describes by its fields, or without one, the "world" of a model's card.
+
+    Args:
+        file: Path of the JSON file.
+        card: Path of a `limner.json`, which may be missing or name no world: then it is the whole world.
+
+    Raises:
+        InvalidRequest: `file` cannot be read, or the fields are not those of a world.
+        InvalidCheckpoint: `card` cannot be read.
+    """
+    try:
+        if file is not None:
+            values = read_json(file)
+        else:
+            values = read_json(card).get("world", {}) if card is not None and card.is_file() else {}
+    except InvalidCheckpoint as error:
+        if file is None:
+            raise
+        raise InvalidRequest(f"{file} does not give the fields of a picturebook world: {error}") from None
+    try:
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return World(**fields)
+    except (TypeError, AttributeError, InvalidRequest) as error:
+        raise InvalidRequest(
+            f"{file or card} does not give the fields of a picturebook world: {error}"
+        ) from None
+
+
 def _favour_first(choices: Sequence[str], share: float, rng: random.Random) -> str:
-    """The first with probability `share`, else one of the others."""
+    """The first choice with probability `share`, otherwise one of the others."""
     return choices[0] if len(choices) == 1 or rng.random() < share else rng.choice(choices[1:])
 
 
@@ -178,7 +219,7 @@ def _favour_medium(sizes: Sequence[Size], rng: random.Random) -> Size:
 
 
 def arrange(looks: Sequence[Look], relation: Relation, rng: random.Random) -> tuple[Thing, ...]:
-    """Places things so that the relation holds, none overlap and all lie wholly inside the picture."""
+    """Things placed so that the relation holds, none overlap and all lie inside the picture."""
     extents = [_EXTENTS[len(looks)][size] * rng.uniform(0.96, 1.04) for _, _, size in looks]
     if relation == "group":
         extents = [extents[0]] * len(looks)
@@ -212,7 +253,7 @@ def arrange(looks: Sequence[Look], relation: Relation, rng: random.Random) -> tu
 
 
 def _spread(widths: Sequence[float], rng: random.Random) -> list[float]:
-    """Centres from left to right: the room left over is shared among the edges and the gaps between."""
+    """Centres from left to right; free space goes to the edges and the gaps."""
     room = 1 - 2 * _MARGIN - sum(widths)
     gap = min(0.14, 0.7 * room / max(1, len(widths) - 1)) if len(widths) > 1 else 0.0
     spare = room - gap * (len(widths) - 1)
@@ -225,7 +266,7 @@ def _spread(widths: Sequence[float], rng: random.Random) -> list[float]:
 
 
 def regions(scene: Scene, size: int = 128) -> list[tuple[float, float, float, float]]:
-    """The bounding box of each thing, in order: left, top, right, bottom in pixels."""
+    """The bounding box of each thing, in order: left, top, right, bottom in pixels of a picture of `size`."""
     boxes = []
     for thing in scene.things:
         width, height = (side * thing.extent / 2 for side in proportions(thing.kind))
@@ -241,7 +282,7 @@ def _chosen(combination: str) -> bool:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether a scene shows a kind in a colour, or two kinds in a relation, that training never shows."""
+    """Whether a scene has a kind in a colour, or two kinds in a relation, that training never shows."""
     if any(_chosen(f"{thing.colour} {thing.kind}") for thing in scene.things):
         return True
     if scene.relation in ("alone", "group"):
@@ -251,10 +292,10 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def swapped(scene: Scene, world: World | None = None) -> list[Scene]:
-    """Scenes that a careless reader takes for this one.
+    """Scenes that differ from this one in a single way, for false captions.
 
-    Colours or sides exchanged, another relation, a colour or kind replaced, one more or one fewer of
-    a group: each differs from `scene` in one such way. The same scene always gives the same list.
+    Colours or sides are exchanged, the relation is another, a colour or kind is replaced, or a group has one
+    more or one fewer. The same scene always gives the same list.
     """
     world = world or World()
     rng = random.Random(repr(scene))

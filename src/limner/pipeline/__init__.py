@@ -1,1 +1,1 @@
-"""From a request to pictures: the model bundle, the calls, the generations, images and their metadata."""
+"""An old import path, kept for programs that read images' metadata by it; see `limner.images`."""

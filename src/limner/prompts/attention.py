@@ -1,7 +1,7 @@
 """AUTOMATIC1111's emphasis grammar, read in one pass.
 
     (text)       weight × 1.1          (text:1.3)   weight × 1.3
-    [text]       weight ÷ 1.1          \\( \\) \\[ \\] \\\\   the sign itself
+    [text]       weight ÷ 1.1          \\( \\) \\[ \\] \\\\   the character itself
     BREAK        ends a chunk
 
 Brackets nest and their weights multiply. A bracket left open reaches to the end of the prompt; a closing one
@@ -12,14 +12,21 @@ is three weights. `(text: 1.3)` with any white space around the number is a weig
 import math
 import re
 from itertools import groupby
+from typing import Literal
 
 from limner.errors import PromptError
+
+PromptSyntax = Literal["a1111", "literal"]
+Emphasis = Literal["original", "no_norm", "ignore", "none"]
 
 MAX_CHARACTERS = 65_536
 """Longest prompt taken, about 200 chunks of text."""
 
 MAX_DEPTH = 500
 """Most brackets open at once. A piece of text is weighted once per bracket around it: this bounds time."""
+
+BREAK_WEIGHT = -1.0
+"""Weight of the piece "BREAK" that ends a chunk."""
 
 _SIGN = re.compile(r"[\\()\[\]:]")
 _NUMBER = re.compile(r":\s*([+-]?[.\d]+)\s*\)")
@@ -31,7 +38,7 @@ def check_length(prompt: str) -> None:
     if len(prompt) > MAX_CHARACTERS:
         raise PromptError(
             f"The prompt has {len(prompt):,} characters, expected at most {MAX_CHARACTERS:,}.",
-            hint="Shorten it: words beyond the first few hundred hardly show in a picture.",
+            hint="Shorten it: words beyond the first few hundred hardly show in an image.",
         )
 
 
@@ -51,24 +58,36 @@ def parse_attention(prompt: str) -> list[tuple[str, float]]:
     Raises:
         PromptError: too long, too deep, a weight such as `1.2.3`, or one beyond the range of floats.
     """
+    joined = groupby(attention_pieces(prompt), key=lambda piece: piece[1])
+    return [("".join(text for text, _, _ in pieces), weight) for weight, pieces in joined] or [("", 1.0)]
+
+
+def attention_pieces(prompt: str) -> list[tuple[str, float, int]]:
+    """The pieces of a prompt before those of equal weight are joined, each with its weight and its place in
+    the prompt. Raises as `parse_attention`."""
     check_length(prompt)
     texts: list[str] = []
+    starts: list[int] = []
     weights: list[float] = []
     round_starts: list[int] = []  # for each open bracket, the first piece inside
     square_starts: list[int] = []
 
-    def add(text: str, weight: float = 1.0) -> None:
+    def add(text: str, start: int, weight: float = 1.0) -> None:
         texts.append(text)
+        starts.append(start)
         weights.append(weight)
 
-    def add_words(text: str) -> None:
+    def add_words(begin: int, end: int) -> None:
         """Text without signs; a BREAK in it swallows the white space around itself."""
-        *before, last = _BREAK.split(text)
-        for index, part in enumerate(before):
-            add(part.strip() if index else part.rstrip())
-            add("BREAK", -1.0)
-        if text:
-            add(last.lstrip() if before else last)
+        at, breaks = begin, list(_BREAK.finditer(prompt, begin, end))
+        for index, found in enumerate(breaks):
+            part = prompt[at : found.start()]
+            add(part.strip() if index else part.rstrip(), at + (len(part) - len(part.lstrip())) * bool(index))
+            add("BREAK", found.start(), BREAK_WEIGHT)
+            at = found.end()
+        if end > begin:
+            last = prompt[at:end]
+            add(last.lstrip() if breaks else last, at + (len(last) - len(last.lstrip())) * bool(breaks))
 
     # In webui's order, from the innermost bracket out: floating-point products depend on it, and both joining
     # and BREAK compare weights for equality.
@@ -77,16 +96,16 @@ def parse_attention(prompt: str) -> list[tuple[str, float]]:
 
     position = 0
     while sign := _SIGN.search(prompt, position):
-        add_words(prompt[position : sign.start()])
+        add_words(position, sign.start())
         position = sign.end()
         match sign.group():
             case "\\":
                 escaped = prompt[position : position + 1]
                 if escaped and escaped in "\\()[]":
-                    add(escaped)
+                    add(escaped, position)
                     position += 1
                 else:
-                    add("")  # a backslash before anything else vanishes
+                    add("", position)  # a backslash before anything else vanishes
             case "(" | "[" as bracket:
                 if len(round_starts) + len(square_starts) == MAX_DEPTH:
                     raise PromptError(
@@ -98,15 +117,15 @@ def parse_attention(prompt: str) -> list[tuple[str, float]]:
                 if round_starts:
                     scale(round_starts.pop(), _weight(number[1]))
                 else:
-                    add(number[0])
+                    add(number[0], number.start())
                 position = number.end()
             case ")" if round_starts:
                 scale(round_starts.pop(), 1.1)
             case "]" if square_starts:
                 scale(square_starts.pop(), 1 / 1.1)
             case text:
-                add(text)
-    add_words(prompt[position:])
+                add(text, sign.start())
+    add_words(position, len(prompt))
 
     for start in round_starts:
         scale(start, 1.1)
@@ -115,8 +134,7 @@ def parse_attention(prompt: str) -> list[tuple[str, float]]:
 
     if not all(map(math.isfinite, weights)):
         raise PromptError("The weights in the prompt multiply to a number too large for a float.")
-    joined = groupby(zip(texts, weights, strict=True), key=lambda piece: piece[1])
-    return [("".join(text for text, _ in pieces), weight) for weight, pieces in joined] or [("", 1.0)]
+    return list(zip(texts, weights, starts, strict=True))
 
 
 def _weight(number: str) -> float:

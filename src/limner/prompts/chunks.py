@@ -1,97 +1,96 @@
-"""Prompts of any length as the chunks that a text encoder reads, laid out as AUTOMATIC1111's webui does.
+"""Prompts of any length as chunks for a text encoder, in the layout of AUTOMATIC1111's webui.
 
 A text encoder takes `max_length` ids (77 for CLIP): a start token, up to 75 tokens, an end token, padding. A
 longer prompt becomes several such chunks. Each is encoded on its own and the results are joined along the
 tokens, to a context [B, chunks * max_length, C].
 
-A caller applies the weights as webui's emphasis "Original" does: with z [max_length, C] the encoder's output
-for one chunk, after its final norm, and w its weights [max_length, 1],
+Weights are applied by `limner.model.text`. The default is webui's emphasis "Original": with z [max_length, C]
+the encoder's output for one chunk, after its final norm, and w its weights [max_length, 1],
 
     z' = z * w * mean(z) / mean(z * w)        both means over the whole chunk
 
-"No norm" leaves the means out, "Ignore" the weights; "None" reads brackets as words.
+"No norm" leaves out the means, "Ignore" the weights; "None" reads brackets as text.
 
 A prompt and a negative prompt may have different numbers of chunks. Neither is padded: attention does not
 change when its whole context is repeated, so the U-Net may evaluate each by itself, as webui does, or repeat
 both to a common length, with one result. Padding the shorter with empty chunks, webui's option "Pad
-prompt/negative prompt", changes the picture.
+prompt/negative prompt", changes the image.
 """
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from limner.errors import PromptError
-from limner.prompts.attention import check_length, parse_attention
+from limner.prompts.attention import BREAK_WEIGHT, PromptSyntax, check_length, parse_attention
 from limner.prompts.tokenizer import Tokenizer
-
-PromptSyntax = Literal["a1111", "literal"]
-Emphasis = Literal["original", "no_norm", "ignore", "none"]
 
 COMMA_REACH = 20
 """A chunk that overflows within this many tokens of a comma ends at the comma instead (webui's default)."""
 
 
-# Such as a hypernetwork; the adapters among them have been taken out of a prompt before it comes here.
+# Such as a hypernetwork; tags of adapters are removed from a prompt before it is encoded.
 _EXTRA_NETWORK = re.compile(r"<\w{1,20}:[^<>]{1,200}>")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a text encoder reads at once.
+    """The input of one call of a text encoder.
 
     Attributes:
         ids: `max_length` token ids: start, tokens, end, padding.
-        weights: the emphasis of each; 1 for start, end and padding.
+        weights: Emphasis of each token; 1 for start, end and padding.
+        length: Number of tokens besides start, end and padding.
     """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
+    length: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt as one chunk or more, and what its writer should know about it."""
+class TokenizedPrompt:
+    """A prompt as one chunk or more, and warnings about it."""
 
     chunks: tuple[Chunk, ...]
     warnings: tuple[str, ...] = ()
 
 
 class LearnedWords(Protocol):
-    """Words that stand for ids of their own (textual inversion)."""
+    """Words with token ids of their own (textual inversion)."""
 
     @property
     def pattern(self) -> re.Pattern[str] | None:
         """Matches any of them."""
 
     def ids(self, word: str) -> tuple[int, ...]:
-        """The ids of one; none where it is to be read as any other word."""
+        """The ids of a word; none if it is to be read as an ordinary word."""
 
     def warnings(self, word: str) -> tuple[str, ...]:
-        """Why it is read as any other word."""
+        """Why a word is read as an ordinary one."""
 
 
-def encode_prompt(
+def tokenize_prompt(
     prompt: str,
     tokenizer: Tokenizer,
     syntax: PromptSyntax = "a1111",
     words: LearnedWords | None = None,
     *,
     cut: bool = False,
-) -> EncodedPrompt:
-    """Turns a prompt into chunks; an empty one is a single chunk of padding.
+) -> TokenizedPrompt:
+    """Tokenize a prompt and divide it into chunks; an empty prompt is a single chunk of padding.
 
-    A chunk ends when it is full, or at `BREAK`. When a word no longer fits and the last comma lies at most
-    COMMA_REACH tokens back, what follows that comma moves to the next chunk along with it.
+    A chunk ends when it is full, or at `BREAK`. If a word does not fit and the last comma is at most
+    COMMA_REACH tokens back, everything after that comma moves to the next chunk.
 
     Args:
-        prompt: as the user wrote it.
-        tokenizer: of the text encoder that will read the chunks.
-        syntax: "a1111" for the emphasis grammar of `limner.prompts.attention`; "literal" takes every sign for
-            itself, BREAK too, and all weights are 1.
-        words: that have ids of their own; those of one word stay within a chunk.
-        cut: leave out all tokens that do not fit the first chunk, with a warning.
+        prompt: Text of one step, without comments.
+        tokenizer: Tokenizer of the text encoder.
+        syntax: "a1111" for the emphasis grammar of `limner.prompts.attention`; "literal" reads every
+            character, and BREAK, as text of weight 1.
+        words: Learned words; the ids of one word stay within a chunk.
+        cut: Drop the tokens that do not fit into the first chunk, with a warning.
 
     Raises:
         PromptError: the prompt is too long, cannot be parsed or is not Unicode; the syntax is unknown.
@@ -113,16 +112,16 @@ def encode_prompt(
     last_comma: int | None = None
 
     def end_chunk(size: int) -> None:
-        """Ends the chunk after `size` tokens; those beyond begin the next."""
+        """End the chunk after `size` tokens; the others begin the next."""
         nonlocal last_comma
         padding = (1.0,) * (tokenizer.max_length - 1 - size)
-        chunks.append(Chunk(tokenizer.pad_ids(ids[:size]), (1.0, *weights[:size], *padding)))
+        chunks.append(Chunk(tokenizer.pad_ids(ids[:size]), (1.0, *weights[:size], *padding), size))
         del ids[:size], weights[:size]
         last_comma = None
 
     for text, weight in pieces:
         if syntax == "a1111" and text == "BREAK":
-            if weight == -1:
+            if weight == BREAK_WEIGHT:
                 end_chunk(len(ids))
                 continue
             warnings.append(
@@ -133,8 +132,8 @@ def encode_prompt(
             left_out = len(ids) + len(tokens) - room
             warnings.append(f"the prompt is cut after {room} tokens: the last {left_out} are left out")
             tokens = [(token, 0) for token, _ in tokens[: room - len(ids)]]
-        for token, more in tokens:
-            if more and len(ids) + more > room:
+        for token, word_length in tokens:
+            if word_length and len(ids) + word_length > room:
                 end_chunk(len(ids))
             if len(ids) == room:
                 end = room
@@ -149,16 +148,16 @@ def encode_prompt(
         end_chunk(len(ids))
     if syntax == "a1111":
         warnings += (
-            f"{found.group()!r} is not acted on; its text is read as words."
+            f"{found.group()!r} is not supported; its text is read as words."
             for found in _EXTRA_NETWORK.finditer(prompt)
         )
-    return EncodedPrompt(tuple(chunks), tuple(dict.fromkeys(warnings)))
+    return TokenizedPrompt(tuple(chunks), tuple(dict.fromkeys(warnings)))
 
 
 def _tokens(
     text: str, tokenizer: Tokenizer, words: LearnedWords | None, warnings: list[str]
 ) -> Iterator[tuple[int, int]]:
-    """Ids of a text, and with the first of a learned word's ids how many there are of it, otherwise 0."""
+    """Ids of a text, each with the number of ids of the learned word that it begins; 0 for all other ids."""
     pattern = None if words is None else words.pattern
     if words is None or pattern is None:
         yield from ((token, 0) for token in tokenizer.encode(text))

@@ -1,8 +1,13 @@
 """Extra networks in a prompt: `<lora:name:0.8>`, as AUTOMATIC1111 writes them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+from .comments import text_spans
+
+LORA_TAGS = frozenset({"lora", "lyco"})
+"""Kinds of tags that name LoRAs."""
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
 
@@ -13,7 +18,7 @@ class ExtraNetwork:
 
     Attributes:
         kind: "lora", "hypernet" …
-        positional, named: its arguments; those of the form key=value are named.
+        positional, named: Its arguments; those of the form key=value are named.
     """
 
     kind: str
@@ -22,25 +27,27 @@ class ExtraNetwork:
 
     @property
     def items(self) -> tuple[str, ...]:
-        """All arguments as they stand, the named ones last."""
+        """All arguments, the named ones last."""
         return (*self.positional, *(f"{key}={value}" for key, value in self.named.items()))
 
 
 def take_networks(prompt: str, kinds: frozenset[str] | None = None) -> tuple[str, tuple[ExtraNetwork, ...]]:
-    """Take the tags of some kinds, or of all, out of a prompt.
+    """The prompt without its tags of some kinds, or of all, and those tags. Comments keep theirs."""
+    found = list(find_networks(prompt, kinds))
+    ends = [0, *(end for _, end, _ in found)]
+    starts = [*(start for start, _, _ in found), len(prompt)]
+    kept = "".join(prompt[end:start] for end, start in zip(ends, starts, strict=True))
+    return kept, tuple(network for _, _, network in found)
 
-    Returns:
-        the prompt without them, and the tags.
-    """
-    found: list[ExtraNetwork] = []
 
-    def take(match: re.Match[str]) -> str:
-        if kinds is not None and match[1] not in kinds:
-            return match[0]
-        items = match[2].split(":")
-        named = dict(item.split("=") for item in items if item.count("=") == 1)
-        positional = tuple(item for item in items if item.count("=") != 1)
-        found.append(ExtraNetwork(match[1], positional, named))
-        return ""
-
-    return _TAG.sub(take, prompt), tuple(found)
+def find_networks(
+    prompt: str, kinds: frozenset[str] | None = None
+) -> Iterator[tuple[int, int, ExtraNetwork]]:
+    """The tags of some kinds, or of all, outside of comments: where each begins and ends, what it says."""
+    for begin, end in text_spans(prompt):
+        for match in _TAG.finditer(prompt, begin, end):
+            if kinds is None or match[1] in kinds:
+                items = match[2].split(":")
+                named = dict(item.split("=") for item in items if item.count("=") == 1)
+                positional = tuple(item for item in items if item.count("=") != 1)
+                yield match.start(), match.end(), ExtraNetwork(match[1], positional, named)

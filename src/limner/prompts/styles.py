@@ -1,8 +1,8 @@
-"""Styles: phrases with a name, added to prompts.
+"""Styles: named phrases that are added to prompts.
 
-The files are AUTOMATIC1111's `styles.csv`, with the columns name, prompt and negative_prompt, or a JSON list
-of objects with these keys, as Fooocus has them. Where a style's prompt holds `{prompt}` it goes around the
-words, otherwise behind them, after a comma; so do negative prompts.
+Files are AUTOMATIC1111's `styles.csv`, with the columns name, prompt and negative_prompt, or a JSON list of
+objects with these keys, as in Fooocus. If a style's prompt contains `{prompt}`, the prompt takes its place;
+otherwise the style is appended after a comma. The same holds for negative prompts.
 """
 
 import csv
@@ -20,14 +20,14 @@ _PLACE = "{prompt}"
 
 @dataclass(frozen=True)
 class Style:
-    """What is added to a prompt and to a negative prompt, under a name."""
+    """A name, and what is added to the prompt and the negative prompt."""
 
     name: str
     prompt: str = ""
     negative_prompt: str = ""
 
     def around(self, prompt: str, negative_prompt: str | None) -> tuple[str, str | None]:
-        """A prompt and a negative prompt in this style; no negative prompt stays none if it adds nothing."""
+        """A prompt and a negative prompt in this style; the latter stays None if nothing is added to it."""
         negative = _around(self.negative_prompt, negative_prompt or "")
         return _around(self.prompt, prompt), negative if negative or negative_prompt is not None else None
 
@@ -39,10 +39,10 @@ def _around(style: str, words: str) -> str:
 
 
 def find_styles(names: Sequence[str], files: Sequence[Path]) -> list[Style]:
-    """Styles by their names. Of two of one name, that of the last file counts.
+    """The styles of these names. Of two styles of one name, that of the last file is used.
 
     Raises:
-        InvalidRequest: a name that is not there, with those that are near it; a file that cannot be read.
+        InvalidRequest: A name that no file has, or a file that cannot be read.
     """
     if not names:
         return []
@@ -55,7 +55,10 @@ def find_styles(names: Sequence[str], files: Sequence[Path]) -> list[Style]:
             where = ", ".join(map(str, files)) or "no file of them was given"
             raise InvalidRequest(
                 f"there is no style {name!r} ({where}){like}",
-                hint="name one of these, or another file: --styles-file" if near else "see --styles-file",
+                hint="name one of these, or give another file as `styles_files`"
+                if near
+                else "give the file that has it as `styles_files`",
+                fields=("styles",),
             )
     return [known[name] for name in names]
 
@@ -67,7 +70,7 @@ def read_styles(file: Path) -> list[Style]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else f"it is not UTF-8: {error.reason}"
         raise InvalidRequest(
-            f"the styles in {file} cannot be read: {why}", hint="name the file: --styles-file"
+            f"the styles in {file} cannot be read: {why}", hint="give another file as `styles_files`"
         ) from None
     rows = _json_rows(text, file) if file.suffix.lower() == ".json" else _csv_rows(text, file)
     return [

@@ -54,7 +54,7 @@ class Tokenizer:
     def from_folder(
         cls, folder: str | PathLike[str], *, default_max_length: int = 77, pad: str | None = None
     ) -> Self:
-        """Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and the JSON beside them.
+        """Reads `tokenizer.json`, or `vocab.json` and `merges.txt`, and the JSON files next to them.
 
         `special_tokens_map.json` overrules `tokenizer_config.json`, except where the latter lists
         `added_tokens_decoder`. Its `do_lower_case` is not read: no CLIP tokenizer ever heeded it.
@@ -186,6 +186,11 @@ class Tokenizer:
         rest = text[starts[room] :] if len(ids) > room else ""
         return self.pad_ids(ids[:room]), rest
 
+    def encode_spans(self, text: str) -> list[tuple[int, int, int]]:
+        """Ids of `text`, each with the begin and end of its characters. Raises as `encode`."""
+        encoding = self._encoding(text)
+        return [(index, *span) for index, span in zip(encoding.ids, encoding.offsets, strict=True)]
+
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Ids as the vocabulary has them; where a word ends, a token ends in `</w>`."""
         return [self._backend.id_to_token(index) or "" for index in ids]
@@ -209,13 +214,16 @@ class Tokenizer:
 
     def _encode(self, text: str) -> tuple[list[int], list[int]]:
         """Ids, and where in `text` each begins."""
+        encoding = self._encoding(text)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def _encoding(self, text: str) -> Any:
         try:
-            encoding = self._backend.encode(text, add_special_tokens=False)
+            return self._backend.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise PromptError(
                 f"The prompt is not valid Unicode text: {error}.", hint="Give the prompt in UTF-8."
             ) from error
-        return encoding.ids, [start for start, _ in encoding.offsets]
 
     @classmethod
     def _from_files(

@@ -1,18 +1,18 @@
-"""Templates of prompts, of which each picture's seed makes another prompt: the grammar of sd-dynamic-prompts.
+"""Prompt templates with random choices, which depend on the seed of the image: sd-dynamic-prompts' grammar.
 
-    {red|green|blue}             one of these; {3::red|green} takes red three times as often
-    {2$$red|green|blue}          two of them, none twice, joined by ", "; {2$$ and $$red|green} by " and "
+    {red|green|blue}             one of these; in {3::red|green} red is three times as likely
+    {2$$red|green|blue}          two different ones, joined by ", "; {2$$ and $$red|green} joins by " and "
     {1-2$$red|green}             one or two; {-2$$…} is one to two, {1-$$…} one to all
-    __animal__                   a line of animal.txt; __folder/name__, and with * ? ** of several files
+    __animal__                   a line of animal.txt; __folder/name__; * ? ** match several files
     {2$$__animal__}              two lines of it
-    ${coat=!{red|blue}} ${coat}  a value drawn once, and used; without the ! it is drawn anew at each use
-    ${coat:red}  ${coat?=red}    a default for one use, and one that is set where none is
+    ${coat=!{red|blue}} ${coat}  a value chosen once and used; without the ! it is chosen at each use
+    ${coat:red}  ${coat?=red}    a default for one use; a default for all uses
     __outfit(coat=red)__         a line in which ${coat} is red
-    \\{ \\} \\| \\$ \\_              the sign itself
+    \\{ \\} \\| \\$ \\_              the character itself
 
-Everything nests. In a file each line is a template, perhaps with a weight (`3::red`); blank lines and those
-that begin with # are none. A | between square brackets belongs to them: {[red|blue] house|tree} are two
-options.
+All forms can be nested. Each line of a file is a template, optionally with a weight (`3::red`); blank lines
+and lines that begin with # are ignored. A | in square brackets separates no options: {[red|blue] house|tree}
+has two options.
 """
 
 import difflib
@@ -24,11 +24,12 @@ from pathlib import Path
 from random import Random
 
 from limner.errors import PromptError
+from limner.files import walk_folder
 
 from .attention import check_length
 
 _MAX_DEPTH = 32  # braces within braces, and wildcards that name wildcards
-_MAX_DRAWS = 10_000  # choices for one prompt: wildcards that name each other twice would make millions
+_MAX_DRAWS = 10_000  # choices for one prompt, as wildcards that name each other can multiply to millions
 
 _VARIABLE = r"\$\{\s*\w+\s*\}"
 _SIGN = re.compile(
@@ -69,7 +70,7 @@ class _Assignment:
     name: str
     value: "_Template"
     at_once: bool
-    keeps: bool  # a value that is there already
+    keeps: bool  # whether an existing value is kept
 
 
 _Template = tuple["str | _Choice | _Wildcard | _Variable | _Assignment", ...]
@@ -78,33 +79,37 @@ _Values = Mapping[str, "str | _Template"]
 
 
 class Wildcards:
-    """Files of lines to choose from.
+    """Files whose lines are options.
 
     Args:
-        folders: that hold them; of two files of one name, the one of the first folder counts.
+        folders: Folders of files. Of two files of one name, that of the first folder is used.
     """
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         self._folders = tuple(folders)
 
     def draw(self, template: str, random: Random) -> str:
-        """A prompt of a template. White space at its ends goes.
+        """A prompt made from a template, without white space at its ends.
 
         Args:
-            random: what chooses.
+            random: Source of the choices.
 
         Raises:
-            PromptError: a template that cannot be read, a wildcard or variable that is not there, or one that
-                has no end.
+            PromptError: A template that cannot be parsed, an unknown wildcard or variable, or one that
+                contains itself without end.
         """
         try:
             prompt = _Drawing(self, random).text(_parse(template), {}, ()).strip()
-        except RecursionError:  # braces within wildcards within variables, each no deeper than it may be
+        except RecursionError:  # each of braces, wildcards and variables is within its limit
             raise PromptError(
-                "the prompt nests too deep", hint="name fewer things by way of others"
+                "the prompt is nested too deeply", hint="use fewer wildcards and variables within others"
             ) from None
         check_length(prompt)
         return prompt
+
+    def names(self) -> list[str]:
+        """The names of all files, in order. The folders are searched."""
+        return list(self._files())
 
     def options(self, name: str) -> tuple[_Option, ...]:
         """The lines of the files that a name matches, with their weights. Raises PromptError."""
@@ -114,7 +119,7 @@ class Wildcards:
         options = tuple(option for file in files for option in _options(file, file.stat().st_mtime_ns))
         if not options:
             raise PromptError(
-                f"{', '.join(map(str, files))} hold nothing to choose from", hint="write an option a line"
+                f"{', '.join(map(str, files))} have no options", hint="write one option per line"
             )
         return options
 
@@ -133,8 +138,10 @@ class Wildcards:
     def _files(self) -> dict[str, Path]:
         found = {}
         for folder in reversed(self._folders):
-            for file in folder.rglob("*.txt"):
-                found[file.relative_to(folder).with_suffix("").as_posix()] = file
+            for _, files in walk_folder(folder):
+                for file in files:
+                    if file.suffix == ".txt":
+                        found[file.relative_to(folder).with_suffix("").as_posix()] = file
         return dict(sorted(found.items()))
 
     def _unknown(self, name: str) -> PromptError:
@@ -142,27 +149,27 @@ class Wildcards:
         near = [known_name for known_name in known if known_name.split("/")[-1] == name]
         near += difflib.get_close_matches(name, known)
         like = f"; there is {', '.join(dict.fromkeys(near))}" if near else ""
-        where = ", ".join(map(str, self._folders)) or "no folder of them was given"
+        where = ", ".join(map(str, self._folders)) or "no folder of wildcards was given"
         return PromptError(
             f"there is no wildcard __{name}__ ({where}){like}",
-            hint=f"write its options to {name}.txt, a line each, or name another folder: --wildcards-dir",
+            hint=f"write its options to {name}.txt, one per line, or give another folder as `wildcards_dirs`",
         )
 
 
 @dataclass
 class _Drawing:
-    """One prompt on its way."""
+    """The choices made for one prompt."""
 
     wildcards: Wildcards
     random: Random
     draws: int = 0
 
     def text(self, template: _Template, values: _Values, within: tuple[str, ...]) -> str:
-        """What is drawn of a template.
+        """The text made from a template.
 
         Args:
-            values: of variables.
-            within: the wildcards that led here.
+            values: Values of variables.
+            within: Names of the wildcards that contain the template.
         """
         known = dict(values)
         pieces = []
@@ -203,7 +210,7 @@ class _Drawing:
     def _opened(
         self, wildcard: _Wildcard, values: _Values, within: tuple[str, ...]
     ) -> tuple[tuple[_Option, ...], _Values, tuple[str, ...]]:
-        """The options of a wildcard, and what holds within them."""
+        """The options of a wildcard, and the values of variables within them."""
         name = re.sub(
             _VARIABLE,
             lambda match: self._value(_Variable(match[0][2:-1].strip(), None), values, within),
@@ -212,7 +219,7 @@ class _Drawing:
         if len(within) == _MAX_DEPTH:
             raise PromptError(
                 f"wildcards name each other more than {_MAX_DEPTH} deep: {' > '.join([*within[-4:], name])}",
-                hint="a file must not lead back to itself on every line",
+                hint="a file needs a line that does not lead back to it",
             )
         return self.wildcards.options(name), {**values, **dict(wildcard.arguments)}, (*within, name)
 
@@ -226,13 +233,13 @@ class _Drawing:
         if isinstance(value, str):
             return value
         self._count()
-        # Without itself, so that ${a=${a}} ends.
+        # Without the variable itself, so that ${a=${a}} ends.
         return self.text(
             value, {name: kept for name, kept in values.items() if name != variable.name}, within
         )
 
     def _pick(self, options: Sequence[_Option]) -> int:
-        """The index of an option, each as often as its weight says."""
+        """The index of an option, chosen with a probability in proportion to its weight."""
         self._count()
         at = self.random.random() * sum(weight for weight, _ in options)
         for index, (weight, _) in enumerate(options):
@@ -246,7 +253,7 @@ class _Drawing:
         if self.draws > _MAX_DRAWS:
             raise PromptError(
                 f"the prompt takes more than {_MAX_DRAWS:,} choices",
-                hint="let fewer wildcards name each other",
+                hint="use fewer wildcards within wildcards",
             )
 
 
@@ -278,13 +285,13 @@ def _parse(text: str) -> _Template:
 
 
 def _read(text: str, at: int, ends: str, depth: int) -> tuple[_Template, int]:
-    """A template up to one of the signs that end it, or to the end of the text; and where that is."""
+    """A template up to one of the characters that end it or the end of the text, and its end."""
     if depth > _MAX_DEPTH:
         raise PromptError(
             f"braces are more than {_MAX_DEPTH} deep", hint="put some of it into wildcard files"
         )
     parts: list[str | _Choice | _Wildcard | _Variable | _Assignment] = []
-    square = 0  # where square brackets that were opened are closed
+    square = 0  # position at which open square brackets are closed
     while sign := _SIGN.search(text, at):
         parts.append(text[at : sign.start()])
         at = sign.end()
@@ -312,7 +319,7 @@ def _read(text: str, at: int, ends: str, depth: int) -> tuple[_Template, int]:
         elif found == "}":
             raise PromptError(
                 f"a brace is closed at character {at} that was not opened",
-                hint=r"write \} for the sign itself",
+                hint=r"write \} for the character itself",
             )
         else:
             parts.append(found[1:] if found[0] == "\\" and found[1] in _ESCAPED else found)
@@ -321,11 +328,11 @@ def _read(text: str, at: int, ends: str, depth: int) -> tuple[_Template, int]:
 
 
 def _read_choice(text: str, at: int, depth: int) -> tuple[_Choice, int]:
-    """What stands between braces, and where it ends."""
+    """The content of braces, and its end."""
     if _CYCLE.match(text, at):
         raise PromptError(
-            f"{text[at - 1 : at + 20]!r} asks to choose in turn, but seeds choose here",
-            hint=r"leave out the @ or ~; a grid draws every option: limner grid --x replace=…",
+            f"{text[at - 1 : at + 20]!r} is a cyclic choice, but choices depend on the seed here",
+            hint=r"leave out the @ or ~; a grid generates every option with `x=replace=…`",
         )
     least, separator = 1, ", "
     most: int | None = 1
@@ -348,11 +355,11 @@ def _read_choice(text: str, at: int, depth: int) -> tuple[_Choice, int]:
 
 
 def _closed(text: str, end: int, start: int) -> int:
-    """Behind the brace that ends what began at `start`."""
+    """The position after the brace that closes the one at `start`."""
     if text[end : end + 1] != "}":
         raise PromptError(
             f"the brace at character {start + 1} is not closed: {text[start : start + 20]!r}",
-            hint=r"close it, or write \{ for the sign itself",
+            hint=r"close it, or write \{ for the character itself",
         )
     return end + 1
 

@@ -1,7 +1,7 @@
-"""Training CLIP: two encoders that put a picture and its caption near each other (Radford et al. 2021).
+"""Training CLIP: encoders that map an image and its caption to similar vectors (Radford et al. 2021).
 
-The loss is InfoNCE in both directions. A caption read as a bag of words is enough to tell most pictures of a
-batch apart, so each picture also meets captions with its colours or sides exchanged (Yuksekgonul et al. 2023,
+The loss is InfoNCE in both directions. A bag of words is enough to tell most images of a batch apart, so
+each image is also contrasted with captions whose colours or sides are exchanged (Yuksekgonul et al. 2023,
 arXiv:2210.01936).
 """
 
@@ -18,21 +18,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from limner.errors import InvalidRequest
-from limner.nn.clip import CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
-from limner.pipeline.images import from_pixels
+from limner.images.pixels import from_pixels
+from limner.nn.clip import CLIPTextModel, CLIPVisionModel
+from limner.nn.clip_config import CLIPVisionConfig
 from limner.prompts.tokenizer import Tokenizer
 
 from .components import write_component
-from .data import Pictures, seed_of, warn_of_long_captions
+from .data import Dataset, seed_of, warn_of_long_captions
 from .loop import Batch, Task
 from .sheets import sheet, stacked
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's pictures
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
 PROJECTION = 128
 
 
 def picturebook_vision(size: int) -> CLIPVisionConfig:
-    """The small image encoder."""
+    """The small preset of the image encoder, for images of `size` pixels a side."""
     return CLIPVisionConfig(
         hidden_size=192,
         intermediate_size=768,
@@ -47,7 +48,7 @@ def picturebook_vision(size: int) -> CLIPVisionConfig:
 
 
 def with_projection(encoder: CLIPTextModel, channels: int) -> CLIPTextModel:
-    """The same text encoder with a projection of its pooled output: its own, or a new one if it has none."""
+    """The text encoder with a projection of its pooled output: its own, or a new one to `channels`."""
     if encoder.config.projection:
         return encoder
     projected = CLIPTextModel(replace(encoder.config, projection=True, projection_dim=channels))
@@ -57,11 +58,13 @@ def with_projection(encoder: CLIPTextModel, channels: int) -> CLIPTextModel:
 
 @dataclass(frozen=True)
 class CLIPSettings:
-    """What and on what; how is `TrainConfig`'s.
+    """What is trained, and on what.
 
     Attributes:
-        train_text_encoder: otherwise only its projection learns, along with the image encoder.
-        hard_negatives: false captions for each picture.
+        batch_size: Number of images per step.
+        train_text_encoder: Whether the text encoder is trained, or only its projection.
+        hard_negatives: Number of false captions for each image.
+        seed: Seed of the batches.
     """
 
     batch_size: int = 128
@@ -71,7 +74,7 @@ class CLIPSettings:
 
 
 class Temperature(nn.Module):
-    """The learned scale of the cosines, at most 100; it begins at 1 / 0.07."""
+    """The learned scale of the cosines, at most 100; initially 1 / 0.07."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,14 +85,15 @@ class Temperature(nn.Module):
 
 
 class CLIPTask(Task):
-    """Two encoders and a temperature, on captioned pictures.
+    """Two encoders and a temperature, on captioned images.
 
     Args:
-        text_encoder, image_encoder: both with a projection to the same width.
-        pictures, fresh: to train on; to measure retrieval on, at most 256.
+        text_encoder, image_encoder: Networks with a projection to the same width.
+        pictures: Images to train on.
+        fresh: Images to measure retrieval on; the first 256 are used.
 
     Raises:
-        InvalidRequest: networks or pictures that do not fit each other.
+        InvalidRequest: Networks or images that do not fit each other.
     """
 
     def __init__(
@@ -98,8 +102,8 @@ class CLIPTask(Task):
         text_encoder: CLIPTextModel,
         image_encoder: CLIPVisionModel,
         tokenizer: Tokenizer,
-        pictures: Pictures,
-        fresh: Pictures,
+        pictures: Dataset,
+        fresh: Dataset,
     ) -> None:
         text, vision = text_encoder.config, image_encoder.config
         if text.projection_dim != vision.projection_dim or not vision.projection:
@@ -109,7 +113,7 @@ class CLIPTask(Task):
             )
         if vision.image_size != pictures.size:
             raise InvalidRequest(
-                f"pictures have {pictures.size} pixels a side, the image encoder takes {vision.image_size}"
+                f"images have {pictures.size} pixels a side, the image encoder takes {vision.image_size}"
             )
         self.how, self.pictures, self.fresh = settings, pictures, fresh
         self.text_encoder, self.image_encoder, self.tokenizer = text_encoder, image_encoder, tokenizer
@@ -130,19 +134,19 @@ class CLIPTask(Task):
         self.settings = {**vars(settings), "pictures": pictures.identity}
 
     def prepare(self) -> None:
-        self.pictures.pixels(0)  # draws a cache, rather than the first batch
+        self.pictures.pixels(0)  # fills a cache before the first batch waits for it
         warn_of_long_captions(self.pictures, self.tokenizer)
 
-    def batch(self, step: int) -> Batch:
-        """{"pixels": uint8 [B, H, W, 3], "ids": int64 [B + N, T]}: the true captions, then N false ones."""
-        rng = random.Random(seed_of(self.how.seed, step))
+    def batch(self, index: int) -> Batch:
+        """{"pixels": uint8 [B, H, W, 3], "ids": int64 [B + N, T]}; the true captions, then N false ones."""
+        rng = random.Random(seed_of(self.how.seed, index))
         indices = [rng.randrange(len(self.pictures)) for _ in range(self.how.batch_size)]
-        true = [self.pictures.caption(index, rng) for index in indices]
-        false = [text for index in indices for text in self._false(self.pictures, index, rng)]
-        pixels = torch.stack([torch.from_numpy(self.pictures.pixels(index).copy()) for index in indices])
+        true = [self.pictures.caption(chosen, rng) for chosen in indices]
+        false = [text for chosen in indices for text in self._false(self.pictures, chosen, rng)]
+        pixels = torch.stack([torch.from_numpy(self.pictures.pixels(chosen).copy()) for chosen in indices])
         return {"pixels": pixels, "ids": self._ids(true + false)}
 
-    def _false(self, pictures: Pictures, index: int, rng: random.Random) -> list[str]:
+    def _false(self, pictures: Dataset, index: int, rng: random.Random) -> list[str]:
         captions = pictures.false_captions(index, rng)
         return rng.sample(captions, min(self.how.hard_negatives, len(captions)))
 
@@ -168,7 +172,7 @@ class CLIPTask(Task):
 
     @cached_property
     def _fresh(self) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Pictures, the ids of their captions, and those of all their false captions, of each."""
+        """Images, the ids of their captions, and for each the ids of its false captions."""
         pixels = stacked(self.fresh, 256)
         rng = random.Random(0)
         true = self._ids([self.fresh.caption(index, rng) for index in range(len(pixels))])
@@ -179,7 +183,7 @@ class CLIPTask(Task):
         )
 
     def validate(self) -> dict[str, float]:
-        """Retrieval among fresh pictures, and how often a picture's caption beats all its false ones."""
+        """Retrieval among fresh images, and how often their captions beat all their false ones."""
         pixels, true, false = self._fresh
         images = torch.cat([self.embed_images(part.to(self.device)) for part in torch.split(pixels, 64)])
         texts = torch.cat([self.embed_texts(part.to(self.device)) for part in torch.split(true, 64)])
@@ -198,7 +202,7 @@ class CLIPTask(Task):
         return figures
 
     def samples(self) -> Image.Image:
-        """For eight fresh captions: the picture each belongs to, above the one that the encoders find."""
+        """For eight fresh captions: each one's image, and below it the one that the encoders find."""
         pixels, true, _ = self._fresh
         images = torch.cat([self.embed_images(part.to(self.device)) for part in torch.split(pixels, 64)])
         found = (self.embed_texts(true[:8].to(self.device)) @ images.T).argmax(1).cpu()

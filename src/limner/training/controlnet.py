@@ -1,7 +1,7 @@
-"""Training a ControlNet: a copy of a model's way down, which learns to keep to control pictures.
+"""Training a ControlNet: a copy of a model's down blocks that learns to follow control images.
 
-The model itself stays as it is (Zhang et al. 2023). Its way down costs no gradients, as nothing before it is
-trained: autograd records the U-Net from where the ControlNet adds to it.
+The model itself does not change (Zhang et al. 2023). Its down blocks need no gradients, since nothing before
+them is trained: autograd records the U-Net from where the ControlNet's residuals are added.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from limner.errors import InvalidRequest
 from limner.nn.controlnet import ControlNetModel
+from limner.nn.unet import Conditions
 from limner.weights.checkpoint import Checkpoint, weights_hash
 from limner.weights.control import ControlFile
 from limner.weights.save import save_control
 
+from .cache import Cache, drawn
 from .components import Networks, read_networks
-from .data import Cache, Images, Pictures, drawn
+from .data import Dataset, Images
 from .loop import Batch
 from .sheets import compared, stacked
 from .unet import LatentSettings, LatentTask
@@ -31,10 +33,10 @@ class ControlNetSettings(LatentSettings):
     """What is trained.
 
     Attributes:
-        drop_caption: half, so that the control picture alone has to say what is drawn.
-        embedding_channels: of the layers that bring a control picture to the latents' size; each but the
-            first halves it. None takes those of Stable Diffusion, 16, 32, 96 and 256; for a U-Net that begins
-            narrower than its 320 channels half as many as that has, half of these before, and so on.
+        drop_caption: Share of empty captions: half, so that often the control image alone decides.
+        embedding_channels: Channels of the layers that reduce a control image to the latents' size; each
+            but the first halves the resolution. None takes Stable Diffusion's 16, 32, 96 and 256, or, for a
+            U-Net whose first level has fewer than 320 channels, half of those, a quarter before, and so on.
     """
 
     drop_caption: float = 0.5
@@ -42,18 +44,18 @@ class ControlNetSettings(LatentSettings):
 
 
 class ControlNetTask(LatentTask):
-    """A ControlNet for a model, whose own weights stay as they are.
+    """A ControlNet for a model whose own weights do not change.
 
     Args:
-        checkpoint: of the model.
-        controls, fresh_controls: control pictures of `pictures` and `fresh`, in the same order.
-        model: its name, for messages.
-        start: a ControlNet to train further, instead of a new one that begins as the U-Net's way down.
+        checkpoint: Checkpoint of the model.
+        controls, fresh_controls: Control images of `pictures` and `fresh`, in the same order.
+        model: Name of the model, for messages.
+        start: ControlNet to train further; None starts with a copy of the U-Net's down blocks.
 
     Raises:
-        InvalidRequest: as `LatentTask`; the embedding does not lead to the latents' size; or `start` is for
+        InvalidRequest: As `LatentTask`; the embedding does not lead to the latents' size; or `start` is for
             another model, or no ControlNet.
-        UnsupportedModel, InvalidCheckpoint: as `read_networks`.
+        UnsupportedModel, InvalidCheckpoint: As `read_networks`.
     """
 
     how: ControlNetSettings
@@ -62,8 +64,8 @@ class ControlNetTask(LatentTask):
         self,
         settings: ControlNetSettings,
         checkpoint: Checkpoint,
-        pictures: Pictures,
-        fresh: Pictures,
+        pictures: Dataset,
+        fresh: Dataset,
         controls: Images,
         fresh_controls: Images,
         cache: Path,
@@ -88,15 +90,16 @@ class ControlNetTask(LatentTask):
         self.settings["controls"] = controls.identity
 
     def prepare(self) -> None:
-        """Encode the pictures, and preprocess them, into files."""
+        """Encode the images and make their control images, into files."""
         super().prepare()
-        what = {k: v for k, v in self.pictures.identity.items() if k != "count"}
-        what["controls"] = self.control_pictures.identity
-        shape = self.control_pictures.pixels(0).shape
-        fill = partial(drawn, self.control_pictures)
         self.controls = Cache(
-            self.cache / "controls.u8", what, len(self.pictures), shape, np.uint8, fill
-        ).rows
+            self.cache / "controls.u8",
+            {},
+            [self.control_pictures.key(index) for index in range(len(self.pictures))],
+            self.control_pictures.pixels(0).shape,
+            np.uint8,
+            partial(drawn, self.control_pictures),
+        )
         self.fresh_controls = stacked(self.fresh_control_pictures, len(self.fresh_latents))
 
     def _rows(self, indices: list[int]) -> Batch:
@@ -108,15 +111,16 @@ class ControlNetTask(LatentTask):
     def _answer(self, x: Tensor, timesteps: Tensor, context: Tensor, batch: Batch) -> Tensor:
         embedding = self.controlnet.embed(_in_colour(batch["controls"]))
         residuals = self.controlnet(x, timesteps, context, embedding)
-        answer: Tensor = self.unet(x, timesteps, context, residuals=residuals)
+        answer: Tensor = self.unet(x, timesteps, context, Conditions(residuals=residuals))
         return answer
 
     def samples(self) -> Image.Image:
-        """Fresh pictures, below each its control picture, and what is drawn for that and its caption."""
+        """Fresh images; below each its control image, and an image generated from that and the
+        caption."""
         count = min(16, len(self.fresh_captions))
         controls = self.fresh_controls[:count]
-        drawings = self.draw(self.fresh_captions[:count], told={"controls": controls})
-        return compared([self.fresh_pictures[:count], _in_colour(controls) * 2 - 1, drawings.cpu()])
+        drawn = self.draw(self.fresh_captions[:count], rows={"controls": controls})
+        return compared([self.fresh_pictures[:count], _in_colour(controls) * 2 - 1, drawn.cpu()])
 
     def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """A folder in the layout of diffusers' ControlNetModel."""
@@ -124,7 +128,7 @@ class ControlNetTask(LatentTask):
 
 
 def _started(settings: ControlNetSettings, networks: Networks, start: ControlFile | None) -> ControlNetModel:
-    """What training begins with."""
+    """The network that training starts with."""
     unet, downscale = networks.unet, networks.vae.config.downscale
     if start is not None:
         if (misfit := start.misfit(unet.config, downscale)) is not None:
@@ -139,14 +143,19 @@ def _started(settings: ControlNetSettings, networks: Networks, start: ControlFil
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
     if controlnet.config.downscale != downscale:
         raise InvalidRequest(
-            f"an embedding with the channels {channels} makes control pictures smaller by "
-            f"{controlnet.config.downscale}, but the autoencoder makes pictures so by {downscale}"
+            f"an embedding with the channels {channels} makes control images smaller by "
+            f"{controlnet.config.downscale}, but the autoencoder makes images so by {downscale}"
         )
     return controlnet
 
 
 def _embedding_channels(width: int, downscale: int) -> tuple[int, ...]:
-    """For a U-Net that begins with so many channels, and an autoencoder that makes pictures smaller."""
+    """Default channels of the embedding.
+
+    Args:
+        width: Channels of the first level of the U-Net.
+        downscale: Factor of the autoencoder.
+    """
     if width >= 320 and downscale == 8:
         return (16, 32, 96, 256)
     halvings = downscale.bit_length() - 1
@@ -154,6 +163,6 @@ def _embedding_channels(width: int, downscale: int) -> tuple[int, ...]:
 
 
 def _in_colour(controls: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3], or [B, H, W] where they are gray, to float [B, 3, H, W] in [0, 1]."""
+    """uint8 [B, H, W, 3], or [B, H, W] if they are gray, to float [B, 3, H, W] in [0, 1]."""
     colour = controls[..., None].expand(*controls.shape, 3) if controls.ndim == 3 else controls
     return colour.permute(0, 3, 1, 2).float() / 255.0

@@ -1,10 +1,10 @@
 """The training loop: one function to read from top to bottom, for everything Limner trains.
 
-A `Task` says what is trained, on what and by which loss; `train` does the rest: mixed precision,
-the lr schedule, gradient clipping, the average of the weights, checkpoints, samples and metrics.
+A `Task` defines what is trained, on which data and by which loss; `train` does the rest: mixed precision, the
+lr schedule, gradient clipping, the moving average of the weights, checkpoints, samples and metrics.
 
-Everything random in step k comes from generators seeded by (seed, k) and by nothing else, so a run that
-was stopped and resumed goes through the same losses to the same weights, bit for bit, as one that was not.
+Everything random in step k comes from generators seeded by (seed, k) alone, so a run that was stopped and
+resumed computes the same as one that was not: bit for bit with deterministic kernels on the same machine.
 """
 
 import json
@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from limner.device import pick_device
+from limner.backends.device import pick_device
+from limner.files import only_writer, whole_file
 
 from .data import seed_of
 from .metrics import MetricsLog
@@ -36,25 +37,29 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train, whatever is trained.
+    """Settings of the loop, the same for every task.
 
     Attributes:
-        steps: optimizer steps of the whole run; the lr schedule spans them.
-        lr: peak learning rate of AdamW (Loshchilov & Hutter 2019).
-        lr_schedule: after the warm-up, "cosine" falls to a hundredth of `lr`, "constant" stays.
-        warmup: steps over which the learning rate rises from 0.
-        weight_decay: on matrices and convolutions only, never on biases and norms.
-        clip_norm: gradients are scaled down to this global norm.
-        ema_decay: of the exponential moving average of the weights, which is what is exported;
-            warmed up as min(ema_decay, (1 + step) / (10 + step)).
-        accumulate: batches whose gradients are averaged into one step.
+        steps: Number of optimizer steps of the whole run; the lr schedule spans them.
+        lr: Peak learning rate of AdamW (Loshchilov & Hutter 2019).
+        seed: Seed of the noise in losses.
+        lr_schedule: Learning rate after the warm-up: "cosine" falls to a hundredth of `lr`, "constant" stays.
+        warmup: Number of steps over which the learning rate rises from 0.
+        betas: Decay of AdamW's two moments.
+        weight_decay: Weight decay of matrices and convolutions; biases and norms have none.
+        clip_norm: Largest global norm of the gradients; larger ones are scaled down.
+        ema_decay: Decay of the exponential moving average of the weights, which is exported; it rises as
+            min(ema_decay, (1 + step) / (10 + step)).
+        accumulate: Number of batches whose gradients are averaged into one step.
         precision: "bf16" computes in bfloat16 where that is safe (autocast) and keeps fp32 weights.
-        channels_last: memory layout of convolutions; faster on GPUs, slower for narrow networks on CPUs.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        device: "auto" is CUDA where there is one, else the CPU.
-        checkpoint_minutes, sample_minutes: how often the state and samples are written.
-        log_steps: one line of metrics per so many steps.
-        stop_minutes: stop after so many minutes of this process, with a checkpoint to resume from.
+        channels_last: Whether convolutions use this memory layout; faster on GPUs, slower for narrow networks
+            on CPUs.
+        gradient_checkpointing: Whether the backward pass recomputes activations: less memory, more time.
+        device: Device; "auto" is CUDA if there is one, otherwise the CPU.
+        checkpoint_minutes: Minutes between checkpoints.
+        sample_minutes: Minutes between validations with samples.
+        log_steps: Number of steps per line of metrics.
+        stop_minutes: Minutes after which this process stops, with a checkpoint to resume from.
     """
 
     steps: int
@@ -76,7 +81,8 @@ class TrainConfig:
     log_steps: int = 20
     stop_minutes: float | None = None
 
-    _PRACTICAL: ClassVar[frozenset[str]] = frozenset(
+    # Settings without effect on the result: a resumed run may have others.
+    _WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
         (
             "device",
             "checkpoint_minutes",
@@ -88,12 +94,12 @@ class TrainConfig:
     )
 
     def identity(self) -> dict[str, Any]:
-        """What a run resumes with unless it is told otherwise, as JSON: all that shapes the result."""
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._PRACTICAL}
+        """The settings that determine the result, as JSON; a resumed run must have the same."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._WITHOUT_EFFECT}
         return {**kept, "betas": list(self.betas)}
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of one step: linear warm-up, then the lr schedule over what is left."""
+        """Learning rate of one step: linear warm-up, then the lr schedule over the remaining steps."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         if self.lr_schedule == "constant":
@@ -106,11 +112,10 @@ class Task(ABC):
     """One thing that can be trained.
 
     Attributes:
-        modules: what is trained, by name; fp32.
-        frozen: networks that only help: they move to the device and are not trained, but for what of
-            `modules` stands inside them.
-        identity: JSON that a resumed run must share with the run it resumes: kind and geometry.
-        settings: JSON of everything else that shapes the result: data, batch size, weights of losses.
+        modules: Networks that are trained, by name; fp32.
+        frozen: Networks that the loss needs and that are not trained, except for parts that are in `modules`.
+        identity: Kind and geometry, as JSON; a run is never resumed with another.
+        settings: Everything else that shapes the result, as JSON: data, batch size, weights of losses.
     """
 
     modules: dict[str, nn.Module]
@@ -119,27 +124,30 @@ class Task(ABC):
     settings: dict[str, Any]
 
     def prepare(self) -> None:  # noqa: B027
-        """What must be there before the first batch, made where the networks then are."""
+        """Make what batches need, such as latents; called with the networks on their device."""
 
     @abstractmethod
-    def batch(self, step: int) -> Batch:
-        """The batch of one step, on the CPU: a function of the task and `step` alone. Runs in a thread."""
+    def batch(self, index: int) -> Batch:
+        """The batch number `index`, on the CPU: a function of the task and `index` alone. Runs in a thread.
+
+        A step of the optimizer takes `TrainConfig.accumulate` batches.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and detached scalars worth watching."""
+        """The scalar to minimise, and detached scalars for the log."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Figures on data that training does not see, with the averaged weights."""
+        """Metrics on held-out data; called with the averaged weights."""
 
     @abstractmethod
     def samples(self) -> Image.Image | None:
-        """A picture that shows how far training is, with the averaged weights."""
+        """An image that shows the state of training; called with the averaged weights."""
 
     @abstractmethod
     def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Write what was trained in the hub's layout, with the averaged weights, in `dtype` or fp32."""
+        """Write what was trained, in `dtype` or fp32; called with the averaged weights."""
 
     @property
     def device(self) -> torch.device:
@@ -157,19 +165,28 @@ def train(
     """Train until `config.steps`, then export to `run_dir/export`.
 
     Args:
-        resume: None resumes what `run_dir` holds if task and config are the same, and raises if they
-            are not; True resumes with changed settings too (more steps, another lr, more data);
-            False starts afresh over whatever is there.
-        options: JSON kept as `run_dir/options.json`, by which a program can build the task again.
+        resume: None resumes the run in `run_dir` if task and config are the same, and raises if they are not;
+            True resumes with changed settings too (more steps, another lr, more data); False starts over and
+            deletes the checkpoints.
+        options: JSON to keep as `run_dir/options.json`, from which a program can build the task again.
 
     Returns:
-        True when the run is complete; False when it was stopped (Ctrl-C, SIGTERM, `stop_minutes`)
-        with a checkpoint from which it resumes.
+        True if the run is complete; False if it was stopped (Ctrl-C, SIGTERM, `stop_minutes`), with a
+        checkpoint to resume from.
 
     Raises:
-        InvalidTrainingState: the state in `run_dir` is broken or of another run, or the loss not finite.
+        InvalidTrainingState: The state in `run_dir` is broken or of another run, or the loss not finite.
+        OutputError: Another process trains in `run_dir`.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    with only_writer(run_dir / ".lock", "training run"):
+        return _train(task, config, run_dir, resume, options)
+
+
+def _train(
+    task: Task, config: TrainConfig, run_dir: Path, resume: bool | None, options: Mapping[str, Any] | None
+) -> bool:
+    """As `train`, in a folder that no other process trains in."""
     device = pick_device(config.device)
     for module in (*task.modules.values(), *task.frozen.values()):
         module.to(device)
@@ -200,7 +217,8 @@ def train(
     state = TrainState(run_dir / "checkpoints", named, optimizer, identity)
     step = start = state.resume(resume)
     if options is not None:
-        (run_dir / "options.json").write_text(json.dumps(options, indent=1) + "\n")
+        with whole_file(run_dir / "options.json") as temporary:
+            temporary.write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
 
     generator = torch.Generator(device)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
@@ -252,7 +270,7 @@ def export(task: Task, run_dir: Path, folder: Path, dtype: torch.dtype | None = 
     """Write the averaged weights of a run's newest checkpoint, finished or not; returns its step.
 
     Raises:
-        InvalidTrainingState: there is no checkpoint, or it is of another task.
+        InvalidTrainingState: There is no checkpoint, or it is of another task.
     """
     step, averages = load_averages(run_dir / "checkpoints", task.identity)
     for name, module in task.modules.items():
@@ -264,10 +282,10 @@ def export(task: Task, run_dir: Path, folder: Path, dtype: torch.dtype | None = 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that a step is finished and its state saved.
+    """An event that Ctrl-C and SIGTERM set, so that the step is finished and its state saved.
 
-    A second one interrupts at once. Outside the main thread, where Python delivers no signals, nothing
-    sets it.
+    A second signal interrupts at once. Python delivers signals to the main thread only: elsewhere nothing
+    sets the event.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -291,7 +309,7 @@ def stop_signals() -> Iterator[threading.Event]:
 def prefetched(
     batch: Callable[[int], Batch], start: int, stop: int, ahead: int = 4
 ) -> Iterator[Iterator[Batch]]:
-    """`batch(start), batch(start + 1), …`, made in a thread of its own while the network computes."""
+    """`batch(start), batch(start + 1), ...`, made in another thread while the network computes."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
 
         def batches() -> Iterator[Batch]:

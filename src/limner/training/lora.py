@@ -1,4 +1,4 @@
-"""Training a LoRA: small layers beside those of a model, which learn what its pictures have in common."""
+"""Training a LoRA: low-rank changes of a model's layers, which learn what a set of images has in common."""
 
 import json
 import re
@@ -16,11 +16,11 @@ from limner.nn.unet import UNet2DConditionModel
 from limner.weights.checkpoint import Checkpoint, weights_hash
 
 from .components import read_networks
-from .data import Pictures
+from .data import Dataset
 from .unet import LatentSettings, LatentTask
 
 ATTENTION = r".*\.attn[12]\.to_(q|k|v|out\.0)"
-"""The projections of the U-Net's attention, as Hu et al. 2021 have it."""
+"""Names of the projections of the U-Net's attention (Hu et al. 2021)."""
 
 _TEXT = r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"  # the layers that sd-scripts changes
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2"}  # sd-scripts' names for families
@@ -31,11 +31,11 @@ class LoRASettings(LatentSettings):
     """What is trained.
 
     Attributes:
-        rank: channels between a layer's two factors.
-        alpha: what they add is scaled by alpha / rank.
-        targets: a regular expression for the whole names of the U-Net's layers that are changed, linear
-            layers and convolutions.
-        train_text_encoder: whether the text encoder's layers are changed too.
+        rank: Number of channels between a layer's two factors.
+        alpha: The factors' product is scaled by alpha / rank.
+        targets: Regular expression for the whole names of the U-Net's layers to change, linear layers and
+            convolutions.
+        train_text_encoder: Whether the text encoder's layers are changed too.
     """
 
     rank: int = 4
@@ -45,16 +45,16 @@ class LoRASettings(LatentSettings):
 
 
 class LoRATask(LatentTask):
-    """A LoRA for a model, whose own weights stay as they are.
+    """A LoRA for a model whose own weights do not change.
 
     Args:
-        checkpoint: of the model.
-        model: its name, for the file's metadata.
-        name: of the file that is written.
+        checkpoint: Checkpoint of the model.
+        model: Name of the model, for the file's metadata.
+        name: Name of the exported file, without its suffix.
 
     Raises:
-        InvalidRequest: as `LatentTask`; or `targets` is not the name of layers that a LoRA can change.
-        UnsupportedModel, InvalidCheckpoint: as `read_networks`.
+        InvalidRequest: As `LatentTask`; or `targets` matches no layer, or one that a LoRA cannot change.
+        UnsupportedModel, InvalidCheckpoint: As `read_networks`.
     """
 
     how: LoRASettings
@@ -63,8 +63,8 @@ class LoRATask(LatentTask):
         self,
         settings: LoRASettings,
         checkpoint: Checkpoint,
-        pictures: Pictures,
-        fresh: Pictures,
+        pictures: Dataset,
+        fresh: Dataset,
         cache: Path,
         *,
         model: str,
@@ -109,7 +109,7 @@ class LoRATask(LatentTask):
         }
 
     def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """One file, `NAME.safetensors`, with kohya's names and metadata, which every program reads."""
+        """One file, `NAME.safetensors`, with the names and metadata of kohya's sd-scripts."""
         folder.mkdir(parents=True, exist_ok=True)
         write_lora(
             folder / f"{self.name}.safetensors",
@@ -120,7 +120,7 @@ class LoRATask(LatentTask):
         )
 
     def _metadata(self) -> dict[str, str]:
-        """What sd-scripts would say of it."""
+        """The metadata that sd-scripts writes."""
         rank, alpha, size = self.how.rank, self.how.alpha, self.pictures.size
         layers = [layer for part in self.layers.values() for layer in part.values()]
         convolutions = any(isinstance(layer.base, nn.Conv2d) for layer in layers)

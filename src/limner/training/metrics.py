@@ -1,9 +1,10 @@
-"""What a run says: lines or a progress bar, `metrics.jsonl`, TensorBoard, sample pictures."""
+"""The metrics of a run: logged events or a progress bar, `metrics.jsonl`, TensorBoard, sample images."""
 
 import json
+import logging
 import math
-import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,28 +22,32 @@ from rich.progress import (
 from torch import Tensor
 
 from limner.errors import InvalidTrainingState
+from limner.files import whole_file
 
-_PLAIN_SECONDS = 15.0  # between lines where stderr is no terminal
+_LOG = logging.getLogger("limner.training")
+
+_LOG_SECONDS = 15.0  # between events, if stderr is no terminal with a progress bar
 
 
 class MetricsLog:
     """Averages metrics over `every` steps and writes them to all places.
 
     Args:
-        run_dir: gets `metrics.jsonl`, `samples/` and `tensorboard/` (where TensorBoard is installed).
-        start: the step that training starts from; lines of later steps, from before a resume, are cut off.
-        total: steps of the whole run.
-        every: steps per line of metrics.
+        run_dir: Folder for `metrics.jsonl`, `samples/` and `tensorboard/` (if TensorBoard is installed).
+        start: Step that training starts from; lines of later steps, from before a resume, are removed.
+        total: Number of steps of the whole run.
+        every: Number of steps per line of metrics.
     """
 
     def __init__(self, run_dir: Path, start: int, total: int, every: int) -> None:
         self.run_dir, self.total, self.every = run_dir, total, every
         self.file = run_dir / "metrics.jsonl"
         self.sums: dict[str, Tensor] = {}
-        self.added = self.steps = 0
+        self.counts: Counter[str] = Counter()  # batches that gave each metric
+        self.steps = 0
         self.latest: dict[str, float] = {}
         self.window_began = time.monotonic()
-        self.said = -math.inf
+        self.logged = -math.inf  # when the last event was
         run_dir.mkdir(parents=True, exist_ok=True)
         self._cut(start)
         self.board = _tensorboard(run_dir / "tensorboard", start)
@@ -73,21 +78,22 @@ class MetricsLog:
     def _cut(self, start: int) -> None:
         if self.file.exists():
             lines = self.file.read_text().splitlines()
-            self.file.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= start))
+            with whole_file(self.file) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= start))
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Metrics of one batch; they stay tensors until a line is due, so that a GPU need not wait."""
+        """Add the metrics of a batch; they stay tensors until a line is due, so that a GPU need not wait."""
         for name, value in metrics.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.added += 1
+        self.counts.update(metrics.keys())
 
     def step(self, step: int, latest: dict[str, float | Tensor]) -> None:
-        """One optimizer step is done; `latest` is logged as it is, not averaged."""
+        """Count an optimizer step; `latest` is logged as it is, not averaged."""
         self.steps += 1
         self.progress.update(self.bar, completed=step)
         if step % self.every and step != self.total:
             return
-        self.latest = {name: float(total) / self.added for name, total in self.sums.items()}
+        self.latest = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         seconds = time.monotonic() - self.window_began
         values = {
             **self.latest,
@@ -95,33 +101,38 @@ class MetricsLog:
             "steps_per_s": self.steps / seconds,
         }
         self._write(step, values)
-        self.sums, self.added, self.steps, self.window_began = {}, 0, 0, time.monotonic()
-        self._say(step, values)
+        self.sums, self.steps, self.window_began = {}, 0, time.monotonic()
+        self.counts.clear()
+        self._show(step, values)
 
     def require_finite(self) -> None:
-        """Refuse to save a state that is lost.
+        """Check the metrics since the last line, and those on it.
 
         Raises:
-            InvalidTrainingState: a metric since the last line, or on it, is NaN or infinite.
+            InvalidTrainingState: One is NaN or infinite.
         """
         seen: dict[str, float | Tensor] = {**self.latest, **self.sums}
         for name, value in seen.items():
             if not math.isfinite(float(value)):
                 raise InvalidTrainingState(
                     f"training has diverged: {name} is {float(value)}; the last checkpoint is from before",
-                    hint="resume with a lower --lr",
+                    hint="resume with a lower `lr`",
                 )
 
     def report(self, step: int, figures: dict[str, float], picture: Image.Image | None) -> None:
-        """Validation figures and a picture of samples."""
+        """Write validation figures and an image of samples."""
         self._write(step, {f"validation/{name}": value for name, value in figures.items()})
-        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.console.print(f"step {step}/{self.total}  validation  {text}", highlight=False)
+        if self.progress.disable:
+            self._log("validation", step, figures)
+        else:
+            text = f"step {step}/{self.total}  validation  {_line(figures)}"
+            self.progress.console.print(text, highlight=False)
         if picture is not None:
             file = self.run_dir / "samples" / f"{step:08d}.png"
             file.parent.mkdir(exist_ok=True)
-            picture.save(file)
-        self.window_began, self.steps = time.monotonic(), 0  # its time is not the steps' time
+            with whole_file(file) as temporary:
+                picture.save(temporary, "PNG")
+        self.window_began, self.steps = time.monotonic(), 0  # validation does not count as time of steps
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         with self.file.open("a") as file:
@@ -130,19 +141,26 @@ class MetricsLog:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
-    def _say(self, step: int, values: dict[str, float]) -> None:
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.progress.update(self.bar, description=text)
-        if self.progress.disable and (time.monotonic() - self.said > _PLAIN_SECONDS or step == self.total):
-            print(f"step {step}/{self.total}  {text}", file=sys.stderr, flush=True)
-            self.said = time.monotonic()
+    def _show(self, step: int, values: dict[str, float]) -> None:
+        self.progress.update(self.bar, description=_line(values))
+        if self.progress.disable and (time.monotonic() - self.logged > _LOG_SECONDS or step == self.total):
+            self._log("trained", step, values)
+            self.logged = time.monotonic()
+
+    def _log(self, event: str, step: int, values: dict[str, float]) -> None:
+        rounded = {name: float(f"{value:.4g}") for name, value in values.items()}
+        _LOG.info(event, extra={"fields": {"step": step, "steps": self.total, **rounded}})
+
+
+def _line(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # half a line, from when the machine stopped
+        return math.inf  # an incomplete line, written when the machine stopped
 
 
 def _tensorboard(folder: Path, start: int) -> Any:

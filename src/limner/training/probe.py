@@ -1,4 +1,4 @@
-"""Training the probe, on pictures drawn as they are needed and never twice.
+"""Training the probe, on images that are rendered when they are needed, each once.
 
 Centres are learned by a penalty-reduced focal loss (Law & Deng 2018; Zhou et al. 2019), sides by L1
 distance and the rest by cross-entropy.
@@ -16,32 +16,33 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from limner.images.pixels import from_pixels
 from limner.picturebook.evaluation import judge, tally
 from limner.picturebook.probe import STRIDE, Probe, ProbeConfig, Seen, save_probe, see
 from limner.picturebook.world import Scene, World, regions, render
-from limner.pipeline.images import from_pixels
 
 from .data import seed_of
 from .loop import Batch, Task
 from .sheets import sheet
 
 _SIZE = 128
-_NEAR = 1.0  # cells whose centre is nearer to a thing's, in cells, learn what it is
+_NEAR = 1.0  # distance in cells from a thing's centre within which cells learn its kind and colour
 _SPREAD = 0.7  # standard deviation of the bump around a centre, in cells
 _FRESH = 256
-_FRESH_KEY = 1  # parts fresh scenes from those trained on
+_FRESH_KEY = 1  # separates fresh scenes from those to train on
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What and on what; how is `TrainConfig`'s.
+    """What is trained, and on what.
 
     Attributes:
-        model: geometry and vocabulary.
-        world: what is drawn; its held-out combinations too, for the probe must know what it judges.
-        batch_size: pictures per step.
-        shift: pictures are moved by up to so many pixels each way.
-        noise: largest standard deviation of the noise added to a picture, whose values span 2.
+        model: Geometry and vocabulary.
+        world: World to render, with its held-out combinations, since the probe must judge those too.
+        batch_size: Number of images per step.
+        shift: Largest shift of an image in pixels, each way.
+        noise: Largest standard deviation of the noise that is added to an image, whose values span 2.
+        seed: Seed of weights, scenes and batches.
     """
 
     model: ProbeConfig
@@ -53,8 +54,8 @@ class ProbeSettings:
 
 
 class ProbeTask(Task):
-    """A probe on pictures of the world, lightly moved, blurred and made noisy, so that a picture that is
-    not quite as the renderer would draw it is still read."""
+    """A probe on images of the world, slightly shifted, blurred and with noise, so that it also reads
+    images that differ a little from the renderer's."""
 
     def __init__(self, settings: ProbeSettings) -> None:
         self.how = settings
@@ -72,36 +73,36 @@ class ProbeTask(Task):
 
     @cached_property
     def fresh(self) -> Tensor:
-        """The pictures of `scenes`, which training does not see."""
+        """Images of `scenes`, which training does not see."""
         return from_pixels(torch.from_numpy(np.stack([np.asarray(render(s, _SIZE)) for s in self.scenes])))
 
     def scene(self, *key: int) -> Scene:
-        """The scene of a key, held out of other training or not."""
+        """A scene that is a function of `key`, with or without held-out combinations."""
         return self.how.world.sample(random.Random(seed_of(self.how.seed, *key)))
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, index: int) -> Batch:
         """ "pictures" uint8 [B, 128, 128, 3], and `targets` of each, stacked."""
         examples = []
-        for index in range(self.how.batch_size):
-            scene = self.scene(0, step, index)
-            rng = np.random.default_rng(seed_of(self.how.seed, step, index))
+        for image in range(self.how.batch_size):
+            scene = self.scene(0, index, image)
+            rng = np.random.default_rng(seed_of(self.how.seed, index, image))
             right, down = (int(n) for n in rng.integers(-self.how.shift, self.how.shift, 2, endpoint=True))
             picture = _moved(np.asarray(render(scene, _SIZE)), right, down)
             examples.append({"pictures": picture, **targets(scene, self.how.model, right, down)})
         return {name: torch.from_numpy(np.stack([e[name] for e in examples])) for name in examples[0]}
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        said = self.probe(self._spoiled(from_pixels(batch["pictures"]), generator))
-        centre = _focal(said.centre, batch["centre"])
+        readings = self.probe(self._degraded(from_pixels(batch["pictures"]), generator))
+        centre = _focal(readings.centre, batch["centre"])
         near = (batch["kind"] >= 0).nonzero(as_tuple=True)
 
         def at_things(logits: Tensor) -> Tensor:
             return logits.movedim(1, -1)[near]  # [B, C, h, w] -> [cells near things, C]
 
-        kind = F.cross_entropy(at_things(said.kind), batch["kind"][near])
-        colour = F.cross_entropy(at_things(said.colour), batch["colour"][near])
-        sides = (at_things(said.sides) - at_things(batch["sides"])).abs().mean()
-        heads = (said.setting, said.time, said.weather, said.style)
+        kind = F.cross_entropy(at_things(readings.kind), batch["kind"][near])
+        colour = F.cross_entropy(at_things(readings.colour), batch["colour"][near])
+        sides = (at_things(readings.sides) - at_things(batch["sides"])).abs().mean()
+        heads = (readings.setting, readings.time, readings.weather, readings.style)
         whole = torch.stack(
             [F.cross_entropy(logits, batch["whole"][:, i]) for i, logits in enumerate(heads)]
         ).sum()
@@ -109,31 +110,31 @@ class ProbeTask(Task):
         parts = {"centre": centre, "kind": kind, "colour": colour, "sides": sides, "whole": whole}
         return loss, {name: part.detach() for name, part in parts.items()}
 
-    def _spoiled(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
-        """Blurred, with noise as fine as a pixel and as coarse as eight: each picture by amounts of its own.
+    def _degraded(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+        """Blurred, with noise of one and of eight pixels' size, by random amounts for each image.
 
-        That is about what an autoencoder does to a picture: it loses detail, and colours bleed.
+        This resembles the errors of an autoencoder, which loses detail and lets colours bleed.
         """
         count, side, device = len(pictures), pictures.shape[-1], pictures.device
         first, second, fine, coarse = torch.rand(4, count, 1, 1, 1, generator=generator, device=device)
-        spoiled = pictures
+        degraded = pictures
         for amount in (first, second.square()):
-            smooth = F.avg_pool2d(F.pad(spoiled, (1, 1, 1, 1), "replicate"), 3, stride=1)
-            spoiled = torch.lerp(spoiled, smooth, amount)
+            smooth = F.avg_pool2d(F.pad(degraded, (1, 1, 1, 1), "replicate"), 3, stride=1)
+            degraded = torch.lerp(degraded, smooth, amount)
         grain = torch.randn(pictures.shape, generator=generator, device=device)
         stains = torch.randn(count, 3, side // 8, side // 8, generator=generator, device=device)
         stains = F.interpolate(stains, size=(side, side), mode="bilinear")
         noise: Tensor = fine.square() * grain + coarse.square() * stains
-        return spoiled + self.how.noise * noise
+        return degraded + self.how.noise * noise
 
     def validate(self) -> dict[str, float]:
-        """Shares of what the probe reads right in scenes that training does not see."""
+        """Shares of what the probe reads right in fresh scenes."""
         seen = see(self.probe, self.fresh)
         figures = tally(judge(*pair) for pair in zip(self.scenes, seen, strict=True))
         return {name.replace(" ", "_"): share.value for name, share in figures.items()}
 
     def samples(self) -> Image.Image:
-        """Fresh pictures with what the probe sees in them."""
+        """Fresh images, annotated with what the probe finds in them."""
         pictures = self.fresh[:16]
         picture = sheet(F.interpolate(pictures, scale_factor=2), columns=4)
         draw = ImageDraw.Draw(picture)
@@ -142,14 +143,17 @@ class ProbeTask(Task):
         return picture
 
     def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """`probe.json` and `probe.safetensors`, which is small and so in fp16 unless told otherwise."""
+        """`probe.json` and `probe.safetensors`, in fp16 by default."""
         save_probe(self.probe, folder, dtype or torch.float16)
 
 
 def targets(
     scene: Scene, config: ProbeConfig, right: int = 0, down: int = 0
 ) -> dict[str, NDArray[np.generic]]:
-    """What the probe should say of a scene's picture that was moved by so many pixels.
+    """What the probe should output for a scene's image.
+
+    Args:
+        right, down: Shift of the image in pixels.
 
     Returns:
         "centre" float [h, w], 1 where a thing's centre lies and a bump around it; "kind" and "colour"
@@ -187,17 +191,17 @@ def targets(
 
 
 def _moved(picture: NDArray[np.uint8], right: int, down: int) -> NDArray[np.uint8]:
-    """Moved by so many pixels; what comes into view repeats the edge."""
+    """Shifted by `right` and `down` pixels; the edge is repeated."""
     rows = np.clip(np.arange(_SIZE) - down, 0, _SIZE - 1)
     columns = np.clip(np.arange(_SIZE) - right, 0, _SIZE - 1)
     return picture[rows[:, None], columns]
 
 
 def _focal(logits: Tensor, target: Tensor) -> Tensor:
-    """Equation 1 of Zhou et al. 2019: `target` is 1 at centres; the nearer to 1, the less a cell matters."""
-    sure, at_centre = logits.sigmoid(), target == 1
-    hits = (1 - sure).square() * F.logsigmoid(logits)
-    misses = (1 - target) ** 4 * sure.square() * F.logsigmoid(-logits)
+    """Equation 1 of Zhou et al. 2019: `target` is 1 at centres; the nearer to 1, the less a cell counts."""
+    probability, at_centre = logits.sigmoid(), target == 1
+    hits = (1 - probability).square() * F.logsigmoid(logits)
+    misses = (1 - target) ** 4 * probability.square() * F.logsigmoid(-logits)
     return -torch.where(at_centre, hits, misses).sum() / at_centre.sum().clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""Pictures by the sheet."""
+"""Contact sheets of images."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from limner.pipeline.images import to_images
+from limner.images.pixels import to_images
 
-from .data import Images, draw_block
+from .cache import draw_block
+from .data import Images
 
 
 def stacked(pictures: Images, count: int) -> Tensor:
-    """The first `count` pictures, uint8 [count, size, size, 3] or, if gray, [count, size, size]; fewer where
-    there are fewer."""
+    """The first `count` images, or all if there are fewer: uint8 [count, size, size, 3], without the last
+    axis if they are gray."""
     return torch.from_numpy(draw_block(pictures, range(min(count, len(pictures)))))
 
 
 def compared(pictures: Sequence[Tensor], columns: int = 8) -> Image.Image:
-    """Pictures [B, 3, H, W] that belong together, row by row below each other."""
+    """A sheet of batches [B, 3, H, W] of equal length: in each row of one, those of the others below it."""
     rows = zip(*(torch.split(each, columns) for each in pictures), strict=True)
     return sheet(torch.cat([part for row in rows for part in row]), columns)
 
 
 def sheet(pictures: Tensor, columns: int) -> Image.Image:
-    """Float [B, 3, H, W] in [-1, 1] on one sheet with so many columns."""
+    """Float [B, 3, H, W] in [-1, 1] on one sheet with `columns` columns."""
     images = to_images(pictures)
     width, height = images[0].size
     paper = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")

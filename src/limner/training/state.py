@@ -1,7 +1,7 @@
-"""The state of a training run: in memory, and on disk as safetensors and JSON (never a pickle).
+"""The state of a training run, in memory and on disk, as safetensors and JSON (never a pickle).
 
 A checkpoint is a folder `checkpoints/00001234` that appears by one rename, complete or not at all. The newest
-two are kept, so that a broken disk write costs minutes, not the run.
+two are kept, so that a damaged file costs minutes, not the run.
 """
 
 import json
@@ -19,13 +19,13 @@ from limner.weights.tensors import open_tensors, write_tensors
 
 
 class TrainState:
-    """Weights, their moving average and the optimizer's moments, all by the weights' names.
+    """Weights, their moving averages and the optimizer's moments, by the weights' names.
 
     Args:
-        folder: where checkpoints go.
-        weights: what is trained, by name.
-        optimizer: AdamW over exactly these weights.
-        identity: JSON of what a resumed run must share with this one: {"task": …, "settings": …}.
+        folder: Folder of the checkpoints.
+        weights: Parameters that are trained, by name.
+        optimizer: AdamW over exactly these parameters.
+        identity: What a resumed run must share with this one, as JSON: {"task": ..., "settings": ...}.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TrainState:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it, the modules hold the averaged weights."""
+        """The modules hold the averaged weights while the block lasts."""
         self._swap()
         try:
             yield
@@ -80,14 +80,14 @@ class TrainState:
         return tensors
 
     def resume(self, resume: bool | None) -> int:
-        """Take up the newest checkpoint that can be read, and return its step; 0 where there is none.
+        """Load the newest checkpoint that can be read, and return its step; 0 if there is none.
 
         Args:
-            resume: None needs the same task and settings; True only the same task; False deletes
-                what is there.
+            resume: None requires the same task and settings, True only the same task; False deletes all
+                checkpoints.
 
         Raises:
-            InvalidTrainingState: another task or settings, or checkpoints of which none can be read.
+            InvalidTrainingState: The checkpoints are of another task or settings, or none can be read.
         """
         if resume is False:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -99,14 +99,14 @@ class TrainState:
                     self.folder,
                     state["task"],
                     self.identity["task"],
-                    "train it in a folder of its own, or start afresh with --fresh",
+                    "train it in a folder of its own, or start over with `fresh`",
                 )
                 if resume is None:
                     require_same(
                         self.folder,
                         state["settings"],
                         self.identity["settings"],
-                        "resume with these values by --resume, or start with --fresh",
+                        "resume with these values by `resume`, or start over with `fresh`",
                     )
                 self._restore(open_tensors(checkpoint / "state.safetensors"))
                 return int(state["step"])
@@ -114,7 +114,7 @@ class TrainState:
                 problem = error
         if problem is not None:
             raise InvalidTrainingState(
-                f"no checkpoint in {self.folder} can be read: {problem}", hint="start afresh with --fresh"
+                f"no checkpoint in {self.folder} can be read: {problem}", hint="start over with `fresh`"
             )
         return 0
 
@@ -131,7 +131,7 @@ class TrainState:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Newest first."""
+    """The folders of checkpoints, newest first."""
     return sorted(folder.glob("[0-9]" * 8), reverse=True)
 
 
@@ -139,7 +139,7 @@ def load_averages(folder: Path, task: Mapping[str, Any]) -> tuple[int, dict[str,
     """The step and the averaged weights of the newest checkpoint.
 
     Raises:
-        InvalidTrainingState: there is none, or it is of another task.
+        InvalidTrainingState: There is none, or it is of another task.
     """
     for checkpoint in checkpoints_in(folder)[:1]:
         state = json.loads((checkpoint / "state.json").read_text())
@@ -147,11 +147,11 @@ def load_averages(folder: Path, task: Mapping[str, Any]) -> tuple[int, dict[str,
         tensors = open_tensors(checkpoint / "state.safetensors")
         averages = {k.removeprefix("averages."): v for k, v in tensors.items() if k.startswith("averages.")}
         return int(state["step"]), averages
-    raise InvalidTrainingState(f"{folder} holds no checkpoint", hint="train first: `limner train --help`")
+    raise InvalidTrainingState(f"{folder} holds no checkpoint", hint="train first")
 
 
 def require_same(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], hint: str) -> None:
-    """Raises InvalidTrainingState naming each value that differs."""
+    """Raise InvalidTrainingState, naming each value that differs, unless all are the same."""
     ours = json.loads(json.dumps(ours))
     changed = [
         f"{key} was {theirs.get(key)!r} and is now {ours.get(key)!r}"

@@ -1,10 +1,9 @@
-"""Training the U-Net on latents of captioned pictures, with its text encoder (Rombach et al. 2022)."""
+"""Training the U-Net on latents of captioned images, with its text encoder (Rombach et al. 2022)."""
 
-import hashlib
 import random
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,26 +14,40 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from limner.backends.device import fast_in_bf16
 from limner.diffusion.config import SchedulerConfig
+from limner.diffusion.guidance import ClassifierFreeGuidance
 from limner.diffusion.objectives import loss_weight, target
 from limner.diffusion.plan import make_plan
 from limner.diffusion.prediction import PredictionType, scalings
 from limner.diffusion.samplers import SAMPLERS
 from limner.errors import InvalidRequest
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
+from limner.generation.calls import Answer, Call, Conditioning, Denoise, Denoised
+from limner.generation.passes import StepRange
+from limner.generation.preview import LatentPreview
+from limner.generation.run import run
+from limner.generation.sampling import denoised
+from limner.generation.speed import SPEEDS
+from limner.images.pixels import from_pixels
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
 from limner.nn.vae import AutoencoderKL
-from limner.pipeline.images import from_pixels
 from limner.prompts.tokenizer import Tokenizer
 from limner.weights.save import save_checkpoint
 
-from .data import Cache, Pictures, drawn, seed_of, warn_of_long_captions
+from .cache import Cache, drawn
+from .components import weights_digest
+from .data import Dataset, seed_of, warn_of_long_captions
 from .loop import Batch, Task
 from .sheets import compared, stacked
 
+_PREVIEW_PICTURES = 16  # that the map for previews is fitted to
+
 
 def picturebook_unet(latent_channels: int, context_channels: int) -> UNetConfig:
-    """The small U-Net for latents of 16 x 16."""
+    """The small preset of the U-Net, for latents of 16 x 16."""
     return UNetConfig(
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -60,20 +73,23 @@ PICTUREBOOK_TEXT = CLIPTextConfig(
     vocab_size=1024,
     max_position_embeddings=40,
 )
-"""The small text encoder; its vocabulary is as large as the captions fill it."""
+"""The small preset of the text encoder; its vocabulary may be smaller, if the captions fill no more."""
 
 
 @dataclass(frozen=True)
 class LatentSettings:
-    """How latents and captions are shown to the networks; the rest of how is `TrainConfig`'s.
+    """How a U-Net is trained on latents and captions.
 
     Attributes:
-        min_snr_gamma: weights of Hang et al. 2023 (5 there); None leaves the squared error unweighted. For v
-            that is already a weight of SNR + 1 on x0, and min-SNR starves the high noise that decides what
-            stands where.
-        drop_caption: share of captions replaced by "", for classifier-free guidance (Ho & Salimans 2022).
-        timesteps: "uniform", or "logit_normal" with more in the middle (Esser et al. 2024).
-        guidance_scale: of the samples.
+        batch_size: Number of images per step.
+        min_snr_gamma: Gamma of the loss weights of Hang et al. 2023 (5 there); None leaves the squared error
+            unweighted. Of v that is already a weight of SNR + 1 on x0, and min-SNR takes away the high noise
+            at which the layout is decided.
+        drop_caption: Share of captions replaced by "", for classifier-free guidance (Ho & Salimans 2022).
+        timesteps: Distribution of the timesteps: "uniform", or "logit_normal" with more in the middle (Esser
+            et al. 2024).
+        guidance_scale: Guidance scale of the samples.
+        seed: Seed of batches and captions.
     """
 
     batch_size: int = 64
@@ -89,7 +105,9 @@ class UNetSettings(LatentSettings):
     """What is trained.
 
     Attributes:
-        train_text_encoder: the text encoder learns along; otherwise it stays as it is.
+        train_text_encoder: Whether the text encoder is trained with the U-Net.
+        prediction_type: Output of the U-Net.
+        zero_terminal_snr: Whether the last timestep is pure noise (Lin et al. 2023).
     """
 
     train_text_encoder: bool = True
@@ -97,7 +115,7 @@ class UNetSettings(LatentSettings):
     zero_terminal_snr: bool = False
 
     def scheduler_config(self) -> dict[str, object]:
-        """The hub's `scheduler_config.json`: the noise schedule, and DPM-Solver++ 2M to draw by."""
+        """The hub's `scheduler_config.json`: the noise schedule, with DPM-Solver++ 2M as the sampler."""
         return {
             "_class_name": "DPMSolverMultistepScheduler",
             "algorithm_type": "dpmsolver++",
@@ -116,16 +134,17 @@ class UNetSettings(LatentSettings):
 class LatentTask(Task):
     """Clean latents from noise and a caption, on latents that are encoded once into a file.
 
-    What of the networks is trained is the subclass's to say.
+    Subclasses choose which networks are trained.
 
     Args:
-        scheduler: of the model: its noise schedule, what the U-Net predicts, and how samples are drawn.
-        vae: encodes the pictures and decodes the samples; not trained.
-        pictures, fresh: to train on; to validate on and to compare samples with.
-        cache: folder for the latents.
+        scheduler: Noise schedule, prediction type and sampler of the model.
+        vae: Autoencoder for images and samples; not trained.
+        pictures: Images to train on.
+        fresh: Images to validate on and to compare samples with; the first 64 are used.
+        cache: Folder for the latents.
 
     Raises:
-        InvalidRequest: networks or pictures that do not fit each other.
+        InvalidRequest: Networks or images that do not fit each other.
     """
 
     def __init__(
@@ -136,8 +155,8 @@ class LatentTask(Task):
         text_encoder: CLIPTextModel,
         tokenizer: Tokenizer,
         vae: AutoencoderKL,
-        pictures: Pictures,
-        fresh: Pictures,
+        pictures: Dataset,
+        fresh: Dataset,
         cache: Path,
     ) -> None:
         channels, width = vae.config.latent_channels, text_encoder.config.hidden_size
@@ -145,7 +164,7 @@ class LatentTask(Task):
             ("U-Net's in_channels", unet.config.in_channels, channels),
             ("U-Net's out_channels", unet.config.out_channels, channels),
             ("U-Net's cross_attention_dim", unet.config.cross_attention_dim, width),
-            ("pictures' size modulo the autoencoder's factor", pictures.size % vae.config.downscale, 0),
+            ("images' size modulo the autoencoder's factor", pictures.size % vae.config.downscale, 0),
         ):
             if given != expected:
                 raise InvalidRequest(f"the {what} is {given}, but {expected} fits the other networks")
@@ -158,26 +177,27 @@ class LatentTask(Task):
         }
 
     def prepare(self) -> None:
-        """Encode the pictures, those of training into a file."""
+        """Encode the images, those to train on into a file."""
         warn_of_long_captions(self.pictures, self.tokenizer)
-        digest = hashlib.sha256()
-        for parameter in (*self.vae.encoder.parameters(), *self.vae.quant_conv.parameters()):
-            digest.update(parameter.detach().cpu().numpy().tobytes())
-        what = {k: v for k, v in self.pictures.identity.items() if k != "count"} | {
-            "encoder": digest.hexdigest()
-        }
         config, size = self.vae.config, self.pictures.size // self.vae.config.downscale
-        shape = (config.latent_channels, size, size)
         self.latents = Cache(
-            self.cache / "latents.f16", what, len(self.pictures), shape, np.float16, self._encoded
-        ).rows
+            self.cache / "latents.f16",
+            {
+                "encoder": weights_digest(self.vae.encoder, self.vae.quant_conv),
+                "scaling_factor": config.scaling_factor,
+            },
+            [self.pictures.key(index) for index in range(len(self.pictures))],
+            (config.latent_channels, size, size),
+            np.float16,
+            self._encoded,
+        )
         self.fresh_pictures = from_pixels(stacked(self.fresh, 64))
         self.fresh_latents = self._encode(self.fresh_pictures).float()
         self.fresh_captions = [
             self.fresh.caption(i, random.Random(i)) for i in range(len(self.fresh_latents))
         ]
 
-    def _encoded(self, blocks: list[range]) -> Iterator[NDArray[np.float16]]:
+    def _encoded(self, blocks: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float16]]:
         for pixels in drawn(self.pictures, blocks):
             yield self._encode(from_pixels(torch.from_numpy(pixels))).numpy()
 
@@ -185,25 +205,26 @@ class LatentTask(Task):
     def _encode(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] to scaled mean latents [N, C, h, w], float16 on the CPU."""
         device = next(self.vae.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_in_bf16(device)):
             means = [self.vae.encode(part.to(device))[0] for part in torch.split(images, 32)]
         return (torch.cat(means).float() * self.vae.config.scaling_factor).half().cpu()
 
     def _ids(self, captions: list[str]) -> Tensor:
         return torch.tensor([self.tokenizer.encode_padded(caption)[0] for caption in captions])
 
-    def batch(self, step: int) -> Batch:
-        """{"latents": float16 [B, C, h, w], "ids": int64 [B, T]}; a caption is phrased anew each time."""
-        rng = random.Random(seed_of(self.how.seed, step))
+    def batch(self, index: int) -> Batch:
+        """{"latents": float16 [B, C, h, w], "ids": int64 [B, T]}; captions are chosen at random for each
+        batch."""
+        rng = random.Random(seed_of(self.how.seed, index))
         indices = [rng.randrange(len(self.pictures)) for _ in range(self.how.batch_size)]
         captions = [
-            "" if rng.random() < self.how.drop_caption else self.pictures.caption(index, rng)
-            for index in indices
+            "" if rng.random() < self.how.drop_caption else self.pictures.caption(chosen, rng)
+            for chosen in indices
         ]
         return {**self._rows(indices), "ids": self._ids(captions)}
 
     def _rows(self, indices: list[int]) -> Batch:
-        """What pictures of training are to the networks, but for their captions."""
+        """The rows of images to train on, without captions."""
         return {"latents": torch.from_numpy(self.latents[indices])}
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -228,12 +249,12 @@ class LatentTask(Task):
         return (answer - wanted).square().mean((1, 2, 3))
 
     def _answer(self, x: Tensor, timesteps: Tensor, context: Tensor, batch: Batch) -> Tensor:
-        """What the U-Net predicts, which is told no more than this of a batch."""
+        """The U-Net's output [B, C, h, w]; subclasses may use more of the batch."""
         answer: Tensor = self.unet(x, timesteps, context)
         return answer
 
     def validate(self) -> dict[str, float]:
-        """The error on fresh pictures, at the same noise and evenly spread timesteps each time."""
+        """The error on fresh images, with fixed noise and evenly spread timesteps."""
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(self.fresh_latents.shape, generator=generator)
         timesteps = torch.linspace(0, len(self.schedule) - 1, len(noise)).long()
@@ -241,49 +262,76 @@ class LatentTask(Task):
         return {"error": float(self._error(batch, noise.to(self.device), timesteps.to(self.device)).mean())}
 
     def _fresh_batch(self) -> Batch:
-        """As `batch`, of the fresh pictures."""
+        """As `batch`, for the fresh images."""
         return {"latents": self.fresh_latents, "ids": self._ids(self.fresh_captions)}
 
     def samples(self) -> Image.Image:
-        """Fresh pictures, and below each what is drawn for its caption."""
+        """Fresh images; below each an image generated from its caption."""
         count = min(16, len(self.fresh_captions))
         return compared([self.fresh_pictures[:count], self.draw(self.fresh_captions[:count]).cpu()])
 
     def draw(
-        self, prompts: list[str], steps: int = 20, seed: int = 0, told: Mapping[str, Tensor] | None = None
+        self, prompts: list[str], steps: int = 20, seed: int = 0, rows: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """One picture for each prompt, [B, 3, H, W]; the short form of what `limner.pipeline` does.
+        """One image for each prompt, [B, 3, H, W], sampled as by `limner generate`, in one batch.
 
         Args:
-            told: what else of a batch `_answer` takes, a row for each prompt.
+            rows: Further entries of a batch for `_answer`, with a row for each prompt.
         """
-        plan = make_plan(self.scheduler, steps, sampler=self.scheduler.sampler or "dpmpp_2m")
+        plan = make_plan(self.scheduler, steps)
         generator = torch.Generator().manual_seed(seed)
         shape = (len(prompts), *self.fresh_latents.shape[1:])
 
         def noise() -> Tensor:
             return torch.randn(shape, generator=generator).to(self.device)
 
-        ids = self._ids(["" for _ in prompts] + prompts).to(self.device)
-        context, _ = self.text_encoder(ids)
-        rows = {name: torch.cat([value, value]).to(self.device) for name, value in (told or {}).items()}
-        sampler = SAMPLERS[plan.sampler](noise() * plan.start_scale, plan.sigmas, noise, **plan.options)
-        x, sigma = next(sampler)
-        while True:
-            scaling = scalings(self.scheduler.prediction_type, sigma)
-            timesteps = torch.full((len(ids),), plan.timestep(sigma), device=self.device)
-            answer = self._answer((scaling.c_in * x).repeat(2, 1, 1, 1), timesteps, context, rows).float()
-            plain, prompted = answer.chunk(2)
-            guided = plain + self.how.guidance_scale * (prompted - plain)
-            try:
-                x, sigma = sampler.send(scaling.denoised(x, guided))
-            except StopIteration as done:
-                latents: Tensor = done.value / plan.end_scale / self.vae.config.scaling_factor
-                return torch.cat([self.vae.decode(part).float() for part in torch.split(latents, 16)])
+        context, _ = self.text_encoder(self._ids(["" for _ in prompts] + prompts).to(self.device))
+        negative, positive = map(Conditioning, context.chunk(2))
+        guidance = ClassifierFreeGuidance(self.how.guidance_scale)
+        x = noise() * plan.start_scale
+        walk = denoised(
+            SAMPLERS[plan.sampler](x, plan.sigmas, noise, **plan.options),
+            plan,
+            (StepRange(steps, {}, guidance),),
+            ({"positive": positive, "negative": negative},),
+            SPEEDS["exact"],
+            Denoise(x, plan.sigmas[0], 0.0, {}, guidance, 0, steps),
+        )
+        extra = {name: value.to(self.device) for name, value in (rows or {}).items()}
+        latents = run(walk, _Sampled(self, extra)) / plan.end_scale / self.vae.config.scaling_factor
+        return torch.cat([self.vae.decode(part).float() for part in torch.split(latents, 16)])
+
+
+class _Sampled:
+    """Answers the calls of a sampler by the networks in training.
+
+    Args:
+        rows: Further entries of a batch for the U-Net, with a row for each image.
+    """
+
+    def __init__(self, task: LatentTask, rows: Mapping[str, Tensor]) -> None:
+        self.task, self.rows = task, rows
+
+    def answer(self, calls: Sequence[Call]) -> list[Answer]:
+        return [Answer(self._denoised(call)) for call in calls if isinstance(call, Denoise)]
+
+    def _denoised(self, call: Denoise) -> Denoised:
+        scaling = scalings(self.task.scheduler.prediction_type, call.sigma)
+        count = len(call.branches)
+        context = torch.cat([call.conditionings[branch].context for branch in call.branches])
+        outputs = self.task._answer(
+            (scaling.c_in * call.x).repeat(count, 1, 1, 1),
+            torch.full((len(context),), call.timestep, device=call.x.device),
+            context,
+            {name: torch.cat([value] * count) for name, value in self.rows.items()},
+        )
+        estimates = [scaling.denoised(call.x, output) for output in outputs.float().chunk(count)]
+        by_branch = dict(zip(call.branches, estimates, strict=True))
+        return Denoised(call.guidance.combine(by_branch, call.x, call.sigma, scaling))
 
 
 class UNetTask(LatentTask):
-    """A U-Net, and mostly its text encoder. Arguments and errors as of `LatentTask`."""
+    """A U-Net, and usually its text encoder. Arguments and errors are those of `LatentTask`."""
 
     how: UNetSettings
 
@@ -294,8 +342,8 @@ class UNetTask(LatentTask):
         text_encoder: CLIPTextModel,
         tokenizer: Tokenizer,
         vae: AutoencoderKL,
-        pictures: Pictures,
-        fresh: Pictures,
+        pictures: Dataset,
+        fresh: Dataset,
         cache: Path,
     ) -> None:
         scheduler = SchedulerConfig.from_dict(settings.scheduler_config())
@@ -326,10 +374,20 @@ class UNetTask(LatentTask):
                 overwrite=True,
             )
 
+    def _preview(self) -> LatentPreview:
+        """The map from latents to previews, fitted to what the autoencoder makes of fresh images."""
+        latents = self._encode(from_pixels(stacked(self.fresh, _PREVIEW_PICTURES))).float()
+        scaled = (latents / self.vae.config.scaling_factor).to(next(self.vae.parameters()).device)
+        images = torch.cat([self.vae.decode(part).float().cpu() for part in torch.split(scaled, 4)])
+        return LatentPreview.fit(latents, images)
+
     def _card(self) -> dict[str, Any]:
-        """The guidance it was watched with, what it was taught to draw, and, where its vocabulary came
-        from these captions, every word of them."""
-        card: dict[str, Any] = {"defaults": {"guidance_scale": self.how.guidance_scale}}
+        """The content of `limner.json`: the guidance scale of the samples, the map for previews, the world of
+        the images and, if the vocabulary was made from their captions, all words of these."""
+        card: dict[str, Any] = {
+            "defaults": {"guidance_scale": self.how.guidance_scale},
+            "preview": self._preview().to_dict(),
+        }
         if self.tokenizer.vocab_size <= PICTUREBOOK_TEXT.vocab_size:
             words = (
                 word
@@ -342,13 +400,13 @@ class UNetTask(LatentTask):
         return card
 
 
-def _captions(pictures: Pictures) -> Iterator[str]:
-    """Of up to 20,000 pictures, each phrased once."""
+def _captions(pictures: Dataset) -> Iterator[str]:
+    """One caption of each image, of at most 20,000."""
     return (pictures.caption(i, random.Random(i)) for i in range(min(20_000, len(pictures))))
 
 
-def train_tokenizer(pictures: Pictures, folder: Path, vocab_size: int, max_length: int) -> Tokenizer:
-    """A vocabulary from the captions of up to 20,000 pictures, kept in `folder`."""
+def train_tokenizer(pictures: Dataset, folder: Path, vocab_size: int, max_length: int) -> Tokenizer:
+    """The tokenizer in `folder`, or a new one from the captions of at most 20,000 images, kept there."""
     if (folder / "vocab.json").exists():
         return Tokenizer.from_folder(folder)
     tokenizer = Tokenizer.train(_captions(pictures), vocab_size=vocab_size, max_length=max_length)

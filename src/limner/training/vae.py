@@ -1,4 +1,8 @@
-"""Training the autoencoder: reconstruction + kl_weight * KL (Kingma & Welling 2014; Rombach et al. 2022)."""
+"""Training the autoencoder (Kingma & Welling 2014; Rombach et al. 2022, section 3.1).
+
+The loss is reconstruction (L1 + MSE) + kl_weight * KL, on request with a perceptual distance and, late, an
+adversarial loss.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,12 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from limner.errors import InvalidRequest
-from limner.nn.vae import AutoencoderKL, VAEConfig
-from limner.pipeline.images import from_pixels
+from limner.images.pixels import from_pixels
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 
-from .components import read_vae, write_component
-from .data import Pictures, seed_of
+from .adversarial import PatchDiscriminator, balance, decoder_loss, discriminator_loss
+from .components import read_vae, weights_digest, write_component
+from .data import Dataset, seed_of
 from .loop import Batch, Task
+from .perceptual import FeatureNetwork
 from .sheets import sheet, stacked
 
 PICTUREBOOK = VAEConfig(
@@ -27,50 +34,68 @@ PICTUREBOOK = VAEConfig(
 )
 
 
+_ADVERSARIAL_RISE = 1000  # batches over which the adversarial loss rises to its weight
+
+
 @dataclass(frozen=True)
 class VAESettings:
-    """What and on what; how is `TrainConfig`'s.
+    """What is trained, and on what.
 
     Attributes:
-        model: geometry of the autoencoder.
-        batch_size: crops per step.
-        crop: side of the random square crops that are trained on, in pixels.
-        kl_weight: of the KL divergence from a unit Gaussian, per latent value; the reconstruction
-            (L1 + MSE) is per pixel value. Stable Diffusion's is in the order of 1e-6.
-        decoder_only: the encoder stays as it is, so that latents keep their meaning for a U-Net that
-            was trained on them while pictures become sharper.
+        model: Geometry of the autoencoder.
+        batch_size: Crops per step.
+        crop: Side of the random square crops, in pixels.
+        kl_weight: Weight of the KL divergence from a unit Gaussian, per latent value; the reconstruction
+            loss (L1 + MSE) is per pixel value. Stable Diffusion's is in the order of 1e-6.
+        perceptual_weight: Weight of the perceptual distance, where a feature network is given.
+        adversarial_from: First batch with the adversarial loss, which comes late, once colours and shapes
+            stand; None for a training without it.
+        adversarial_weight: Weight of the adversarial loss after its gradient is brought to the size of the
+            reconstruction's; it rises to this over the first thousand batches.
+        decoder_only: Whether the encoder stays as it is, so that latents keep their meaning for a U-Net
+            that was trained on them.
+        seed: Seed of weights and batches.
     """
 
     model: VAEConfig
     batch_size: int = 32
     crop: int = 64
     kl_weight: float = 1e-5
+    perceptual_weight: float = 0.1
+    adversarial_from: int | None = None
+    adversarial_weight: float = 0.5
     decoder_only: bool = False
     seed: int = 0
 
 
 class VAETask(Task):
-    """An autoencoder on random crops of pictures.
+    """An autoencoder on random crops of images.
 
     Args:
-        pictures: to train on.
-        fresh: to validate on, whole; no more than 64 are used.
-        init: folder of an autoencoder with the same geometry to start from, not from random weights.
+        pictures: Dataset to train on.
+        fresh: Dataset to validate on, whole; the first 64 are used.
+        init: Folder of an autoencoder with the same geometry to start from; None starts from random weights.
+        features: Feature network of the perceptual loss; None trains without it.
 
     Raises:
-        InvalidRequest: sizes that do not fit each other.
+        InvalidRequest: Sizes that do not fit each other.
     """
 
     def __init__(
-        self, settings: VAESettings, pictures: Pictures, fresh: Pictures, init: Path | None = None
+        self,
+        settings: VAESettings,
+        pictures: Dataset,
+        fresh: Dataset,
+        init: Path | None = None,
+        features: FeatureNetwork | None = None,
     ) -> None:
         unit, side = settings.model.downscale, pictures.size
         if settings.crop % unit or side % unit or not settings.crop <= side:
             raise InvalidRequest(
-                f"crops of {settings.crop} pixels from pictures of {side} were asked for; expected crops no "
-                f"larger than the pictures, and both multiples of {unit}, the autoencoder's factor"
+                f"crops of {settings.crop} pixels from images of {side} were asked for; expected crops no "
+                f"larger than the images, and both multiples of {unit}, the autoencoder's factor"
             )
-        self.how, self.pictures = settings, pictures
+        self.how, self.pictures, self.fresh_pictures, self.features = settings, pictures, fresh, features
         torch.manual_seed(seed_of(settings.seed))
         self.vae = AutoencoderKL(settings.model)
         if init is not None:
@@ -90,50 +115,80 @@ class VAETask(Task):
             "kl_weight": settings.kl_weight,
             "pictures": pictures.identity,
         }
-        self.fresh_pictures = fresh
+        if features is not None:
+            self.frozen["features"] = features
+            self.settings["perceptual_weight"] = settings.perceptual_weight
+            self.settings["features"] = weights_digest(features)
+        if settings.adversarial_from is not None:
+            self.modules["discriminator"] = self.discriminator = PatchDiscriminator()
+            self.identity["adversarial"] = True
+            self.settings["adversarial_from"] = settings.adversarial_from
+            self.settings["adversarial_weight"] = settings.adversarial_weight
 
     def prepare(self) -> None:
-        self.pictures.pixels(0)  # draws a cache, rather than the first batch
+        self.pictures.pixels(0)  # fills a cache before the first batch waits for it
 
     @cached_property
     def fresh(self) -> Tensor:
         return from_pixels(stacked(self.fresh_pictures, 64))
 
-    def batch(self, step: int) -> Batch:
-        """{"crops": uint8 [B, crop, crop, 3]}."""
-        rng = np.random.default_rng(seed_of(self.how.seed, step))
+    def batch(self, index: int) -> Batch:
+        """{"crops": uint8 [B, crop, crop, 3]} and, once the adversarial loss is on, its weight."""
+        rng = np.random.default_rng(seed_of(self.how.seed, index))
         size, crops = self.how.crop, []
-        for index in rng.integers(len(self.pictures), size=self.how.batch_size):
-            picture = self.pictures.pixels(int(index))
+        for chosen in rng.integers(len(self.pictures), size=self.how.batch_size):
+            picture = self.pictures.pixels(int(chosen))
             top, left = (int(rng.integers(side - size + 1)) for side in picture.shape[:2])
             crops.append(picture[top : top + size, left : left + size])
-        return {"crops": torch.from_numpy(np.stack(crops))}
+        batch = {"crops": torch.from_numpy(np.stack(crops))}
+        start = self.how.adversarial_from
+        if start is not None and index >= start:
+            rise = min(1.0, (index - start) / _ADVERSARIAL_RISE)
+            batch["adversarial_weight"] = torch.tensor(rise * self.how.adversarial_weight)
+        return batch
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         images = from_pixels(batch["crops"])
         mean, logvar = (moment.float() for moment in self.vae.encode(images))
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        error = self.vae.decode(mean + (0.5 * logvar).exp() * noise).float() - images
+        decoded = self.vae.decode(mean + (0.5 * logvar).exp() * noise).float()
+        error = decoded - images
         mse = error.square().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = error.abs().mean() + mse + self.how.kl_weight * kl
-        return loss, {"psnr": psnr(mse.detach()), "kl": kl.detach()}
+        metrics = {"psnr": psnr(mse), "kl": kl}
+        reconstruction = error.abs().mean() + mse
+        if self.features is not None:
+            metrics["perceptual"] = self.features.distance(decoded, images)
+            reconstruction = reconstruction + self.how.perceptual_weight * metrics["perceptual"]
+        loss = reconstruction + self.how.kl_weight * kl
+        if (weight := batch.get("adversarial_weight")) is not None:
+            metrics["discriminator"] = discriminator_loss(self.discriminator, images, decoded)
+            metrics["adversarial"] = decoder_loss(self.discriminator, decoded)
+            factor = balance(reconstruction, metrics["adversarial"], self.vae.decoder.conv_out.weight)
+            loss = loss + weight * factor * metrics["adversarial"] + metrics["discriminator"]
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def validate(self) -> dict[str, float]:
-        """PSNR of whole fresh pictures, in dB, through the mean latents, and how spread those are."""
-        errors, latents = [], []
-        for images in torch.split(self.fresh.to(self.device), 16):
+        """PSNR in dB of whole fresh images through the mean latents, the latents' standard deviation and,
+        with a feature network, the perceptual distance."""
+        errors, latents, distances = [], [], []
+        for images in torch.split(self.fresh.to(self.device), 8):
             mean = self.vae.encode(images)[0].float()
-            error = self.vae.decode(mean).float().clamp(-1, 1) - images
-            errors.append(error.square().mean((1, 2, 3)))
+            decoded = self.vae.decode(mean).float().clamp(-1, 1)
+            errors.append((decoded - images).square().mean((1, 2, 3)))
             latents.append(mean)
-        return {
+            if self.features is not None:
+                distances.append(self.features.distance(decoded, images) * len(images))
+        figures = {
             "psnr": float(psnr(torch.cat(errors)).mean()),
             "latent_std": float(torch.cat(latents).std()),
         }
+        if distances:
+            figures["perceptual"] = float(torch.stack(distances).sum()) / len(self.fresh)
+        return figures
 
     def samples(self) -> Image.Image:
-        """Fresh pictures above their reconstructions."""
+        """Fresh images above their reconstructions."""
         images = self.fresh[:8].to(self.device)
         return sheet(torch.cat([images, self.vae.decode(self.vae.encode(images)[0]).float()]), columns=8)
 
@@ -146,5 +201,5 @@ class VAETask(Task):
 
 
 def psnr(mse: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], whose peak-to-peak is 2."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], whose peak-to-peak is 2."""
     return 10 * torch.log10(4 / mse)

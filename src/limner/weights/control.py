@@ -8,49 +8,36 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from limner.errors import InvalidCheckpoint, ModelNotFound, UnsupportedModel
-from limner.nn.controlnet import ControlNetConfig, ControlNetModel
-from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
-from limner.nn.unet import UNetConfig
+from limner.catalogue.configs import block_count
+from limner.catalogue.control import (
+    ControlConfig,
+    SingleControl,
+    control_misfit,
+    control_weights,
+    has_config,
+    read_control_config,
+    read_single_control,
+    refuse_others,
+)
+from limner.catalogue.headers import files_of
+from limner.catalogue.layout import CONFIG
+from limner.errors import InvalidCheckpoint, UnsupportedModel
+from limner.nn.control_config import ControlNetConfig, T2IAdapterConfig
+from limner.nn.controlnet import ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter
+from limner.nn.unet_config import UNetConfig
 
-from .checkpoint import block_count, read_config, weight_variants
-from .files import read_json
-from .geometry import bounded, compvis_encoder, count_of, heads_of, hub_encoder
-from .keymaps import Shapes, controlnet_entries, parameter_shapes, t2i_adapter_entries
+from .keymaps import controlnet_entries, parameter_shapes, t2i_adapter_entries
 from .load import describe, load_module, refuse_unless_fitting
 from .pickles import read_pickle
-from .single import WITHOUT_COUNTERPART
-from .tensors import LazyTensor, files_of, lazy_tensors, open_tensors
+from .tensors import LazyTensor, lazy_tensors, open_tensors
 
-Config = ControlNetConfig | T2IAdapterConfig
-
-CONFIG, STEM = "config.json", "diffusion_pytorch_model"
-
-# What else goes by such names, told by the beginnings of keys.
-_OTHERS = {
-    "lora_controlnet": "a Control-LoRA",
-    "lllite_": "a ControlNet-LLLite",
-    "task_embedding": "a ControlNet or adapter of several kinds in one (union)",
-    "control_add_embedding.": "a ControlNet of several kinds in one (union)",
-    "image_proj": "an IP-Adapter",
-    "ip_adapter": "an IP-Adapter",
-    "style_embedding": "a style adapter of T2I-Adapter",
-    "difference": "the difference between a ControlNet and a model",
-    "controlnet_x_embedder.": "a ControlNet for a diffusion transformer",
-    "controlnet_blocks.": "a ControlNet for a diffusion transformer",
-    "lora_unet_": "a LoRA",
-    "unet.": "a LoRA",
-}
-_INSTANT_ID = re.compile(r"instant[_-]?id", re.IGNORECASE)
-_POOLED = re.compile(r"_shuffle(?:_fp16)?$")  # in a name, as nothing within the file says it
-_OTHER_NETWORKS = re.compile(r"(?:model\.diffusion_model|first_stage_model|cond_stage_model)\..+|logvar")
-# A tensor that tells the layouts of `_described` from all else.
+# A tensor that only the layouts of `_described` have.
 _FIRST = re.compile(
     r"controlnet_cond_embedding\.conv_in\.weight|(?:control_model\.)?input_hint_block\.0\.weight"
     r"|(?:adapter\.)?body\.0\.(?:(?:resnets|body)\.0\.)?block1\.weight"
@@ -62,15 +49,16 @@ class ControlFile:
     """A checked ControlNet or T2I-Adapter.
 
     Attributes:
-        path: the folder or file.
-        weights: the file with the weights, or the index of its shards.
-        keys: hub's parameter -> key in `weights`.
-        parameters: how many numbers the weights are.
+        path: The folder or file.
+        weights: The file with the weights, or the index of its shards.
+        config: Geometry of the network.
+        keys: The hub's parameter name -> key in `weights`.
+        parameters: Number of weights.
     """
 
     path: Path
     weights: Path
-    config: Config
+    config: ControlConfig
     keys: Mapping[str, str]
     parameters: int
 
@@ -93,65 +81,55 @@ class ControlFile:
         return load_module(_network(self.config), tensors, source=self.weights, dtype=dtype)
 
     def lazy_tensors(self) -> dict[str, LazyTensor]:
-        """Hub's parameter -> tensor, of which nothing is read yet."""
+        """The hub's parameter name -> tensor, which is read when it is needed."""
         stored = _stored(self.weights)
         return {name: stored[key] for name, key in self.keys.items()}
 
     def misfit(self, unet: UNetConfig, downscale: int) -> str | None:
-        """Why it is not for a U-Net, in a clause; None if it is.
+        """The reason why it does not fit a U-Net, as a clause; None if it fits.
 
         Args:
-            downscale: how many pixels there are to one of its latents, along each side.
+            downscale: Number of pixels per latent along each side.
         """
-        differences = [
-            f"its {what} is {given}, the model's {expected}"
-            for what, given, expected in _facts(self.config, unet, downscale)
-            if given != expected
-        ]
-        return "; ".join(differences) or None
+        return control_misfit(self.config, unet, downscale)
 
 
 def read_control(path: Path) -> ControlFile:
-    """Read what a ControlNet or T2I-Adapter is; cost does not depend on its size.
+    """Read the config and the keys of a ControlNet or T2I-Adapter; the cost does not depend on its size.
 
     Args:
-        path: a folder with `config.json` and weights, of which the plain ones are preferred to a variant; or
-            a file: one out of such a folder, or a single file (.safetensors, or a pickle, of which nothing is
-            run).
+        path: A folder with `config.json` and weights, of which the plain ones are preferred to a variant; a
+            weight file of such a folder; or a single file (.safetensors, or a pickle, whose code is not run).
 
     Raises:
-        ModelNotFound: there is nothing, or nothing with weights.
-        InvalidCheckpoint: broken, or tensors are missing, unexpected or of another shape; they are named.
-        UnsupportedModel: something of another kind, by its name.
-        PickleRefused: a pickle of something else than tensors.
+        ModelNotFound: There is no such file or folder, or it has no weights.
+        InvalidCheckpoint: The file is broken, or tensors are missing, unexpected or of another shape; the
+            message names them.
+        UnsupportedModel: A network of another kind; the message names it.
+        PickleRefused: A pickle that holds other objects than tensors.
     """
-    if _INSTANT_ID.search(f"{path.absolute().parent.name}/{path.name}"):
-        raise UnsupportedModel(f"{path} is an InstantID by its name, which takes faces in place of texts")
     try:
-        if path.is_dir():
-            return _read_folder(path, path, path / _weights_in(path))
-        if not path.is_file():
-            raise ModelNotFound(f"there is no ControlNet or T2I-Adapter {path}")
-        if path.name.startswith(STEM) and (path.parent / CONFIG).is_file():
-            return _read_folder(path, path.parent, path)
+        weights = control_weights(path)
+        if path.is_dir() or has_config(path):
+            return _read_folder(path, weights)
         return _read_file(path)
     except OSError as error:
         raise InvalidCheckpoint(f"{path} cannot be read: {error.strerror}") from error
 
 
 def is_control(keys: Collection[str]) -> bool:
-    """Whether a file with these keys is to be read by `read_control`."""
+    """Whether a file with these keys is one for `read_control`."""
     return any(_FIRST.fullmatch(key) for key in keys)
 
 
-def single_keys(path: Path, config: Config) -> dict[str, str]:
-    """Hub's parameter -> key in a single file: the authors' own, but the hub's for XL, as the field has it.
+def single_keys(path: Path, config: ControlConfig) -> dict[str, str]:
+    """The hub's parameter name -> key in a single file: the authors' keys, but the hub's for XL, as is usual.
 
     Args:
-        path: of the file that is to be.
+        path: Path of the file to write; its name may say that the network pools its conditions.
 
     Raises:
-        UnsupportedModel: a single file has no config, and would be read as another network.
+        UnsupportedModel: A single file, which has no config, would be read as another network.
     """
     if isinstance(config, T2IAdapterConfig):
         entries = t2i_adapter_entries(config)
@@ -159,48 +137,24 @@ def single_keys(path: Path, config: Config) -> dict[str, str]:
         entries = controlnet_entries(config)
         if config.addition_embed_type is not None:
             entries = [replace(entry, single=entry.name) for entry in entries]
-    told, _ = _described(path, {entry.single: entry.shape for entry in entries})
+    derived = read_single_control(path, {entry.single: entry.shape for entry in entries}).config
     differing = [
-        f"{field.name} {getattr(config, field.name)} as {getattr(told, field.name, None)}"
+        f"{field.name} {getattr(config, field.name)} as {getattr(derived, field.name, None)}"
         for field in fields(config)
-        if getattr(config, field.name) != getattr(told, field.name, None)
+        if getattr(config, field.name) != getattr(derived, field.name, None)
     ]
     if differing:
         raise UnsupportedModel(
             f"a single file has no config, and would be read as another network: {'; '.join(differing)}",
-            hint="keep the folder; global_pool_conditions is told by a name that ends in _shuffle",
+            hint="keep the folder; a name that ends in _shuffle stands for global_pool_conditions",
         )
     return {entry.name: entry.single for entry in entries}
 
 
-def _weights_in(folder: Path) -> str:
-    names = [file.name for file in folder.iterdir() if file.is_file()]
-    if CONFIG not in names:
-        raise ModelNotFound(
-            f"{folder} has no {CONFIG}", hint="name a folder in the diffusers layout, or a file within it"
-        )
-    found = weight_variants(names, STEM)
-    pickle = f"{STEM}.bin"
-    if not found and pickle in names:
-        return pickle
-    if not found:
-        raise ModelNotFound(f"{folder} has no weights: expected {STEM}.safetensors")
-    return found.get(None) or next(iter(found.values()))
-
-
-def _read_folder(path: Path, folder: Path, weights: Path) -> ControlFile:
-    stored = _stored(weights)
-    shapes = {key: tensor.shape for key, tensor in stored.items()}
-    _refuse_others(path, shapes)
-    config: Config
-    match read_json(folder / CONFIG).get("_class_name"):
-        case ControlNetConfig.network:
-            config = read_config(folder / CONFIG, ControlNetConfig)
-        case T2IAdapterConfig.network:
-            config = read_config(folder / CONFIG, T2IAdapterConfig)
-        case other:
-            known = f"{ControlNetConfig.network} or {T2IAdapterConfig.network}"
-            raise UnsupportedModel(f"{folder / CONFIG} describes a {other!r}, expected a {known}")
+def _read_folder(path: Path, weights: Path) -> ControlFile:
+    stored, folder = _stored(weights), weights.parent
+    refuse_others(path, stored)
+    config = read_control_config(folder)
     # Modules cost time even on the meta device, so a config may not ask for millions of them.
     if block_count(config) > max(1000, len(stored)):
         raise InvalidCheckpoint(
@@ -213,123 +167,49 @@ def _read_folder(path: Path, folder: Path, weights: Path) -> ControlFile:
         reason = str(error).partition("\n")[0]  # torch adds its own stack trace
         raise InvalidCheckpoint(f"{folder / CONFIG} describes no network: {reason}") from error
     named = {name: (name, shape) for name, shape in expected.items()}
-    return _checked(path, weights, config, named, stored, model="its config.json")
+    return _checked(path, weights, config, named, stored, lambda key: False, model="its config.json")
 
 
 def _read_file(path: Path) -> ControlFile:
     stored = _stored(path)
-    shapes = {key: tensor.shape for key, tensor in stored.items()}
-    _refuse_others(path, shapes)
+    single = read_single_control(path, {key: tensor.shape for key, tensor in stored.items()})
     try:
-        config, expected = _described(path, shapes)
-    except KeyError as error:
-        raise InvalidCheckpoint(f"{path} has no tensor {error}, which every such network has") from None
-    except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError) as error:
+        expected = _expected(single)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         reason = str(error).partition("\n")[0]  # torch adds its own stack trace
         raise InvalidCheckpoint(f"the shapes in {path} describe no network: {reason}") from error
-    return _checked(path, path, config, expected, stored, model="a network of these shapes")
+    return _checked(
+        path, path, single.config, expected, stored, single.is_unused, model="a network of these shapes"
+    )
 
 
 Expected = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Hub's parameter -> key in the file, and shape."""
+"""The hub's parameter name -> key in the file, and shape."""
 
 
-def _described(path: Path, shapes: Shapes) -> tuple[Config, Expected]:
-    """By the names of the hub, or of the authors."""
-    if "controlnet_cond_embedding.conv_in.weight" in shapes:
-        embedding = "controlnet_cond_embedding."
-        blocks = range(1, count_of(shapes, embedding + "blocks.{}.weight"), 2)
-        layers = [f"{embedding}conv_in", *(f"{embedding}blocks.{index}" for index in blocks)]
-        config: Config = _controlnet(path, shapes, hub_encoder(shapes), layers)
-        return config, {n: (n, shape) for n, shape in parameter_shapes(_network(config)).items()}
-    for prefix in ("control_model.", ""):
-        if f"{prefix}input_hint_block.0.weight" in shapes:
-            layers = [f"{prefix}input_hint_block.{index}" for index in range(0, 14, 4)]
-            config = _controlnet(path, shapes, compvis_encoder(shapes, prefix), layers)
-            return config, {e.name: (e.single, e.shape) for e in controlnet_entries(config, prefix)}
-    if "adapter.body.0.resnets.0.block1.weight" in shapes:
-        config = _adapter(shapes, "adapter.", blocks="resnets")
-        return config, {n: (n, shape) for n, shape in parameter_shapes(_network(config)).items()}
-    for prefix in ("", "adapter."):
-        if {f"{prefix}body.0.block1.weight", f"{prefix}body.0.body.0.block1.weight"} & shapes.keys():
-            config = _adapter(shapes, prefix, blocks="body")
-            return config, {e.name: (e.single, e.shape) for e in t2i_adapter_entries(config, prefix)}
-    raise UnsupportedModel(
-        f"{path} is no ControlNet or T2I-Adapter for Stable Diffusion 1.x, 2.x or XL",
-        hint="a model, a LoRA or an embedding is given in another place",
-    )
-
-
-def _controlnet(path: Path, shapes: Shapes, shared: dict[str, Any], layers: list[str]) -> ControlNetConfig:
-    """Its geometry, by either names.
-
-    Args:
-        shared: fields that it has in common with a U-Net.
-        layers: the modules that bring the picture to each of the sizes on the way to that of the latents.
-    """
-    widths = shared["block_out_channels"]
-    return ControlNetConfig(
-        **shared,
-        # As published: 1.x has 8 heads, and its projections are convolutions.
-        attention_head_dim=tuple(map(heads_of, widths)) if shared["use_linear_projection"] else 8,
-        addition_time_embed_dim=256 if shared["addition_embed_type"] else None,
-        conditioning_channels=shapes[f"{layers[0]}.weight"][1],
-        conditioning_embedding_out_channels=tuple(shapes[f"{layer}.weight"][0] for layer in layers),
-        global_pool_conditions=_POOLED.search(path.stem) is not None,
-    )
-
-
-def _adapter(shapes: Shapes, prefix: str, *, blocks: str) -> T2IAdapterConfig:
-    """Its geometry, by either names.
-
-    Args:
-        blocks: what the residual blocks of a level are called; those of full ones by their authors are not
-            apart by level, of which all that are published have four.
-    """
-    first = shapes.get(f"{prefix}conv_in.weight")
-    if first is None:
-        levels = bounded(count_of(shapes, prefix + "body.{}.out_conv.weight"))
-        widths = [shapes[f"{prefix}body.{level}.out_conv.weight"][0] for level in range(levels)]
-        channels = shapes[f"{prefix}body.0.in_conv.weight"][1]
-        return T2IAdapterConfig(
-            in_channels=channels // 8**2,
-            channels=tuple(widths[:-1]),
-            num_res_blocks=count_of(shapes, f"{prefix}body.0.{blocks}.{{}}.block1.weight"),
-            adapter_type="light_adapter",
-        )
-    each = ".resnets.0" if blocks == "resnets" else ""
-    bodies = bounded(count_of(shapes, f"{prefix}body.{{}}{each}.block1.weight"))
-    inner = count_of(shapes, prefix + "body.0.resnets.{}.block1.weight") if each else bodies // 4
-    step = 1 if each else inner
-    widths = [shapes[f"{prefix}body.{index}{each}.block1.weight"][0] for index in range(0, bodies, step)]
-    # Black and white or of three colours, in squares of 16 x 16 pixels for XL, else of 8 x 8.
-    xl = first[1] in (16**2, 3 * 16**2)
-    factor = 16 if xl else 8
-    return T2IAdapterConfig(
-        in_channels=first[1] // factor**2,
-        channels=tuple(widths),
-        num_res_blocks=inner,
-        downscale_factor=factor,
-        adapter_type="full_adapter_xl" if xl else "full_adapter",
-    )
+def _expected(single: SingleControl) -> Expected:
+    """The tensors of a single file."""
+    config, prefix = single.config, single.prefix
+    if prefix is None:
+        return {name: (name, shape) for name, shape in parameter_shapes(_network(config)).items()}
+    if isinstance(config, ControlNetConfig):
+        entries = controlnet_entries(config, prefix)
+    else:
+        entries = t2i_adapter_entries(config, prefix)
+    return {entry.name: (entry.single, entry.shape) for entry in entries}
 
 
 def _checked(
     path: Path,
     weights: Path,
-    config: Config,
+    config: ControlConfig,
     expected: Expected,
     stored: Mapping[str, LazyTensor],
+    harmless: Callable[[str], bool],
     *,
     model: str,
 ) -> ControlFile:
     places = dict(expected.values())
-    # The first ControlNets were published with the model that they were trained beside.
-    beside = any(key.startswith("control_model.") for key in places)
-
-    def harmless(key: str) -> bool:
-        return beside and bool(_OTHER_NETWORKS.fullmatch(key) or WITHOUT_COUNTERPART.fullmatch(key))
-
     refuse_unless_fitting(
         weights,
         {key: f"floating {list(shape)}" for key, shape in places.items()},
@@ -342,7 +222,7 @@ def _checked(
     return ControlFile(path, weights, config, keys, parameters)
 
 
-def _network(config: Config) -> Callable[[], ControlNetModel | T2IAdapter]:
+def _network(config: ControlConfig) -> Callable[[], ControlNetModel | T2IAdapter]:
     if isinstance(config, ControlNetConfig):
         return partial(ControlNetModel, config)
     return partial(T2IAdapter, config)
@@ -353,37 +233,5 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _stored(path: Path) -> Mapping[str, LazyTensor]:
-    """What a file holds, of which nothing is read yet."""
+    """The tensors of a file, read when they are needed."""
     return read_pickle(path).model()[0] if _is_pickle(path) else lazy_tensors(path)
-
-
-def _refuse_others(path: Path, shapes: Shapes) -> None:
-    for key in shapes:
-        for beginning, kind in _OTHERS.items():
-            if key.startswith(beginning):
-                raise UnsupportedModel(f"{path} is {kind}, which is not supported here ({ascii(key)[:80]})")
-
-
-def _facts(config: Config, unet: UNetConfig, downscale: int) -> list[tuple[str, object, object]]:
-    """What must agree: its name, and what it is for the network and for the U-Net."""
-    if isinstance(config, ControlNetConfig):
-        names = ("cross_attention_dim", "skip_channels", "projection_class_embeddings_input_dim")
-        return [
-            ("in_channels", config.in_channels, unet.out_channels),
-            *((name, getattr(config, name), getattr(unet, name)) for name in names),
-            ("number of pixels to a latent", config.downscale, downscale),
-        ]
-    halvings = accumulate(halved for _, _, halved in config.levels)
-    given = [
-        (channels, config.downscale_factor * 2**halved)
-        for (_, channels, _), halved in zip(config.levels, halvings, strict=True)
-    ]
-    levels = list(zip(unet.block_out_channels, unet.down_block_types, strict=True))
-    expected = [
-        # Without attention it is behind the halving that its feature joins; the last level has none.
-        (channels, downscale * 2 ** (i + (kind == "DownBlock2D" and i < len(levels) - 1)))
-        for i, (channels, kind) in enumerate(levels)
-    ]
-    if len(given) == len(expected) + 1:
-        expected.append(expected[-1])  # of the middle
-    return [("channels and pixels of the features", given, expected)]

@@ -1,9 +1,10 @@
-"""Between single files and folders in the diffusers layout.
+"""Converts between single files and folders in the diffusers layout.
 
-Every tensor that has a counterpart comes out bit for bit as it went in, unless another dtype is asked for.
-Tensors are read one by one, as they are written, so that memory holds no more than a few of them.
+Tensors with a counterpart keep their bits, unless another dtype is requested. They are read and written one
+by one, so that only a few are in memory.
 """
 
+import json
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
@@ -13,47 +14,43 @@ from typing import Any, Literal
 
 import torch
 
-from limner.diffusion.config import SchedulerConfig
-from limner.errors import InvalidCheckpoint, InvalidRequest, OutputError, PickleRefused, UnsupportedModel
-from limner.nn.clip import CLIPTextConfig
-from limner.nn.unet import UNetConfig
-from limner.nn.vae import VAEConfig
-
-from .checkpoint import (
-    CARD,
-    MODEL_INDEX,
-    TOKENIZER_OF,
-    WEIGHT_STEMS,
-    Family,
-    Kind,
-    read_checkpoint,
-)
-from .control import CONFIG, STEM, ControlFile, is_control, read_control, single_keys
-from .files import whole_folder
-from .hub import cached_clip_tokenizer
-from .keymaps import Entry, by_single, single_shapes
-from .load import refuse_unless_fitting, text_encoder_name, unet_name, vae_name
-from .pickles import read_pickle
-from .save import write_json
-from .single import (
+from limner.catalogue.headers import Header, TensorInfo, read_header, read_infos
+from limner.catalogue.inference_config import Prediction
+from limner.catalogue.layout import CARD, CONFIG, MODEL_INDEX, STEM, TOKENIZER_OF, WEIGHT_STEMS
+from limner.catalogue.single import (
     MARKERS,
     PREDICTION,
+    RESOLUTION,
+    SCHEDULER,
     V_PREDICTION,
     ZERO_SNR,
-    Prediction,
-    SingleFile,
-    describe,
-    single_entries,
+    is_whole,
+    scheduler_of,
+    side_of,
 )
-from .tensors import DTYPES, Header, LazyTensor, TensorInfo, lazy_tensors, read_header, write_tensors
+from limner.diffusion.config import TRAINED_ON, SchedulerConfig
+from limner.errors import InvalidCheckpoint, InvalidRequest, OutputError, PickleRefused, UnsupportedModel
+from limner.files import whole_folder
+from limner.nn.clip_config import CLIPTextConfig
+from limner.request.facts import Family, Kind
+
+from .checkpoint import read_checkpoint
+from .control import ControlFile, is_control, read_control, single_keys
+from .hub import cached_clip_tokenizer
+from .keymaps import Entry, by_single, single_shapes
+from .load import refuse_unless_fitting
+from .parts import NAMES, Checkpoint, SinglePart
+from .pickles import read_pickle
+from .save import config_of, write_json
+from .single import checkpoint_of, family_of, single_entries
+from .tensors import DTYPES, LazyTensor, lazy_tensors, write_tensors
 
 Layout = Literal["folder", "single", "tensors"]
 
-# In a folder: what a single file held beyond the networks, under its own keys, and its metadata.
+# File in a folder with the other tensors of a single file, under its keys, and with its metadata.
 EXTRAS = "extras.safetensors"
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_NAMES = {"unet": unet_name, "vae": vae_name, **dict.fromkeys(TOKENIZER_OF, text_encoder_name)}
 _PIPELINES: Mapping[Kind, str] = {
     "text": "Pipeline",
     "inpainting": "InpaintPipeline",
@@ -66,26 +63,16 @@ _ARCHITECTURES = {
     "xl": "stable-diffusion-xl-v1-base",
     "xl_refiner": "stable-diffusion-xl-v1-refiner",
 }
-# What a U-Net was trained on. The rest of a scheduler's config is how to sample, which no single file says.
-_TRAINED_ON = (
-    "num_train_timesteps",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of what has no counterpart in the other layout.
+    """The result of a conversion.
 
     Attributes:
-        kept: keys that were written all the same.
-        left_out: keys, files and folders that were not.
-        warnings: what was assumed, or is lacking.
+        kept: Keys without a counterpart in the other layout that were written.
+        left_out: Keys, files and folders without a counterpart that were not written.
+        warnings: Warnings about assumptions and missing files.
     """
 
     kept: tuple[str, ...]
@@ -95,32 +82,31 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Model:
-    """A checkpoint of either layout; tensors by part and hub name."""
+    """A checkpoint to convert.
 
-    family: Family
-    kind: Kind
-    unet_config: UNetConfig
-    vae_config: VAEConfig
-    text_configs: Mapping[str, CLIPTextConfig]
+    Attributes:
+        tensors: Part -> hub name -> tensor.
+        extras: Key -> tensor that no network has.
+        metadata: Metadata of a single file.
+        left_out: Keys, files and folders that fit neither layout.
+    """
+
+    checkpoint: Checkpoint
     tensors: Mapping[str, Mapping[str, LazyTensor]]
-    scheduler_config: Mapping[str, Any]
-    tokenizers: Mapping[str, Path]
-    zero_negative: bool
     extras: Mapping[str, LazyTensor]
     metadata: Mapping[str, str]
     left_out: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
     @property
     def v_prediction(self) -> bool:
-        return self.scheduler_config.get("prediction_type") == "v_prediction"
+        return self.checkpoint.scheduler_config.get("prediction_type") == "v_prediction"
 
 
 def convert(
     source: Path,
     target: Path,
     *,
-    to: Layout,
+    to: Layout | None = None,
     dtype: torch.dtype | None = None,
     keep_extras: bool = False,
     prediction_type: Prediction | None = None,
@@ -131,63 +117,70 @@ def convert(
     """Write a checkpoint or a ControlNet in another layout, or a single file in another dtype.
 
     Args:
-        source: a single file, or a folder in the diffusers layout.
-        target: what is written, whole or not at all; nothing is overwritten.
-        to: a folder, a single file, or (of a file that is no whole checkpoint) its tensors as they are named.
-        dtype: for the networks' weights; None leaves each as it is.
-        keep_extras: write also what has no counterpart (EMA weights, schedule buffers, unused layers …): in a
-            folder, into `extras.safetensors`. A folder's extras are put back in any case.
-        prediction_type: of the U-Net, whatever the source says.
-        tokenizer: a folder with the `vocab.json` and `merges.txt` of CLIP's tokenizer, of which a single file
-            has none. None is that of the hub's cache.
-        variant: of a folder's weight files.
-        allow_pickle: read the tensors of a pickle, and nothing else of it.
+        source: A single file, or a folder in the diffusers layout.
+        target: File or folder to write, completely or not at all; nothing is overwritten.
+        to: A folder, a single file, or, for a file that is neither a checkpoint nor a ControlNet, its tensors
+            under their own keys. None: A folder becomes a single file. A checkpoint or ControlNet in a file
+            becomes a single file if `target` ends in .safetensors, else a folder. Of any other file, the
+            tensors are written.
+        dtype: Dtype of the networks' weights; None keeps that of each.
+        keep_extras: Also write tensors without a counterpart (EMA weights, schedule buffers, unused layers
+            …), in a folder to `extras.safetensors`. From there, they are always written back to a single
+            file.
+        prediction_type: Prediction type of the U-Net, in place of the source's.
+        tokenizer: Folder with the `vocab.json` and `merges.txt` of CLIP's tokenizer, which a single file does
+            not have. None is that of the hub's cache.
+        variant: Variant of a folder's weight files.
+        allow_pickle: Read the tensors of a pickle, without running its code.
 
     Raises:
-        InvalidRequest: a folder is asked of a folder, or its tensors; an option has no meaning here.
-        UnsupportedModel: a geometry or noise schedule that is no family's, so that a single file, which has
-            no configs, would be read as another model.
-        InvalidCheckpoint, ModelNotFound, PickleRefused: the source cannot be read.
-        OutputError: there is something at `target`, or it cannot be written.
+        InvalidRequest: A folder is to become a folder or tensors; or an option does not apply to the source.
+        UnsupportedModel: No family has this geometry or noise schedule, so that a single file, which has no
+            configs, would be read as another model.
+        InvalidCheckpoint, ModelNotFound, PickleRefused: The source cannot be read.
+        OutputError: `target` exists, or cannot be written.
     """
-    if source.is_dir() and to != "single":
+    if source.is_dir() and to not in (None, "single"):
         raise InvalidRequest(f"{source} is a folder, which can be written as a single file; {to!r} was asked")
     if source.is_file() and variant is not None:
         raise InvalidRequest(f"variant {variant!r} of {source}: a file has no variants")
-    if tokenizer is not None and to != "folder":
-        raise InvalidRequest(f"a tokenizer was given, but of {to!r} and 'folder' only a folder has one")
+    single = source.is_dir() or target.suffix == ".safetensors"
+    layout: Layout = to or ("single" if single else "folder")
+    if tokenizer is not None and layout != "folder":
+        raise InvalidRequest(f"a tokenizer was given, but of {layout!r} and 'folder' only a folder has one")
     if target.exists():
         raise OutputError(f"{target} is there already", hint="choose another name, or remove it first")
     if source.is_dir() and (source / CONFIG).is_file() and not (source / MODEL_INDEX).is_file():
         _refuse_options_of_checkpoints(variant, prediction_type, tokenizer, keep_extras)
-        return _convert_control(read_control(source), (), target, to, dtype)
+        return _convert_control(read_control(source), (), target, layout, dtype)
     if source.is_dir():
         model = _read_folder(source, variant, prediction_type)
     else:
         file = _read_file(source, allow_pickle)
-        if to == "tensors":
+        control, whole = is_control(file.tensors), is_whole(file.tensors)
+        if to == "tensors" or (to is None and not control and not whole):
             tensors = {key: tensor.to(dtype) for key, tensor in file.tensors.items()}
-            write_tensors(target, tensors, file.metadata)
+            write_tensors(target, tensors, file.metadata, overwrite=False)
             return Conversion((), file.left_out, ())
-        if is_control(file.tensors):
+        if control:
             _refuse_options_of_checkpoints(variant, prediction_type, tokenizer, keep_extras)
-            return _convert_control(read_control(source), file.tensors, target, to, dtype)
+            return _convert_control(read_control(source), file.tensors, target, layout, dtype)
         model = _model(source, file, prediction_type, tokenizer or cached_clip_tokenizer())
     keep = keep_extras or source.is_dir()
-    write = _write_folder if to == "folder" else _write_single
+    write = _write_folder if layout == "folder" else _write_single
     warnings = write(model, target, dtype, keep)
     extras = tuple(key for key in model.extras if key not in MARKERS)
-    metadata = ("__metadata__",) if model.metadata and to == "folder" else ()
+    metadata = ("__metadata__",) if model.metadata and layout == "folder" else ()
     return Conversion(
         kept=extras if keep else (),
         left_out=model.left_out if keep else (*extras, *metadata, *model.left_out),
-        warnings=(*model.warnings, *warnings),
+        warnings=(*model.checkpoint.warnings, *warnings),
     )
 
 
 @dataclass(frozen=True)
 class _File:
-    """Tensors by their keys, and what a pickle held besides."""
+    """The tensors of a file by their keys, its metadata, and other contents of a pickle."""
 
     tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, str]
@@ -206,29 +199,23 @@ def _read_file(path: Path, allow_pickle: bool) -> _File:
 
 
 def _model(path: Path, file: _File, prediction_type: Prediction | None, tokenizer: Path | None) -> _Model:
-    single = describe(path, _header(file.tensors, file.metadata), prediction_type=prediction_type)
-    tensors: dict[str, dict[str, LazyTensor]] = {part: {} for part in single.parts}
-    for entry in single.entries:
-        tensors[entry.part][entry.name] = _from_single(entry, file.tensors[entry.single])
+    header = _header(file.tensors, file.metadata)
+    checkpoint = checkpoint_of(path, header, prediction_type=prediction_type, tokenizer=tokenizer)
     return _Model(
-        family=single.family,
-        kind=single.kind,
-        unet_config=single.unet_config,
-        vae_config=single.vae_config,
-        text_configs=single.text_configs,
-        tensors=tensors,
-        scheduler_config=single.scheduler_config,
-        tokenizers=dict.fromkeys(single.text_configs, tokenizer) if tokenizer else {},
-        zero_negative=single.zero_negative,
-        extras={key: file.tensors[key] for key in single.without_counterpart},
+        checkpoint,
+        tensors={
+            name: {entry.name: entry.lazy_from_single(file.tensors[entry.single]) for entry in part.entries}
+            for name, part in checkpoint.parts.items()
+            if isinstance(part, SinglePart)
+        },
+        extras={key: file.tensors[key] for key in checkpoint.unused},
         metadata=file.metadata,
         left_out=file.left_out,
-        warnings=single.warnings,
     )
 
 
 def _header(tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> Header:
-    """Of a file that holds these."""
+    """Return the header of a file with these tensors."""
     infos = {
         key: TensorInfo(_DTYPE_NAMES[tensor.dtype], tensor.shape, 0, 0) for key, tensor in tensors.items()
     }
@@ -237,18 +224,10 @@ def _header(tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> H
 
 def _read_folder(folder: Path, variant: str | None, prediction_type: Prediction | None) -> _Model:
     checkpoint = read_checkpoint(folder, variant, prediction_type=prediction_type)
-    tensors: dict[str, dict[str, LazyTensor]] = {part: {} for part in checkpoint.weights}
     left_out: list[str] = []
-    for part, path in checkpoint.weights.items():
-        for key, tensor in lazy_tensors(path).items():
-            name = _NAMES[part](key)
-            if name is None:
-                left_out.append(f"{part}/{key}")
-            elif name in tensors[part]:
-                raise InvalidCheckpoint(f"{path} holds {name} under two names")
-            else:
-                tensors[part][name] = tensor
-    known = {*checkpoint.weights, "scheduler", *TOKENIZER_OF.values()}
+    for name, part in checkpoint.parts.items():
+        left_out += (f"{name}/{key}" for key in read_infos(part.source) if NAMES[name](key) is None)
+    known = {*checkpoint.parts, "scheduler", *TOKENIZER_OF.values()}
     left_out += sorted(
         f"{path.name}/" if path.is_dir() else path.name
         for path in folder.iterdir()
@@ -256,43 +235,37 @@ def _read_folder(folder: Path, variant: str | None, prediction_type: Prediction 
     )
     extras = folder / EXTRAS
     return _Model(
-        family=checkpoint.family,
-        kind=checkpoint.kind,
-        unet_config=checkpoint.unet_config,
-        vae_config=checkpoint.vae_config,
-        text_configs=checkpoint.text_configs,
-        tensors=tensors,
-        scheduler_config=checkpoint.scheduler_config,
-        tokenizers=checkpoint.tokenizers,
-        zero_negative=checkpoint.zero_negative,
+        checkpoint,
+        tensors={name: part.lazy_tensors() for name, part in checkpoint.parts.items()},
         extras=lazy_tensors(extras) if extras.is_file() else {},
         metadata=read_header(extras).metadata if extras.is_file() else {},
         left_out=tuple(left_out),
-        warnings=checkpoint.warnings,
     )
 
 
 def _write_folder(model: _Model, target: Path, dtype: torch.dtype | None, keep: bool) -> list[str]:
     warnings = []
+    checkpoint = model.checkpoint
+    family = family_of(checkpoint.text_configs)
     with whole_folder(target, overwrite=False) as folder:
-        write_json(folder / MODEL_INDEX, _model_index(model))
+        write_json(folder / MODEL_INDEX, _model_index(checkpoint, family))
         (folder / "scheduler").mkdir()
-        write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
-        for part, config in _configs(model).items():
-            (folder / part).mkdir()
-            values = config.to_dict()
-            if part == "unet" and model.family == "sd2":
+        write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler_config)
+        for name, part in checkpoint.parts.items():
+            (folder / name).mkdir()
+            values = config_of(part.config)
+            if name == "unet" and family == "sd2":
                 values["upcast_attention"] = True  # without it diffusers overflows in float16
-            write_json(folder / part / "config.json", values)
-            tensors = {name: tensor.to(dtype) for name, tensor in model.tensors[part].items()}
+            write_json(folder / name / CONFIG, values)
+            tensors = {key: tensor.to(dtype) for key, tensor in model.tensors[name].items()}
             # transformers opens no file without this entry.
-            write_tensors(folder / part / f"{WEIGHT_STEMS[part]}.safetensors", tensors, {"format": "pt"})
-        for part, config in model.text_configs.items():
-            if part in model.tokenizers:
-                _write_tokenizer(model.tokenizers[part], folder / TOKENIZER_OF[part], config)
+            write_tensors(folder / name / f"{WEIGHT_STEMS[name]}.safetensors", tensors, {"format": "pt"})
+        for name, config in checkpoint.text_configs.items():
+            if name in checkpoint.tokenizers:
+                _write_tokenizer(checkpoint.tokenizers[name], folder / TOKENIZER_OF[name], config)
             else:
                 warnings.append(
-                    f"{target / TOKENIZER_OF[part]} is missing, as a single file holds no tokenizer: copy it "
+                    f"{target / TOKENIZER_OF[name]} is missing, as a single file holds no tokenizer: copy it "
                     "from another checkpoint, or name a folder with CLIP's vocab.json and merges.txt"
                 )
         if keep and (model.extras or model.metadata):
@@ -300,18 +273,18 @@ def _write_folder(model: _Model, target: Path, dtype: torch.dtype | None, keep: 
     return warnings
 
 
-def _model_index(model: _Model) -> dict[str, Any]:
-    xl = model.family in ("xl", "xl_refiner")
-    name = "Img2ImgPipeline" if model.family == "xl_refiner" else _PIPELINES[model.kind]
+def _model_index(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
+    xl = family in ("xl", "xl_refiner")
+    name = "Img2ImgPipeline" if family == "xl_refiner" else _PIPELINES[checkpoint.kind]
     index: dict[str, Any] = {
         "_class_name": f"StableDiffusion{'XL' if xl else ''}{name}",
         "_diffusers_version": "0.30.0",  # diffusers opens no inpainting model without a version above 0.5
-        "scheduler": ["diffusers", model.scheduler_config["_class_name"]],
+        "scheduler": ["diffusers", checkpoint.scheduler_config["_class_name"]],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     for part, tokenizer in TOKENIZER_OF.items():
-        config = model.text_configs.get(part)
+        config = checkpoint.text_configs.get(part)
         if config is not None:
             suffix = "WithProjection" if config.projection else ""
             index[part] = ["transformers", f"CLIPTextModel{suffix}"]
@@ -319,19 +292,19 @@ def _model_index(model: _Model) -> dict[str, Any]:
         elif xl:
             index[part] = index[tokenizer] = [None, None]
     if xl:
-        index["force_zeros_for_empty_prompt"] = model.zero_negative
-        if model.family == "xl_refiner":
+        index["force_zeros_for_empty_prompt"] = checkpoint.zero_negative
+        if family == "xl_refiner":
             index["requires_aesthetics_score"] = True
     else:
         index |= {"feature_extractor": [None, None], "safety_checker": [None, None]}
         index["requires_safety_checker"] = False
-        if model.kind == "depth":
+        if checkpoint.kind == "depth":
             index["depth_estimator"] = [None, None]
     return dict(sorted(index.items()))
 
 
 def _write_tokenizer(source: Path, folder: Path, config: CLIPTextConfig) -> None:
-    """CLIP's vocabulary serves all families; they differ in what a text is padded with."""
+    """Write a tokenizer: CLIP's vocabulary for all families, with the padding token of this one."""
     folder.mkdir()
     for name in ("vocab.json", "merges.txt"):
         if not (source / name).is_file():
@@ -351,7 +324,10 @@ def _write_tokenizer(source: Path, folder: Path, config: CLIPTextConfig) -> None
 
 
 def _write_single(model: _Model, target: Path, dtype: torch.dtype | None, keep: bool) -> list[str]:
-    family, entries = single_entries(model.unet_config, model.vae_config, model.text_configs)
+    checkpoint = model.checkpoint
+    texts = checkpoint.text_configs
+    family = family_of(texts)
+    entries = single_entries(model.checkpoint.unet_config, model.checkpoint.vae_config, texts)
     for part, tensors in model.tensors.items():
         refuse_unless_fitting(
             Path(part),
@@ -366,9 +342,9 @@ def _write_single(model: _Model, target: Path, dtype: torch.dtype | None, keep: 
     }
     others = {key: tensor for key, tensor in model.extras.items() if keep and key not in MARKERS}
     tensors = {**networks, **others, **_markers(model, family)}
-    metadata = _metadata(model, family, target)
-    warnings = _check_told(model, target, tensors, metadata)
-    write_tensors(target, tensors, metadata)
+    metadata = _metadata(model, family, target) | _sampling(model.checkpoint, family)
+    warnings = _check_reading(model.checkpoint, target, tensors, metadata)
+    write_tensors(target, tensors, metadata, overwrite=False)
     return warnings
 
 
@@ -378,7 +354,7 @@ def _convert_control(
     """Write a ControlNet or T2I-Adapter in another layout.
 
     Args:
-        held: keys of the file that it is in, which may hold more.
+        held: All keys of its file, which may have other tensors.
     """
     tensors = {name: tensor.to(dtype) for name, tensor in control.lazy_tensors().items()}
     if to == "folder":
@@ -387,7 +363,7 @@ def _convert_control(
             write_tensors(folder / f"{STEM}.safetensors", tensors, {"format": "pt"})
     else:
         keys = single_keys(target, control.config)
-        write_tensors(target, {keys[name]: tensor for name, tensor in tensors.items()})
+        write_tensors(target, {keys[name]: tensor for name, tensor in tensors.items()}, overwrite=False)
     used = set(control.keys.values())
     return Conversion(kept=(), left_out=tuple(key for key in held if key not in used), warnings=())
 
@@ -398,10 +374,6 @@ def _refuse_options_of_checkpoints(*given: object) -> None:
             "a ControlNet or T2I-Adapter has no tokenizer, prediction type, variant or extras",
             hint="of a folder's variants name the file itself",
         )
-
-
-def _from_single(entry: Entry, stored: LazyTensor) -> LazyTensor:
-    return LazyTensor(stored.dtype, entry.shape, lambda: entry.from_single(stored.read()))
 
 
 def _to_single(
@@ -415,18 +387,18 @@ def _to_single(
 
 
 def _markers(model: _Model, family: Family) -> dict[str, LazyTensor]:
-    """Empty tensors that tell other programs what a U-Net predicts; 2.x they tell by other means."""
+    """Empty tensors by which other programs find the prediction type; for 2.x they use the metadata."""
     names = []
     if V_PREDICTION in model.extras or (family != "sd2" and model.metadata.get(PREDICTION) != "v"):
         names += [V_PREDICTION] if model.v_prediction else []
-    if model.scheduler_config.get("rescale_betas_zero_snr"):
+    if model.checkpoint.scheduler_config.get("rescale_betas_zero_snr"):
         names += [ZERO_SNR]
     empty = LazyTensor(torch.float32, (0,), lambda: torch.zeros(0))
     return {name: model.extras.get(name, empty) for name in names}
 
 
 def _metadata(model: _Model, family: Family, target: Path) -> dict[str, str]:
-    """ModelSpec's, without which nothing tells 2.x of 512 pixels from 2.x of 768."""
+    """Metadata by ModelSpec, which is the only difference between 2.x of 512 and of 768 pixels."""
     given = {key: value for key, value in model.metadata.items() if key != "modelspec.predict_key"}
     size = {"sd2": "-768-v" if model.v_prediction else "-512"}.get(family, "")
     return {
@@ -435,52 +407,88 @@ def _metadata(model: _Model, family: Family, target: Path) -> dict[str, str]:
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": target.stem,
         **given,
+        **_resolution(model),
         PREDICTION: "v" if model.v_prediction else "epsilon",
     }
 
 
-def _check_told(
-    model: _Model, target: Path, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]
+def _resolution(model: _Model) -> dict[str, str]:
+    """The model's default size, unless the source gives a resolution that is no such size."""
+    if (given := model.metadata.get(RESOLUTION)) is not None and side_of(given) is None:
+        return {}
+    side = model.checkpoint.unet_config.sample_size * model.checkpoint.vae_config.downscale
+    resolution = f"{side}x{side}"
+    return {} if side_of(resolution) is None else {RESOLUTION: resolution}
+
+
+def _sampling(checkpoint: Checkpoint, family: Family) -> dict[str, str]:
+    """Metadata with the checkpoint's scheduler config, if that is not the one of its family."""
+    given = checkpoint.scheduler_config
+    prediction: Prediction = "v_prediction" if given.get("prediction_type") == "v_prediction" else "epsilon"
+    usual = scheduler_of(family, prediction, zero_snr=bool(given.get("rescale_betas_zero_snr")))
+    try:
+        if SchedulerConfig.from_dict(given) == SchedulerConfig.from_dict({**usual, **_trained(given)}):
+            return {}
+    except ValueError as error:
+        raise UnsupportedModel(f"the scheduler's config cannot be read: {error}") from error
+    values = {key: value for key, value in given.items() if key not in TRAINED_ON}
+    return {SCHEDULER: json.dumps(values, sort_keys=True)}
+
+
+def _trained(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in scheduler_config.items() if key in TRAINED_ON}
+
+
+def _check_reading(
+    checkpoint: Checkpoint,
+    target: Path,
+    tensors: Mapping[str, LazyTensor],
+    metadata: Mapping[str, str],
 ) -> list[str]:
-    """Read the file before it is written: a single file has no configs, and must tell of the same model.
+    """Check before writing that the single file, which has no configs, is read as the same model.
 
     Raises:
-        UnsupportedModel: it tells of another.
+        UnsupportedModel: It is read as another model.
     """
     try:
-        told = describe(target, _header(tensors, metadata))
+        found = checkpoint_of(target, _header(tensors, metadata))
     except InvalidCheckpoint as error:
         raise UnsupportedModel(f"as a single file this model could not be read: {error.message}") from error
     try:
-        schedules = [SchedulerConfig.from_dict(each.scheduler_config) for each in (model, told)]
+        ours, theirs = (_facts(each) | _training(each) for each in (checkpoint, found))
     except ValueError as error:
         raise UnsupportedModel(f"the scheduler's config cannot be read: {error}") from error
-    ours = {**_facts(model), **{name: getattr(schedules[0], name) for name in _TRAINED_ON}}
-    theirs = {**_facts(told), **{name: getattr(schedules[1], name) for name in _TRAINED_ON}}
     differences = [
         f"{name} {ours[name]} as {theirs.get(name)}" for name in ours if ours[name] != theirs.get(name)
     ]
     if differences:
         raise UnsupportedModel(
             f"a single file has no configs, and would be read as another model: {'; '.join(differences)}",
-            hint="only the geometries that Stable Diffusion was published in can be told from a single file",
+            hint="only the published geometries of Stable Diffusion can be derived from a single file",
         )
     warnings = []
-    if model.zero_negative != told.zero_negative:
-        meaning = "zeros" if model.zero_negative else "an empty text"
-        warnings.append(f"a single file cannot say that no negative prompt means {meaning} to this model")
-    if any(config.vocab_size != CLIPTextConfig.vocab_size for config in model.text_configs.values()):
+    if checkpoint.unet_config.sample_size != found.unet_config.sample_size:
+        sides = [one.unet_config.sample_size * one.vae_config.downscale for one in (checkpoint, found)]
+        warnings.append(
+            f"the default size is {sides[0]}, which a single file cannot express; it becomes {sides[1]}"
+        )
+    if checkpoint.zero_negative != found.zero_negative:
+        meaning = "zeros" if checkpoint.zero_negative else "an empty text"
+        warnings.append(f"a single file cannot express that no negative prompt means {meaning} to this model")
+    if any(config.vocab_size != CLIPTextConfig.vocab_size for config in checkpoint.text_configs.values()):
         warnings.append("its tokenizer is not CLIP's, and a single file holds none")
     return warnings
 
 
-def _configs(model: _Model | SingleFile) -> dict[str, UNetConfig | VAEConfig | CLIPTextConfig]:
-    return {"unet": model.unet_config, "vae": model.vae_config, **model.text_configs}
+def _training(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of the scheduler's config that the U-Net was trained on."""
+    config = SchedulerConfig.from_dict(checkpoint.scheduler_config)
+    return {name: getattr(config, name) for name in TRAINED_ON}
 
 
-def _facts(model: _Model | SingleFile) -> dict[str, Any]:
-    """Of the geometry, with one spelling of what has several, and without what is not part of a network."""
-    unet = model.unet_config
+def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Fields of the networks' configs, in one spelling where there are several, without those of training."""
+    unet = checkpoint.unet_config
     attends = [kind == "CrossAttnDownBlock2D" for kind in unet.down_block_types]
     attends[-1] = True  # the middle has the last level's depth
     spelled = {
@@ -490,12 +498,12 @@ def _facts(model: _Model | SingleFile) -> dict[str, Any]:
         ],
     }
     facts = {
-        f"{part} {field.name}": getattr(config, field.name)
-        for part, config in _configs(model).items()
-        for field in fields(config)
+        f"{name} {field.name}": getattr(part.config, field.name)
+        for name, part in checkpoint.parts.items()
+        for field in fields(part.config)
         if field.name != "sample_size"
     }
-    for part, config in model.text_configs.items():
+    for name, config in checkpoint.text_configs.items():
         if not config.projection:
-            del facts[f"{part} projection_dim"]
+            del facts[f"{name} projection_dim"]
     return {**facts, **spelled}

@@ -2,31 +2,33 @@
 
 A single file holds all networks under the names of the code they were trained with: CompVis
 (https://github.com/CompVis/latent-diffusion) and SGM (https://github.com/Stability-AI/generative-models) for
-U-Net and autoencoder, transformers or OpenCLIP (https://github.com/mlfoundations/open_clip) for text. What a
-network's tensors are called on the hub, and their shapes, is asked of the network itself; what is written
-here is only how a module's path is spelled in the other layout. The same maps serve to load, to export and
-to find what a LoRA is for.
+U-Net and autoencoder, transformers or OpenCLIP (https://github.com/mlfoundations/open_clip) for text. Hub
+names and shapes come from the network itself; this module only maps module paths to the other layout. The
+same maps are used for loading, export and adapters.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.controlnet import ControlNetConfig, ControlNetModel
-from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
-from limner.nn.unet import EncoderConfig, UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.catalogue.contents import Shape
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.control_config import ControlNetConfig, T2IAdapterConfig
+from limner.nn.controlnet import ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import EncoderConfig, UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 
 from .load import build_on_meta
+from .tensors import LazyTensor
 
-Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
-
-# Hub module within a block -> single file's.
+# Module within a block on the hub -> in a single file.
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -68,16 +70,16 @@ _IN_PROJ = ("q_proj", "k_proj", "v_proj")  # in the order of their rows
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor of a network is in a single file.
+    """The place of a network's tensor in a single file.
 
     Attributes:
-        single: its key there.
+        single: Key in the single file.
         part: "unet", "vae", "text_encoder", "text_encoder_2", "controlnet" or "t2i_adapter".
-        name, shape: of the hub's parameter.
-        rows: of the single file's tensor, where that holds several of the hub's (OpenCLIP's queries, keys and
-            values); None for all of it.
-        transform: how the single file's tensor becomes the hub's: "conv1x1", a 1x1 convolution whose weight
-            is a linear layer's, or "transpose".
+        name, shape: Name and shape of the hub's parameter.
+        rows: Rows of the single file's tensor, if that holds several of the hub's (OpenCLIP's queries, keys
+            and values); None for all rows.
+        transform: Conversion to the hub's tensor: "conv1x1" drops the kernel axes of a 1x1 convolution, whose
+            weight is a linear layer's; "transpose".
     """
 
     single: str
@@ -89,7 +91,7 @@ class Entry:
 
     @property
     def single_shape(self) -> Shape:
-        """Of the single file's tensor; where that holds several of the hub's, of this one's rows."""
+        """Shape of the single file's tensor, or of this entry's rows of it."""
         match self.transform:
             case "conv1x1":
                 return (*self.shape, 1, 1)
@@ -98,18 +100,22 @@ class Entry:
         return self.shape
 
     def from_single(self, tensor: Tensor) -> Tensor:
-        """The hub's tensor, a view of the single file's."""
+        """Return the hub's tensor, a view of the single file's."""
         if self.rows:
             tensor = tensor[slice(*self.rows)]
         return tensor.t() if self.transform == "transpose" else tensor.view(self.shape)
 
+    def lazy_from_single(self, stored: LazyTensor) -> LazyTensor:
+        """Return the hub's tensor, to be read when needed."""
+        return LazyTensor(stored.dtype, self.shape, lambda: self.from_single(stored.read()))
+
     def to_single(self, tensor: Tensor) -> Tensor:
-        """The single file's tensor, or this one's rows of it: a view of the hub's."""
+        """Return the single file's tensor, or this entry's rows of it: a view of the hub's."""
         return tensor.t() if self.transform == "transpose" else tensor.reshape(self.single_shape)
 
 
 def unet_entries(config: UNetConfig, prefix: str = "model.diffusion_model.") -> list[Entry]:
-    """The U-Net of CompVis and SGM."""
+    """Return the entries of a U-Net under the names of CompVis and SGM."""
     shapes = parameter_shapes(lambda: UNet2DConditionModel(config))
     return [Entry(prefix + _renamed(name, config), "unet", name, shape) for name, shape in shapes.items()]
 
@@ -121,7 +127,7 @@ def unet_modules(config: UNetConfig) -> dict[str, str]:
 
 
 def controlnet_entries(config: ControlNetConfig, prefix: str = "control_model.") -> list[Entry]:
-    """A ControlNet of its authors (https://github.com/lllyasviel/ControlNet)."""
+    """Return the entries of a ControlNet under its authors' names (https://github.com/lllyasviel/ControlNet)."""
     shapes = parameter_shapes(lambda: ControlNetModel(config))
     return [
         Entry(prefix + _renamed(name, config), "controlnet", name, shape) for name, shape in shapes.items()
@@ -129,7 +135,7 @@ def controlnet_entries(config: ControlNetConfig, prefix: str = "control_model.")
 
 
 def t2i_adapter_entries(config: T2IAdapterConfig, prefix: str = "") -> list[Entry]:
-    """A T2I-Adapter of its authors (https://github.com/TencentARC/T2I-Adapter)."""
+    """Return the entries of a T2I-Adapter under its authors' names (https://github.com/TencentARC/T2I-Adapter)."""
     shapes = parameter_shapes(lambda: T2IAdapter(config))
     return [
         Entry(prefix + _adapter_name(name, config), "t2i_adapter", name, shape)
@@ -138,12 +144,12 @@ def t2i_adapter_entries(config: T2IAdapterConfig, prefix: str = "") -> list[Entr
 
 
 def vae_entries(config: VAEConfig, prefix: str = "first_stage_model.") -> list[Entry]:
-    """The autoencoder of CompVis and SGM."""
+    """Return the entries of an autoencoder under the names of CompVis and SGM."""
     levels = len(config.block_out_channels)
     entries = []
     for name, shape in parameter_shapes(lambda: AutoencoderKL(config)).items():
         module, _, kind = name.rpartition(".")
-        # Linear layers were 1x1 convolutions there, and are all in attention.
+        # The linear layers, all in attention, are 1x1 convolutions in single files.
         squeezed = kind == "weight" and len(shape) == 2
         single = f"{prefix}{_vae_module(module, levels)}.{kind}"
         entries.append(Entry(single, "vae", name, shape, transform="conv1x1" if squeezed else "same"))
@@ -151,13 +157,13 @@ def vae_entries(config: VAEConfig, prefix: str = "first_stage_model.") -> list[E
 
 
 def clip_entries(config: CLIPTextConfig, part: str, prefix: str) -> list[Entry]:
-    """A text encoder under transformers' own names."""
+    """Return the entries of a text encoder under the names of transformers."""
     shapes = parameter_shapes(lambda: CLIPTextModel(config))
     return [Entry(prefix + name, part, name, shape) for name, shape in shapes.items()]
 
 
 def openclip_entries(config: CLIPTextConfig, part: str, prefix: str) -> list[Entry]:
-    """A text encoder under OpenCLIP's names, with queries, keys and values in one tensor."""
+    """Return the entries of a text encoder under OpenCLIP's names, with joint queries, keys and values."""
     entries = []
     for name, shape in parameter_shapes(lambda: CLIPTextModel(config)).items():
         if name in _OPENCLIP_OUTER:
@@ -176,7 +182,7 @@ def openclip_entries(config: CLIPTextConfig, part: str, prefix: str) -> list[Ent
 
 
 def by_single(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """Key of the single file -> the entries that its tensor holds, in the order of their rows."""
+    """Return key of the single file -> the entries in its tensor, in the order of their rows."""
     found: dict[str, list[Entry]] = {}
     for entry in entries:
         found.setdefault(entry.single, []).append(entry)
@@ -184,7 +190,7 @@ def by_single(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def single_shapes(entries: Iterable[Entry]) -> dict[str, Shape]:
-    """The keys and shapes of a single file that holds exactly these."""
+    """Return the keys and shapes of a single file with exactly these entries."""
     shapes: dict[str, Shape] = {}
     for key, held in by_single(entries).items():
         rest = held[0].single_shape[1:]
@@ -202,8 +208,11 @@ def _renamed(name: str, config: EncoderConfig) -> str:
 
 
 def _unet_module(name: str, config: EncoderConfig) -> str:
-    """Blocks are numbered through all levels there: on the way down each level's residual blocks, then its
-    downsampling; on the way up one residual block more per level, and upsampling within the last of them."""
+    """Return the single-file path of a U-Net's module.
+
+    Single files number blocks through all levels: on the way down each level's residual blocks, then its
+    downsampling; on the way up one more residual block per level, the last of which includes upsampling.
+    """
     layers = config.layers_per_block
     match name.split("."):
         case ["down_blocks", level, "downsamplers", _, _]:
@@ -215,7 +224,7 @@ def _unet_module(name: str, config: EncoderConfig) -> str:
         case ["mid_block", "resnets", index, *path]:
             return f"middle_block.{2 * int(index)}.{_RESNET['.'.join(path)]}"
         case ["up_blocks", level, "upsamplers", _, _]:
-            assert isinstance(config, UNetConfig)  # a ControlNet has no way up
+            assert isinstance(config, UNetConfig)  # a ControlNet has no up blocks
             column = 2 if config.up_block_types[int(level)] == "CrossAttnUpBlock2D" else 1
             return f"output_blocks.{int(level) * (layers + 1) + layers}.{column}.conv"
         case ["up_blocks", level, kind, index, *path]:
@@ -223,12 +232,12 @@ def _unet_module(name: str, config: EncoderConfig) -> str:
         case ["controlnet_down_blocks", index]:
             return f"zero_convs.{index}.0"
         case ["controlnet_cond_embedding", "blocks", index]:
-            return f"input_hint_block.{2 * (int(index) + 1)}"  # an activation between each two
+            return f"input_hint_block.{2 * (int(index) + 1)}"  # activations between them are numbered too
     return _OUTER[name]
 
 
 def _adapter_name(name: str, config: T2IAdapterConfig) -> str:
-    """Full ones number residual blocks through all levels there, light ones the levels."""
+    """Return the single-file name: full adapters number residual blocks, light ones levels."""
     light = config.adapter_type == "light_adapter"
     match name.removeprefix("adapter.").split("."):
         case ["body", level, "resnets", index, *path] if light:
@@ -245,7 +254,10 @@ def _within(kind: str, path: list[str]) -> str:
 
 
 def _vae_module(name: str, levels: int) -> str:
-    """Levels on the way up are numbered from the picture's side there, thus backwards."""
+    """Return the single-file path of an autoencoder's module.
+
+    Single files number the decoder's levels from the image, in reverse.
+    """
     match name.split("."):
         case [coder, "mid_block", "attentions", _, *path]:
             return f"{coder}.mid.attn_1.{_VAE_ATTENTION['.'.join(path)]}"

@@ -1,7 +1,8 @@
-"""Strict loading: a module takes exactly the tensors that its config calls for, or none.
+"""Strict loading: a module receives exactly the tensors that its config requires, or loading fails.
 
 Modules are built on the meta device, so nothing is allocated or initialised, and the file's mapped tensors
-become their parameters: a weight costs memory when it is first used, and a cast when another dtype is wanted.
+become their parameters: a weight takes memory when it is first used, and is cast if another dtype is
+requested.
 """
 
 import re
@@ -15,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from limner.errors import InvalidCheckpoint
 
-from .tensors import LazyTensor, let_go
+from .tensors import LazyTensor, release_pages
 
 M = TypeVar("M", bound=nn.Module)
 
-# From a key in a file to the parameter's name, or None for a key that is known and has no use.
+# Returns the parameter's name for a key in a file, or None for a known key without use.
 Names = Callable[[str], str | None]
 
 _SHOWN = 10  # names per kind of fault in a message
@@ -30,22 +31,28 @@ def unet_name(key: str) -> str | None:
 
 
 def vae_name(key: str) -> str | None:
-    """Files saved before diffusers 0.18 have older names for the projections of the middle attention."""
+    """Return the parameter's name.
+
+    Files from before diffusers 0.18 have older names for the projections of the middle attention.
+    """
     match = _OLD_ATTENTION.fullmatch(key)
     return f"{match[1]}{_NEW_PROJECTION[match[2]]}{match[3]}" if match else key
 
 
 def text_encoder_name(key: str) -> str | None:
-    """Hub files begin with `text_model.`; transformers 5 saves files that do not."""
+    """Return the parameter's name. Only files of transformers 5 lack the prefix `text_model.`."""
     if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
         key = f"text_model.{key}"
-    # Positions 0, 1, 2 … were stored until transformers 4.31; the logit scale is CLIP's training temperature.
+    # position_ids were stored until transformers 4.31; logit_scale is for training CLIP.
     return None if key in ("text_model.embeddings.position_ids", "logit_scale") else key
 
 
 def image_encoder_name(key: str) -> str | None:
-    """Hub files begin with `vision_model.`; transformers 5 saves files without a projection that do not.
-    Positions 0, 1, 2 … were stored until transformers 4.31."""
+    """Return the parameter's name.
+
+    Only files of transformers 5 without a projection lack the prefix `vision_model.`. position_ids were
+    stored until transformers 4.31.
+    """
     if key.startswith(("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.")):
         key = f"vision_model.{key}"
     return None if key == "vision_model.embeddings.position_ids" else key
@@ -60,8 +67,8 @@ _NEW_PROJECTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn":
 class _Uninitialised(TorchFunctionMode):
     """Skip the functions of `torch.nn.init`.
 
-    On the meta device they compute nothing, but import PyTorch's compiler, which takes longer than to load a
-    small model.
+    On the meta device they compute nothing, but they import PyTorch's compiler, which takes longer than
+    loading a small model.
     """
 
     def __torch_function__(
@@ -86,21 +93,21 @@ def load_module(
     names: Names = unet_name,
     dtype: torch.dtype | None = None,
 ) -> M:
-    """Build a module and give it a file's tensors as its parameters.
+    """Build a module with a file's tensors as its parameters.
 
     Args:
-        build: makes the module; called under the meta device.
-        tensors: key -> tensor, as `open_tensors` gives them.
-        source: the file, for messages.
-        names: maps the file's keys to the module's.
-        dtype: cast floating tensors to it; None keeps what the file holds.
+        build: Builds the module; called under the meta device.
+        tensors: Key -> tensor, as from `open_tensors`.
+        source: The file, for messages.
+        names: Maps the file's keys to the module's.
+        dtype: Dtype of floating tensors; None keeps that of the file.
 
     Returns:
-        The module, with parameters that share the memory of `tensors` where nothing was cast.
+        The module; parameters that were not cast share the memory of `tensors`.
 
     Raises:
-        InvalidCheckpoint: naming every key that is missing, unexpected, given under two names, or of
-            another shape or kind than the module expects (the first ten of each, and their number).
+        InvalidCheckpoint: Keys are missing, unexpected, given under two names, or of another shape or kind
+            than the module expects; the first ten of each are named, and their number.
     """
     module = build_on_meta(build)
     expected = module.state_dict()
@@ -131,11 +138,11 @@ def load_module(
 
 
 def cast(mapped: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mapped tensor in another dtype, the original of which is then no longer in memory; or itself."""
+    """Return a mapped tensor in another dtype and release the original's memory; or the tensor itself."""
     if mapped.dtype == dtype:
         return mapped
     copy = mapped.to(dtype)
-    let_go(mapped)
+    release_pages(mapped)
     return copy
 
 
@@ -147,14 +154,14 @@ def refuse_unless_fitting(
     *,
     model: str = "its config.json",
 ) -> None:
-    """Compare a file's tensors with those that a model calls for, each described by kind and shape.
+    """Compare a file's tensors with those that a model requires, each described by kind and shape.
 
     Args:
-        unexpected: keys of the file that the model has no place for.
-        model: what calls for the tensors, for messages.
+        unexpected: Keys of the file that the model does not have.
+        model: What requires the tensors, for messages.
 
     Raises:
-        InvalidCheckpoint: as `load_module`.
+        InvalidCheckpoint: As `load_module`.
     """
     wrong = {
         name: f"{name} is {description}, expected {expected[name]}"
@@ -172,12 +179,12 @@ def refuse_unless_fitting(
         )
         raise InvalidCheckpoint(
             f"{source} does not hold the {len(expected)} tensors that {model} calls for; {lists}",
-            hint="check that the file is complete, and of the model that it is taken for",
+            hint="check that the file is complete and belongs to this model",
         )
 
 
 def describe(tensor: Tensor | LazyTensor) -> str:
-    """Kind and shape, for `refuse_unless_fitting`."""
+    """Return kind and shape, for `refuse_unless_fitting`."""
     return f"{'floating' if tensor.dtype.is_floating_point else tensor.dtype} {list(tensor.shape)}"
 
 

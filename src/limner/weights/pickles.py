@@ -1,6 +1,6 @@
 """Tensors out of PyTorch's pickles (`.ckpt`, `.pt`, `.bin`), without running what a pickle may ask to run.
 
-Such a file is a zip archive with a pickle, which says what there is, and the tensors' bytes beside it. The
+Such a file is a zip archive with a pickle, which describes the tensors, and files with their bytes. The
 pickle is read in a process of its own that knows tensors and containers and nothing else (`unpickle.py`);
 what it says is checked here before a byte is read. Files of PyTorch before 1.6 are no archives, and refused.
 """
@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limner.catalogue.headers import MAX_ENTRIES, other_content
 from limner.errors import InvalidCheckpoint, PickleRefused
 
-from .tensors import DTYPES, MAX_ENTRIES, LazyTensor
+from .tensors import DTYPES, LazyTensor
 from .unpickle import MAX_SECONDS
 
 Value = None | bool | int | float | str
@@ -72,10 +73,7 @@ def read_pickle(path: Path) -> Pickle:
     except OSError as error:
         raise InvalidCheckpoint(f"{path} cannot be read: {error.strerror}") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise InvalidCheckpoint(
-            f"{path} is no archive as torch.save writes it",
-            hint="the file is damaged, or was written before PyTorch 1.6: save it again with a newer one",
-        ) from error
+        raise _not_an_archive(path) from error
     if len(data) > MAX_PICKLE_BYTES or len(entries) > MAX_ENTRIES or order != b"little":
         raise InvalidCheckpoint(f"{path} is not as any known checkpoint: do not trust it")
     answer = _in_own_process(path, data)
@@ -89,6 +87,22 @@ def read_pickle(path: Path) -> Pickle:
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InvalidCheckpoint(f"{path} does not hold what its pickle says: {error}") from error
     return Pickle(tensors, answer["values"])
+
+
+def _not_an_archive(path: Path) -> InvalidCheckpoint:
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if head[8:9] == b"{" and path.suffix != ".safetensors":
+        return InvalidCheckpoint(
+            f"{path} is a safetensors file under another name", hint="rename it to end in .safetensors"
+        )
+    other = other_content(head)
+    if other is not None and not other.pickled:
+        return InvalidCheckpoint(f"{path} is {other.what}, not a file of torch.save", hint=other.hint)
+    return InvalidCheckpoint(
+        f"{path} is no archive as torch.save writes it",
+        hint="the file is damaged, or was written before PyTorch 1.6: save it again with a newer one",
+    )
 
 
 def _in_own_process(path: Path, data: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Saving checkpoints and ControlNets in the diffusers layout, which all that reads its folders opens."""
+"""Saves checkpoints and ControlNets in the diffusers layout."""
 
 import json
 import re
@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limner.catalogue.configs import NetworkConfig
+from limner.catalogue.layout import CARD, CONFIG, MODEL_INDEX, STEM, WEIGHT_STEMS
 from limner.errors import InvalidCheckpoint, OutputError
+from limner.files import whole_folder
 from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
 from limner.nn.controlnet import ControlNetModel
 from limner.nn.t2i_adapter import T2IAdapter
 from limner.nn.unet import UNet2DConditionModel
 from limner.nn.vae import AutoencoderKL
 
-from .checkpoint import CARD, MODEL_INDEX, TOKENIZER_FILES, WEIGHT_STEMS
-from .control import CONFIG, STEM
-from .files import whole_folder
 from .tensors import write_tensors
+from .tokenizers import TOKENIZER_FILES
 
 _Network = UNet2DConditionModel | AutoencoderKL | CLIPTextModel | ControlNetModel | T2IAdapter
 
@@ -38,19 +40,19 @@ def save_checkpoint(
     max_file_bytes: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a folder that `StableDiffusionPipeline.from_pretrained` opens, whole or not at all.
+    """Write a folder that `StableDiffusionPipeline.from_pretrained` opens, completely or not at all.
 
     Args:
-        folder: is made, with its parents. Where it holds a checkpoint already, that is replaced if
-            `overwrite` is true; where it holds anything else, it is left alone.
-        tokenizer: folder whose tokenizer files are copied.
-        scheduler_config: a `scheduler_config.json`, with the `_class_name` of a diffusers scheduler.
-        card: what goes into `limner.json`: "defaults" of requests, all "words" of a small vocabulary.
-        dtype: store floating weights in it; None stores them as they are.
-        max_file_bytes: split the weights of a component into files of at most this size.
+        folder: Folder to write; its parents are created. A checkpoint in it is replaced if `overwrite` is
+            true; any other content is an error.
+        tokenizer: Folder whose tokenizer files are copied.
+        scheduler_config: Content of `scheduler_config.json`, with the `_class_name` of a diffusers scheduler.
+        card: Content of `limner.json`: "defaults" of requests, all "words" of a small vocabulary, "preview".
+        dtype: Dtype of floating-point weights; None keeps their own.
+        max_file_bytes: Largest size of a weight file; larger ones are split.
 
     Raises:
-        OutputError: the folder is taken, or cannot be written.
+        OutputError: The folder has other content, or cannot be written.
         InvalidCheckpoint: `tokenizer` holds no tokenizer.
         ValueError: `scheduler_config` has no `_class_name`, or one tensor alone exceeds `max_file_bytes`.
     """
@@ -74,7 +76,7 @@ def save_checkpoint(
         "vae": ["diffusers", "AutoencoderKL"],
     }
     if overwrite:
-        _refuse_to_replace_others(folder, MODEL_INDEX)
+        refuse_to_replace_others(folder, MODEL_INDEX)
     networks: dict[str, _Network] = {
         "unet": unet,
         "vae": vae,
@@ -102,25 +104,25 @@ def save_control(
     max_file_bytes: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a folder that `read_control` and diffusers open, whole or not at all.
+    """Write a folder that `read_control` and diffusers open, completely or not at all.
 
     Args:
-        folder: is made, with its parents. Where it holds a network already, that is replaced if `overwrite`
-            is true; where it holds anything else, it is left alone.
-        dtype, max_file_bytes: as `save_checkpoint`.
+        folder: Folder to write; its parents are created. A network in it is replaced if `overwrite` is true;
+            any other content is an error.
+        dtype, max_file_bytes: As in `save_checkpoint`.
 
     Raises:
-        OutputError: the folder is taken, or cannot be written.
-        ValueError: one tensor alone exceeds `max_file_bytes`.
+        OutputError: The folder has other content, or cannot be written.
+        ValueError: One tensor alone exceeds `max_file_bytes`.
     """
     if overwrite:
-        _refuse_to_replace_others(folder, CONFIG)
+        refuse_to_replace_others(folder, CONFIG)
     with whole_folder(folder, overwrite=overwrite) as temporary:
         _write_network(temporary, STEM, network, dtype, max_file_bytes)
 
 
-def _refuse_to_replace_others(folder: Path, mark: str) -> None:
-    """A folder that is replaced holds what is written in its place, told by a file that each has."""
+def refuse_to_replace_others(folder: Path, mark: str) -> None:
+    """Raise OutputError if a folder holds files, but not `mark`, which every folder of this kind has."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
         raise OutputError(f"{folder} holds something else than a checkpoint, so it is not overwritten")
 
@@ -132,12 +134,22 @@ def _write_network(
     dtype: torch.dtype | None,
     max_file_bytes: int | None,
 ) -> None:
-    write_json(folder / CONFIG, network.config.to_dict())
+    write_json(folder / CONFIG, config_of(network.config))
     tensors = {
         name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
     }
     _write_weights(folder, stem, tensors, max_file_bytes)
+
+
+def config_of(config: NetworkConfig) -> dict[str, Any]:
+    """The `config.json` of a network."""
+    values: dict[str, Any] = config.to_dict()
+    if isinstance(config, CLIPTextConfig):
+        # Without a dtype, transformers 5 loads weights as they are stored, and diffusers in float32: the text
+        # encoder and the U-Net of a pipeline of float16 files would have different dtypes.
+        values["torch_dtype"] = "float32"
+    return values
 
 
 def _write_weights(
@@ -181,7 +193,7 @@ def _split(tensors: Mapping[str, Tensor], max_file_bytes: int | None) -> list[li
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a config or an index."""
-    # Short lists on one line, as a person would write them.
+    # Short lists on one line, for readability.
     text = json.dumps(values, indent=2, ensure_ascii=False)
     text = re.sub(r"\[\s+([^\[\]{}]{0,60}?)\s+\]", lambda m: f"[{re.sub(chr(10) + ' *', ' ', m[1])}]", text)
     path.write_text(text + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""The inside of PyTorch's pickles, read in a process of its own by code that can build nothing.
+"""Reads PyTorch's pickles in a separate process that can construct only stand-ins of tensors.
 
 `pickles.py` runs this file as a script, without the package and without site-packages: it takes a pickle on
-stdin and answers with JSON on stdout. Of the names that a pickle may call there are stand-ins for those of
-tensors and containers (https://docs.python.org/3/library/pickle.html#restricting-globals); any other is
-refused before it is looked up, so nothing outside this file runs.
+stdin and writes JSON to stdout. Names of tensors and containers that a pickle may call have stand-ins
+(https://docs.python.org/3/library/pickle.html#restricting-globals); any other name
+is refused before it is looked up, so nothing outside this file runs.
 """
 
 import io
@@ -19,7 +19,7 @@ from typing import Any
 MAX_MEMORY, MAX_SECONDS = 1 << 30, 20
 MAX_LEAVES = 200_000  # a training state of XL has some 20,000
 
-# Typed storages -> the dtype in safetensors' words.
+# Class of a typed storage -> name of its dtype in safetensors.
 STORAGES = {
     "BoolStorage": "BOOL",
     "ByteStorage": "U8",
@@ -35,12 +35,12 @@ STORAGES = {
 
 
 class Refused(Exception):
-    """A name that a pickle of tensors has no use for."""
+    """A name that a pickle of tensors does not need."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the bytes of tensors are: `data/<key>` beside the pickle."""
+    """The bytes of tensors: `data/<key>` in the archive."""
 
     dtype: str
     key: str
@@ -49,7 +49,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Strided:
-    """A tensor: a window onto a storage, counted in elements."""
+    """A tensor: a view of a storage; offset and stride are in elements."""
 
     storage: Storage
     offset: int
@@ -68,7 +68,7 @@ def _rebuild_parameter(tensor: Strided, *_: object) -> Strided:
 
 
 class _ParameterDict(dict[str, Any]):
-    """A module that holds the words of the first textual inversions."""
+    """Stand-in of the module that holds the embeddings in the first textual inversion files."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.update(state["_parameters"])
@@ -78,12 +78,13 @@ GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("torch.nn.modules.container", "ParameterDict"): _ParameterDict,
     ("torch", "Size"): tuple,
     ("builtins", "set"): list,
     ("__builtin__", "set"): list,
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
-    # A class as the key of a dict, in the checkpoints that Stable Diffusion was published in.
+    # A class as the key of a dict, in the checkpoints of the first Stable Diffusion release.
     ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): "ModelCheckpoint",
 }
 
@@ -102,7 +103,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """What is no container, under its keys joined by dots."""
+    """Yield the leaves of nested containers with their keys joined by dots."""
     if isinstance(tree, dict):
         items: Any = tree.items()
     elif isinstance(tree, list | tuple):
@@ -119,9 +120,9 @@ def _read(data: bytes) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for count, (path, leaf) in enumerate(_leaves(_Unpickler(io.BytesIO(data)).load())):
         if path in tensors or path in values:
-            raise ValueError(f"two things are under {path!r}")
+            raise ValueError(f"two values have the name {path!r}")
         if count == MAX_LEAVES:
-            raise ValueError(f"more than {MAX_LEAVES} things in it")
+            raise ValueError(f"it has more than {MAX_LEAVES} values")
         if isinstance(leaf, Strided):
             storage = leaf.storage
             tensors[path] = [
@@ -140,7 +141,7 @@ def _read(data: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer with `tensors` and `values`, or with the name that was `refused`, or with an `error`."""
+    """Write `tensors` and `values`, or the `refused` name, or an `error`, as JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no files

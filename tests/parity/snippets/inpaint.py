@@ -1,4 +1,4 @@
-"""What is white in a mask is drawn anew."""
+"""What is white in a mask is regenerated."""
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionInpaintPipeline

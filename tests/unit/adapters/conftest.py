@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from limner.adapters.targets import Targets, find_targets
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.weights.files import read_json
+from limner.files import read_json
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
 from limner.weights.tensors import write_tensors
 
 

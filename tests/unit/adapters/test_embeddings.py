@@ -18,6 +18,10 @@ ONE = {
     "diffusers, several vectors": ({"<cat-toy>": (4, 768)}, 4),
     "kohya": ({"emb_params": (2, 768)}, 2),
     "XL's name in a file of SD 1.x": ({"clip_l": (2, 768)}, 2),
+    "OneTrainer": ({"emp_params": (2, 768), "emp_params_out": (2, 768)}, 2),
+    "OneTrainer, XL's name": ({"clip_l": (2, 768), "clip_l_out": (2, 768)}, 2),
+    "with other tensors": ({"emb_params": (2, 768), "mean": (768,), "step": ()}, 2),
+    "diffusers, with counters": ({"<cat-toy>": (2, 768), "step": (), "seen": (1,)}, 2),
 }
 
 
@@ -36,6 +40,11 @@ def test_both_vectors_of_xl(random_file):
         "text_encoder": (3, 768),
         "text_encoder_2": (3, 1280),
     }
+
+
+def test_xl_with_the_output_embeddings_of_onetrainer(random_file):
+    shapes = {"clip_g": (3, 1280), "clip_l": (3, 768), "clip_g_out": (3, 1280), "clip_l_out": (3, 768)}
+    assert read_embedding(random_file(shapes), XL).vectors["text_encoder_2"].shape == (3, 1280)
 
 
 def test_the_refiner_takes_a_single_tensor(random_file):
@@ -68,6 +77,7 @@ def test_another_family_is_named(random_file, shapes, widths, family):
         {"a": (1, 1, 768)},
         {"a": torch.ones(768, dtype=torch.int32)},
         {"clip_l": (2, 768), "clip_g": (3, 1280)},
+        {"string_to_param.a": (2, 768), "string_to_param.b": (2, 768)},
     ],
 )
 def test_what_is_no_word_is_refused(random_file, values):
@@ -85,6 +95,10 @@ PICKLED = {
         "sd_checkpoint_name": None,
     },
     "parameters.pt": {
+        "string_to_param": torch.nn.ParameterDict({"*": torch.arange(1536.0).reshape(2, 768)}),
+    },
+    "authors.pt": {
+        "string_to_token": {"*": torch.tensor(265)},
         "string_to_param": torch.nn.ParameterDict({"*": torch.arange(1536.0).reshape(2, 768)}),
     },
     "learned_embeds.bin": {"<cat-toy>": torch.arange(768.0)},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.weights.hub import SHIPPED
+from limner.catalogue.shipped import SHIPPED
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "guides" / "adapters.md"
 

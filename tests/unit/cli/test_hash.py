@@ -2,8 +2,8 @@
 
 import torch
 
+from limner.catalogue.hashes import file_hash, legacy_model_hash, lora_hash
 from limner.cli.main import main
-from limner.weights.hashes import file_hash, legacy_model_hash, lora_hash
 from limner.weights.tensors import write_tensors
 
 

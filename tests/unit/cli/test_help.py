@@ -7,13 +7,14 @@ import sys
 from typing import get_args
 
 import pytest
-import typer.main
 
 from limner import request
-from limner.cli.main import app, main
+from limner.cli.main import COMMANDS as TABLE
+from limner.cli.main import group, main
+from limner.prompts.attention import PromptSyntax
 from limner.request import GenerationRequest
 
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = {name: command.loaded for name, command in group.commands.items()}
 
 
 @pytest.mark.parametrize(
@@ -33,15 +34,28 @@ main({arguments})
 
 def test_each_field_of_a_request_can_be_given():
     given = {parameter.name for parameter in COMMANDS["generate"].params}
-    assert set(GenerationRequest.model_fields) <= given
+    assert set(GenerationRequest.model_fields) - {"schema_version"} <= given
     assert given - {"prompt", "grid", "source"} <= {parameter.name for parameter in COMMANDS["batch"].params}
 
 
-def test_the_commands_are_in_the_order_of_their_use():
-    commands = typer.main.get_command(app)
-    listed = commands.list_commands(commands.make_context("limner", [], resilient_parsing=True))
-    assert listed[:5] == ["generate", "grid", "batch", "show", "models"]
-    assert listed[-2:] == ["train", "evaluate"]
+def test_the_table_of_commands_says_what_they_say_of_themselves():
+    for panel in TABLE.values():
+        for name, entry in panel.items():
+            said = COMMANDS[name].get_short_help_str(200)
+            assert said.rstrip(".") == entry.summary.rstrip("."), name
+
+
+def test_help_of_a_field_is_that_of_the_schema():
+    helps = {
+        parameter.name: parameter.help
+        for parameter in COMMANDS["generate"].params
+        if parameter.name != "help"
+    }
+    fields = GenerationRequest.model_fields
+    assert helps["steps"].startswith(fields["steps"].description.partition(" Default")[0])
+    assert "64 to 4096 pixels, a multiple of 8" in helps["width"]
+    assert "--hires-height" in helps["hires_width"]
+    assert all(name in helps["controls"] for name in ("model=", "image=", "preprocessor=", "end="))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +64,7 @@ def test_the_commands_are_in_the_order_of_their_use():
         ("sampler", request.SamplerName),
         ("sigma_schedule", request.SigmaScheduleName),
         ("timestep_spacing", request.Spacing),
-        ("prompt_syntax", request.PromptSyntax),
+        ("prompt_syntax", PromptSyntax),
     ],
 )
 def test_help_lists_every_choice(option, names):

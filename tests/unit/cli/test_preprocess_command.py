@@ -45,7 +45,7 @@ def test_what_is_refused(capsys, photo, tmp_path):
     empty.write_text(""), word.write_text('"pose"')
     out = tmp_path / "out.png"
     for arguments, message in (
-        (("canny", tmp_path / "gone.png", out), "there is no picture"),
+        (("canny", tmp_path / "gone.png", out), "there is no image"),
         (("canny", photo, out, "--sigma", 3), "canny has no option sigma"),
         (("canny", photo, out, "--size", "8x8"), "canny has no option size"),
         (("canny", photo, tmp_path / "gone/out.png"), "cannot be written"),

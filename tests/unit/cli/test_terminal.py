@@ -6,6 +6,7 @@ import pytest
 
 from limner.cli import terminal
 from limner.cli.models import _figure
+from limner.logs import printable
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from limner.cli.models import _figure
     ],
 )
 def test_control_characters_are_escaped(text, printed):
-    assert terminal.printable(text) == printed
+    assert printable(text) == printed
 
 
 def test_what_is_said_goes_to_stderr(capsys):

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from limner.cli.main import main
+from limner.files import only_writer
 
 VAE = {
     "_class_name": "AutoencoderKL",
@@ -39,7 +40,19 @@ TEXT = {
     "vocab_size": 600,
     "max_position_embeddings": 12,
 }
+VISION = {
+    "model_type": "clip_vision_model",
+    "architectures": ["CLIPVisionModelWithProjection"],
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 16,
+    "projection_dim": 8,
+}
 TINY = ["--steps", "2", "--batch", "2", "--size", "64", "--warmup", "0"]
+SMALL = [*TINY, "--size", "32"]  # for `checkpoint_folder`, whose latents are half as wide as its pictures
 
 
 @pytest.fixture
@@ -122,7 +135,7 @@ def test_from_a_folder_of_pictures_to_a_model_that_draws(limner, data, config, t
 
 def test_a_lora_of_a_style_and_a_picture_by_it(limner, checkpoint_folder, tmp_path):
     style = ["train", "lora", "--model", checkpoint_folder, "--style", "pixel", "--out", tmp_path / "blocky"]
-    rest = ["--latents", "4", "--rank", "2", "--train-text-encoder", *TINY]
+    rest = ["--latents", "4", "--rank", "2", "--train-text-encoder", *SMALL]
     code, out, err = limner(*style, *rest)
     assert (code, out.strip()) == (0, str(tmp_path / "blocky/export")), err
     path = tmp_path / "blocky/export/blocky.safetensors"
@@ -143,7 +156,7 @@ def test_a_lora_of_a_style_and_a_picture_by_it(limner, checkpoint_folder, tmp_pa
 
 
 def test_a_controlnet_of_edges_and_one_of_a_folder(limner, data, checkpoint_folder, tmp_path):
-    run = ["train", "controlnet", "--model", checkpoint_folder, *TINY]
+    run = ["train", "controlnet", "--model", checkpoint_folder, *SMALL]
     edges = [*run, "--out", tmp_path / "edges", "--latents", "4"]
     code, out, err = limner(*edges, "--preprocessor", "canny:50:100")
     assert (code, out.strip()) == (0, str(tmp_path / "edges/export")), err
@@ -171,7 +184,7 @@ def test_a_controlnet_of_edges_and_one_of_a_folder(limner, data, checkpoint_fold
     assert code == 0, err
     assert "preprocessor" not in err
     (conditions / "red.png").unlink()
-    assert "red.png has no control picture" in " ".join(limner(*run, *folder)[2].split())
+    assert "red.png has no control image" in " ".join(limner(*run, *folder)[2].split())
 
 
 def test_what_is_refused(limner, data, config, checkpoint_folder, tmp_path):
@@ -190,7 +203,7 @@ def test_what_is_refused(limner, data, config, checkpoint_folder, tmp_path):
         ([*vae, "--world", config("world", {"kinds": ["unicorn"]})], "unicorn"),
         ([*vae, "--world", config("other", {"dragons": True})], "dragons"),
         ([*vae, "--data", data, "--crop", "60"], "multiples of 8"),
-        ([*vae, "--data", data, "--crop", "128"], "no larger than the pictures"),
+        ([*vae, "--data", data, "--crop", "128"], "no larger than the images"),
         ([*vae, "--data", data, "--device", "gpu"], "device is 'gpu'"),
         ([*vae, "--data", data, "--init", tmp_path], "config.json is missing"),
         ([*vae, "--steps", "0"], "greater than or equal to 1"),
@@ -228,6 +241,104 @@ def test_a_changed_option_needs_resume(limner, data, config, tmp_path):
     assert "--resume" in err
     assert (tmp_path / "run/options.json").read_text() == before
     assert limner(*run, "--lr", "0.1", "--resume")[0] == 0
+
+
+def test_fresh_leaves_no_cache_behind(limner, data, config, tmp_path):
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    assert limner(*run)[0] == 0
+    rows = (tmp_path / "run/cache/pictures.u8").stat().st_size
+    Image.new("RGB", (80, 64), (9, 9, 9)).save(data / "red.png")
+    assert limner(*run, "--resume")[0] == 0
+    assert (tmp_path / "run/cache/pictures.u8").stat().st_size >= rows
+    assert limner(*run, "--fresh")[0] == 0
+    assert (tmp_path / "run/cache/pictures.u8").stat().st_size == rows
+
+
+def test_a_changed_picture_is_another_data_set(limner, data, config, tmp_path):
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    assert limner(*run)[0] == 0
+    for name in ("red", "green", "blue"):
+        Image.new("RGB", (80, 64), (9, len(name), 9)).save(data / f"{name}.png")
+    code, _, err = limner(*run)
+    assert code == 2
+    assert "pictures was {'content': " in err
+
+
+def test_pictures_to_validate_on_may_be_named(limner, data, config, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (64, 64), (255, 255, 255)).save(other / "w.png")
+    (other / "w.txt").write_text("a white picture")
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    assert limner(*run, "--validation", other)[0] == 0
+    options = json.loads((tmp_path / "run/options.json").read_text())
+    assert options["validation"] == str(other)
+    keys = (tmp_path / "run/cache/pictures.keys").stat().st_size // 32
+    assert keys == 3  # all of --data is trained on
+    code, _, err = limner("train", "vae", "--validation", other, "--out", tmp_path / "x", *TINY)
+    assert code == 2
+    assert "--validation is of a run on images of a folder: give --data too" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("kind", ["controlnet", "lora", "clip", "vae", "features"])
+def test_a_short_run_makes_no_more_pictures_than_it_uses(limner, kind, config, checkpoint_folder, tmp_path):
+    run = ["train", kind, "--out", tmp_path / "run", *TINY]
+    if kind in ("controlnet", "lora"):
+        run += ["--model", checkpoint_folder, *SMALL]
+    if kind == "vae":
+        run += ["--config", config("vae", VAE)]
+    if kind == "features":
+        run += ["--crop", "32"]
+    if kind == "clip":
+        run += ["--text-config", config("text", TEXT), "--config", config("vision", VISION)]
+    code, _, err = limner(*run)
+    assert code == 0, err
+    for keys in (tmp_path / "run/cache").glob("*.keys"):
+        assert keys.stat().st_size // 32 == 4, keys  # 2 steps of 2
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_bf16_is_used_where_it_is_fast(limner, data, config, tmp_path, monkeypatch, fast, precision):
+    monkeypatch.setattr("limner.backends.device.computes_in_bf16", lambda: fast)
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    assert limner(*run, "--device", "cpu")[0] == 0
+    [state] = (tmp_path / "run/checkpoints").glob("*/state.json")
+    assert json.loads(state.read_text())["settings"]["precision"] == precision
+
+
+def test_two_processes_do_not_train_in_one_folder(limner, data, config, tmp_path):
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    (tmp_path / "run").mkdir()
+    with only_writer(tmp_path / "run/.lock", "training run"):
+        code, _, err = limner(*run)
+    assert code == 2
+    assert "another training run is writing to" in " ".join(err.split())
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_an_export_replaces_no_other_folder(limner, data, config, tmp_path):
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    assert limner(*run)[0] == 0
+    export = ["train", "export", tmp_path / "run", "--to", tmp_path / "mine"]
+    (tmp_path / "mine/vae").mkdir(parents=True)
+    (tmp_path / "mine/vae/holiday.jpg").write_bytes(b"precious")
+    code, _, err = limner(*export)
+    assert code == 2
+    assert "holds something else" in err
+    assert (tmp_path / "mine/vae/holiday.jpg").read_bytes() == b"precious"
+    (tmp_path / "mine/vae/holiday.jpg").unlink()
+    assert limner(*export)[0] == limner(*export)[0] == 0
+
+
+def test_runs_of_earlier_versions_are_exported(limner, data, config, tmp_path):
+    run = ["train", "vae", "--data", data, "--config", config("vae", VAE), "--out", tmp_path / "run", *TINY]
+    assert limner(*run)[0] == 0
+    file = tmp_path / "run/options.json"
+    later = {"validation", "perceptual", "perceptual_weight", "adversarial_from", "adversarial_weight"}
+    options = {name: value for name, value in json.loads(file.read_text()).items() if name not in later}
+    file.write_text(json.dumps(options))
+    code, out, err = limner("train", "export", tmp_path / "run", "--to", tmp_path / "out")
+    assert (code, out.strip()) == (0, f"step 2: {tmp_path / 'out'}"), err
 
 
 def test_stopping_on_time_leaves_a_checkpoint(limner, data, config, tmp_path):

@@ -3,21 +3,16 @@
 import itertools
 import math
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 from diffusers.schedulers import AysSchedules
 
 from limner.diffusion.config import SchedulerConfig
-from limner.diffusion.plan import CONVENTIONS, make_plan
-from limner.diffusion.samplers import SAMPLERS
-from limner.diffusion.schedule import TIMESTEP_SCHEDULES, SigmaSchedule
+from limner.diffusion.plan import make_plan
+from limner.diffusion.sampler_table import SAMPLER_TABLE
+from limner.diffusion.schedule import SIGMA_SCHEDULES
 
 SD15 = SchedulerConfig(class_name="PNDMScheduler", steps_offset=1, set_alpha_to_one=False)
-
-
-def test_every_sampler_has_a_convention():
-    assert CONVENTIONS.keys() == SAMPLERS.keys()
 
 
 def test_the_checkpoint_decides_what_is_not_asked():
@@ -47,12 +42,12 @@ def test_sigma_schedules_are_inherited_by_samplers_that_have_the_setting():
     assert make_plan(karras, 5, sigma_schedule="uniform").sigma_schedule == "uniform"
 
 
-ONE_OF_EACH = {convention: name for name, convention in CONVENTIONS.items()}.values()
+ONE_OF_EACH = {(info.convention, info.implied_options): name for name, info in SAMPLER_TABLE.items()}.values()
 
 
 @pytest.mark.parametrize("sampler", sorted({*ONE_OF_EACH, "ddpm", "lcm", "tcd", "deis", "sa_solver"}))
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("sigma_schedule", get_args(SigmaSchedule))
+@pytest.mark.parametrize("sigma_schedule", SIGMA_SCHEDULES)
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_every_combination_is_a_finite_walk_down(sampler, spacing, sigma_schedule, zero_terminal_snr):
     config = SchedulerConfig(
@@ -61,9 +56,8 @@ def test_every_combination_is_a_finite_walk_down(sampler, spacing, sigma_schedul
         rescale_betas_zero_snr=zero_terminal_snr,
         family="xl",
     )
-    own = TIMESTEP_SCHEDULES.get(
-        sigma_schedule, ("trailing" if CONVENTIONS[sampler].distilled else spacing,)
-    )[0]
+    distilled = SAMPLER_TABLE[sampler].convention.distilled
+    own = SIGMA_SCHEDULES[sigma_schedule].spacing or ("trailing" if distilled else spacing)
     if spacing != own:
         with pytest.raises(ValueError, match="timestep_spacing"):
             make_plan(config, 4, sampler=sampler, spacing=spacing, sigma_schedule=sigma_schedule)
@@ -156,13 +150,6 @@ def test_what_cannot_be_run_is_refused(steps, choices, message):
     else:
         with pytest.raises(ValueError, match=message):
             make_plan(SD15, steps, **choices)
-
-
-def test_a_checkpoint_without_a_counterpart_needs_a_sampler():
-    config = SchedulerConfig(class_name="IPNDMScheduler")
-    with pytest.raises(ValueError, match="asks for IPNDMScheduler"):
-        make_plan(config, 5)
-    assert make_plan(config, 5, sampler="euler").sampler == "euler"
 
 
 @pytest.mark.parametrize(("family", "name"), [("sd1", "StableDiffusion"), ("xl", "StableDiffusionXL")])

@@ -10,11 +10,14 @@ import math
 import pytest
 import torch
 
-from limner.diffusion.samplers import CFG_PP, SAMPLERS, ancestral_step
+from limner.diffusion.sampler_table import SAMPLER_TABLE
+from limner.diffusion.samplers import SAMPLERS, ancestral_step
 from limner.diffusion.schedule import karras
 
 MU, S = 0.7, 0.5
 TOP, BOTTOM = 10.0, 0.1
+
+CFG_PP = [name for name, info in SAMPLER_TABLE.items() if info.cfg_pp]
 
 
 def ideal(x, sigma):

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from limner.nn.clip import CLIPTextModel, CLIPVisionModel
+from limner.nn.clip_config import CLIPTextConfig, CLIPVisionConfig
 from limner.nn.controlnet import ControlNetModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.nn.unet import Conditions, UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 
 
 def unet():
@@ -34,7 +37,8 @@ def controlnet():
 
     def forward():
         timesteps = torch.tensor([10, 900])
-        return base(x, timesteps, context, residuals=network(x, timesteps, context, network.embed(image)))
+        added = network(x, timesteps, context, network.embed(image))
+        return base(x, timesteps, context, Conditions(residuals=added))
 
     return network, forward, network.mid_block.resnets[0]
 

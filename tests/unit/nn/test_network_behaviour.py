@@ -1,15 +1,21 @@
 """What the networks promise besides agreeing with their namesakes."""
 
-from dataclasses import replace
+import copy
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from torch import nn
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from limner.nn.clip import CLIPTextModel, CLIPVisionModel
+from limner.nn.clip_config import CLIPTextConfig, CLIPVisionConfig
+from limner.nn.control_config import T2IAdapterConfig
 from limner.nn.controlnet import ControlNetModel
-from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
-from limner.nn.unet import UNet2DConditionModel, UNetConfig, timestep_embedding
-from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.nn.t2i_adapter import T2IAdapter
+from limner.nn.unet import Conditions, UNet2DConditionModel, timestep_embedding
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 
 UNET = UNetConfig(
     block_out_channels=(16, 32, 32),
@@ -82,7 +88,7 @@ def test_an_xl_unet_wants_pooled_text_and_sizes():
     with pytest.raises(ValueError, match="give both"):
         unet(x, timesteps, context)
     sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
-    assert unet(x, timesteps, context, torch.randn(2, 10), sizes).shape == x.shape
+    assert unet(x, timesteps, context, Conditions(torch.randn(2, 10), sizes)).shape == x.shape
 
 
 @pytest.mark.parametrize("more", [{}, {"in_channels": 9}, {"time_cond_proj_dim": 8}])
@@ -97,10 +103,10 @@ def test_a_controlnet_begins_by_adding_nothing(more):
     x, timesteps, context = torch.randn(2, 4, 5, 7), torch.tensor([1, 999]), torch.randn(2, 3, 16)
     added = control(x, timesteps, context, control.embed(torch.rand(2, 3, 40, 56)))
     assert not any(each.any() for each in added)
-    given = {"guidance": torch.tensor([7.5, 7.5])} if "time_cond_proj_dim" in more else {}
+    given = Conditions(guidance=torch.tensor([7.5, 7.5]) if "time_cond_proj_dim" in more else None)
     x = torch.randn(2, unet.config.in_channels, 5, 7)
     assert torch.equal(
-        unet(x, timesteps, context, **given, residuals=added), unet(x, timesteps, context, **given)
+        unet(x, timesteps, context, replace(given, residuals=added)), unet(x, timesteps, context, given)
     )
 
 
@@ -116,7 +122,9 @@ def test_each_row_is_told_of_its_own_picture():
     def told(rows):
         timesteps = torch.tensor([700, 30])[rows]
         added = control(x[rows], timesteps, context[rows], control.embed(image[rows]))
-        return unet(x[rows], timesteps, context[rows], residuals=added, features=adapter(image[rows]))
+        return unet(
+            x[rows], timesteps, context[rows], Conditions(residuals=added, features=adapter(image[rows]))
+        )
 
     together = told(slice(None))
     for row in range(2):
@@ -137,7 +145,7 @@ def test_an_adapter_continues_sides_that_are_no_multiples():
 def test_features_of_another_number_of_levels_are_an_error():
     unet, x = UNet2DConditionModel(UNET), torch.randn(1, 4, 4, 4)
     with pytest.raises(ValueError, match="2 features were given, expected one for each of 3 levels"):
-        unet(x, torch.tensor([1]), torch.randn(1, 3, 16), features=[x, x])
+        unet(x, torch.tensor([1]), torch.randn(1, 3, 16), Conditions(features=[x, x]))
 
 
 def test_timestep_embedding():
@@ -213,3 +221,56 @@ def test_image_encoder_shapes(projection):
 def test_image_size_must_be_a_multiple_of_the_patches():
     with pytest.raises(ValueError, match="image_size 225 must be a multiple of patch_size 14"):
         CLIPVisionModel(CLIPVisionConfig(image_size=225))
+
+
+@torch.no_grad()
+def test_low_rank_terms_are_what_merged_weights_give():
+    """Of every linear layer and 1x1 convolution at once, and each of them alone changes the output."""
+    unet = UNet2DConditionModel(replace(UNET, time_cond_proj_dim=8, use_linear_projection=False))
+    x, timesteps, context = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 5, 16)
+    given = Conditions(guidance=torch.tensor([7.5]))
+    low_rank, merged = {}, copy.deepcopy(unet)
+    for name, layer in unet.named_modules():
+        if not isinstance(layer, nn.Linear) and getattr(layer, "kernel_size", None) != (1, 1):
+            continue
+        weight = merged.get_parameter(f"{name}.weight")
+        down, up = torch.randn(2, weight.shape[1]), 0.02 * torch.randn(weight.shape[0], 2)
+        low_rank[name] = [(down, up)]
+        weight += (up @ down).reshape(weight.shape)
+    assert len(low_rank) > 50
+    found = unet(x, timesteps, context, replace(given, low_rank=low_rank))
+    torch.testing.assert_close(found, merged(x, timesteps, context, given), rtol=1e-4, atol=1e-4)
+    plain = unet(x, timesteps, context, given)
+    for name, terms in low_rank.items():
+        assert not torch.equal(unet(x, timesteps, context, replace(given, low_rank={name: terms})), plain), (
+            name
+        )
+    assert torch.equal(unet(x, timesteps, context, given), plain)
+
+
+def test_conditions_of_some_rows_in_another_dtype():
+    def numbered(*shape):
+        return torch.arange(3.0).reshape(3, *[1] * len(shape)).expand(3, *shape)
+
+    full = Conditions(
+        numbered(5),
+        numbered(6),
+        numbered(),
+        [numbered(2, 4, 4)],
+        [numbered(2, 4, 4)] * 2,
+        [numbered(2, 4, 8)],
+        {"a.b": [(torch.full((2, 4), float(row)), torch.full((4, 2), float(row))) for row in range(3)]},
+    )
+    assert full.present == {field.name for field in fields(Conditions)}
+    assert Conditions().present == frozenset()
+    some = full.rows(torch.tensor([2, 0])).to(torch.device("cpu"), torch.bfloat16)
+    assert some.sizes is not None
+    assert some.guidance is not None
+    assert some.sizes.dtype == some.guidance.dtype == torch.float32
+    downs, ups = (torch.stack(factors) for factors in zip(*some.low_rank["a.b"], strict=True))
+    narrow = [some.pooled, *some.residuals, *some.features, *some.image_prompts, downs, ups]
+    assert len(narrow) == 7
+    assert all(tensor is not None and tensor.dtype == torch.bfloat16 for tensor in narrow)
+    for tensor in (*narrow, some.sizes, some.guidance):
+        assert tensor is not None
+        assert tensor.reshape(2, -1)[:, 0].tolist() == [2, 0]

@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
-from limner.nn.controlnet import ControlNetConfig, ControlNetModel
-from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.nn.clip import CLIPTextModel, CLIPVisionModel
+from limner.nn.clip_config import CLIPTextConfig, CLIPVisionConfig
+from limner.nn.control_config import ControlNetConfig, T2IAdapterConfig
+from limner.nn.controlnet import ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 
 # Those of Stable Diffusion 1.5 and 2.1 are held to their manifests where their weights are read.
 PUBLISHED = {

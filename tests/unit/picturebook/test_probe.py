@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from limner.errors import InvalidCheckpoint
-from limner.picturebook.evaluation import judge, shown, tally
+from limner.images.pixels import to_tensor
+from limner.picturebook.evaluation import judge, perfect_findings, tally
 from limner.picturebook.probe import (
     JUDGES,
     STRIDE,
@@ -19,7 +20,6 @@ from limner.picturebook.probe import (
     see,
 )
 from limner.picturebook.world import Scene, World, render
-from limner.pipeline.images import to_tensor
 from limner.training.loop import Batch
 from limner.training.probe import ProbeSettings, ProbeTask, targets
 
@@ -58,7 +58,9 @@ def test_what_is_taught_reads_back_as_the_scene():
     asked = scenes(64)
     for scene, seen in zip(asked, see(Oracle(asked), torch.zeros(64, 3, 128, 128)), strict=True):
         assert judge(scene, seen).strictly_right
-        pair = [sorted(s.things, key=lambda t: (t.kind, t.colour, t.x)) for s in (seen, shown(scene))]
+        pair = [
+            sorted(s.things, key=lambda t: (t.kind, t.colour, t.x)) for s in (seen, perfect_findings(scene))
+        ]
         for thing, exact in zip(*pair, strict=True):
             assert (thing.left, thing.top) == pytest.approx((exact.left, exact.top), abs=1e-6)
             assert (thing.right, thing.bottom) == pytest.approx((exact.right, exact.bottom), abs=1e-6)

@@ -3,12 +3,13 @@
 import random
 from collections import Counter
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import pytest
 
 from limner.errors import InvalidRequest
 from limner.picturebook.scene import COLOURS, KINDS, SETTINGS, STYLES, TIMES, WEATHERS, Scene
-from limner.picturebook.world import World, is_held_out, plain_caption, regions, swapped
+from limner.picturebook.world import World, is_held_out, plain_caption, read_world, regions, swapped
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,24 @@ def test_swapped_exchanges_colours_and_sides() -> None:
     looks = [[(t.kind, t.colour) for t in v.things] for v in swapped(scene) if v.relation == "left of"]
     assert [(a.kind, b.colour), (b.kind, a.colour)] in looks
     assert [(b.kind, b.colour), (a.kind, a.colour)] in looks
+
+
+def test_a_world_is_read_from_a_file_or_from_the_card_of_a_model(tmp_path: Path) -> None:
+    file, card = tmp_path / "world.json", tmp_path / "limner.json"
+    file.write_text('{"kinds": ["cat", "dog"], "max_things": 2}')
+    assert read_world(None, card) == read_world(None) == World()
+    card.write_text('{"words": ["cat"]}')
+    assert read_world(None, card) == World()
+    card.write_text('{"world": {"styles": ["pixel"]}}')
+    assert read_world(None, card) == World(styles=("pixel",))
+    assert read_world(file, card) == World(kinds=("cat", "dog"), max_things=2)
+
+
+@pytest.mark.parametrize("text", ["{", '{"dragons": true}', '{"kinds": ["unicorn"]}', '{"kinds": 3}', "[]"])
+def test_fields_of_no_world_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "world.json"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest, match=r"world\.json does not give the fields of a picturebook world"):
+        read_world(file)
+    with pytest.raises(InvalidRequest, match=r"gone\.json does not give"):
+        read_world(tmp_path / "gone.json")

@@ -142,7 +142,7 @@ def test_a_file_that_changes_is_read_again(folder):
         ("__nothing*__", ["__nothing*__"]),
         ("__../animal__", ["there is no wildcard"]),
         ("__/etc/hosts__", ["there is no wildcard"]),
-        ("__empty__", ["nothing to choose from"]),
+        ("__empty__", ["have no options"]),
         ("__latin__", ["latin.txt", "cannot be read"]),
         ("__broken__", ["broken.txt:2", "not closed"]),
         ("__loop__", ["loop > loop", "deep"]),
@@ -152,14 +152,14 @@ def test_a_file_that_changes_is_read_again(folder):
         ("a}", ["character 2", "not opened"]),
         ("{" * 1000, ["32 deep"]),
         ("{" * 40 + "}" * 40, ["32 deep"]),
-        ("{@a|b}", ["in turn"]),
+        ("{@a|b}", ["cyclic choice"]),
         ("{3-2$$a|b}", ["at least 3 and at most 2"]),
         ("${c}", ["${c} has no value"]),
         ("${c=${c}}${c}", ["${c} has no value"]),
         ("__outfit(red)__", ["(red)"]),
         ("{a|b}" * 10_001, ["10,000 choices"]),
         ("a" * 65_537, ["65,536"]),
-        ("".join(f"${{v{n + 1}=${{v{n}}}}}" for n in range(2000)) + "${v2000}", ["nests too deep"]),
+        ("".join(f"${{v{n + 1}=${{v{n}}}}}" for n in range(2000)) + "${v2000}", ["nested too deeply"]),
     ],
 )
 def test_what_is_refused(drawn, template, words):
@@ -170,7 +170,7 @@ def test_what_is_refused(drawn, template, words):
 
 
 def test_no_folder():
-    with pytest.raises(PromptError, match="no folder of them was given"):
+    with pytest.raises(PromptError, match="no folder of wildcards was given"):
         Wildcards().draw("__animal__", Random(0))
 
 
@@ -179,3 +179,13 @@ def test_no_folder():
 def test_any_text_is_drawn_or_refused(text, seed):
     with suppress(PromptError):
         Wildcards().draw(text, Random(seed))
+
+
+def test_linked_folders_are_searched(folder, tmp_path_factory):
+    disk = tmp_path_factory.mktemp("disk")
+    (disk / "tree.txt").write_text("oak\n")
+    (folder / "linked").symlink_to(disk)
+    (disk / "round").symlink_to(folder)
+    wildcards = Wildcards([folder])
+    for template in ("__linked/tree__", "__linked/*__", "__**/tree__"):
+        assert wildcards.draw(template, Random(1)) == "oak"

@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
+from limner.nn.clip import CLIPTextModel, CLIPVisionModel
+from limner.nn.clip_config import CLIPTextConfig, CLIPVisionConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 from limner.prompts.tokenizer import Tokenizer
 from limner.training.clip import CLIPSettings, CLIPTask
 from limner.training.controlnet import ControlNetSettings, ControlNetTask
-from limner.training.data import Preprocessed
+from limner.training.data import Preprocessed, digest
 from limner.training.loop import Task
 from limner.training.lora import ATTENTION, LoRASettings, LoRATask
+from limner.training.perceptual import FeatureConfig, FeatureNetwork, FeatureSettings, FeatureTask
 from limner.training.unet import UNetSettings, UNetTask
 from limner.training.vae import VAESettings, VAETask
 from limner.weights.checkpoint import read_checkpoint
@@ -38,6 +42,9 @@ class Squares:
         picture = np.full((SIZE, SIZE, 3), list(COLOURS.values())[index % len(COLOURS)], np.uint8)
         picture[:4, : 4 + index // len(COLOURS)] = 0
         return picture
+
+    def key(self, index):
+        return digest("squares", index)
 
     def caption(self, index, rng: random.Random):
         return f"{rng.choice(['a', 'one'])} {list(COLOURS)[index % len(COLOURS)]} square"
@@ -72,6 +79,19 @@ def text_encoder(words: Tokenizer, **more) -> CLIPTextModel:
 
 def make_vae_task() -> Task:
     return VAETask(VAESettings(VAE, batch_size=4, crop=8), Squares(), Squares())
+
+
+def adversarial_vae_task() -> Task:
+    """With every part of the loss; the adversarial one begins at the third batch."""
+    torch.manual_seed(1)
+    settings = VAESettings(VAE, batch_size=4, crop=8, perceptual_weight=1.0, adversarial_from=2)
+    features = FeatureNetwork(FeatureConfig(widths=(4, 8), projection=4))
+    return VAETask(settings, Squares(), Squares(), features=features)
+
+
+def feature_task() -> Task:
+    settings = FeatureSettings(FeatureConfig(widths=(4, 8), projection=4), batch_size=8, crop=8)
+    return FeatureTask(settings, Squares(), Squares())
 
 
 def unet_task(folder, **settings) -> Task:
@@ -149,7 +169,7 @@ def controlnet_task(checkpoint, folder, **settings) -> Task:
     )
 
 
-@pytest.fixture(params=["vae", "unet", "lora", "controlnet", "clip"])
+@pytest.fixture(params=["vae", "adversarial_vae", "features", "unet", "lora", "controlnet", "clip"])
 def make_task(request, tmp_path, checkpoint_folder):
     """A function that makes the same task anew."""
 
@@ -157,6 +177,8 @@ def make_task(request, tmp_path, checkpoint_folder):
         torch.manual_seed(0)
         tasks = {
             "vae": make_vae_task,
+            "adversarial_vae": adversarial_vae_task,
+            "features": feature_task,
             "unet": lambda: unet_task(tmp_path),
             "lora": lambda: lora_task(checkpoint_folder, tmp_path),
             "controlnet": lambda: controlnet_task(checkpoint_folder, tmp_path),
@@ -171,6 +193,16 @@ def make_task(request, tmp_path, checkpoint_folder):
 def vae_task():
     """The same, of the autoencoder alone: for what does not depend on the task."""
     return make_vae_task
+
+
+@pytest.fixture
+def make_adversarial_vae_task():
+    return adversarial_vae_task
+
+
+@pytest.fixture
+def make_feature_task():
+    return feature_task
 
 
 @pytest.fixture

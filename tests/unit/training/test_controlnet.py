@@ -10,7 +10,8 @@ from PIL import Image
 from limner.errors import InvalidDataset, InvalidRequest, UnsupportedModel
 from limner.nn.controlnet import ControlNetModel
 from limner.training.controlnet import ControlNetSettings, ControlNetTask, _embedding_channels
-from limner.training.data import FolderControls, FolderPictures, Preprocessed
+from limner.training.data import Preprocessed
+from limner.training.folders import FolderControls, FolderPictures
 from limner.training.loop import TrainConfig, train
 from limner.weights.checkpoint import load_unet, read_checkpoint
 from limner.weights.control import read_control
@@ -119,19 +120,20 @@ def test_it_goes_on_from_a_controlnet(trained, make_controlnet_task, checkpoint_
 
 
 def test_what_is_refused(make_controlnet_task, checkpoint_folder, squares, tmp_path):
-    with pytest.raises(InvalidRequest, match="smaller by 8, but the autoencoder makes pictures so by 2"):
+    with pytest.raises(InvalidRequest, match="smaller by 8, but the autoencoder makes images so by 2"):
         make_controlnet_task(embedding_channels=(4, 8, 16, 32))
     with pytest.raises(InvalidRequest, match="there is no preprocessor cany"):
         Preprocessed(squares, "cany")
     checkpoint = read_checkpoint(checkpoint_folder)
-    told_sizes = {
+    sizes = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": checkpoint.text_configs["text_encoder"].hidden_size + 6 * 8,
     }
-    xl = replace(checkpoint, unet_config=replace(checkpoint.unet_config, **told_sizes))
+    unet = replace(checkpoint.parts["unet"], config=replace(checkpoint.unet_config, **sizes))
+    xl = replace(checkpoint, parts={**checkpoint.parts, "unet": unet})
     edges = Preprocessed(squares, "canny")
-    with pytest.raises(UnsupportedModel, match="a ControlNet is trained for"):
+    with pytest.raises(UnsupportedModel, match="a ControlNet can be trained for"):
         ControlNetTask(ControlNetSettings(), xl, squares, squares, edges, edges, tmp_path, model="xl")
 
 
@@ -141,7 +143,7 @@ def test_control_pictures_of_a_folder(tmp_path):
     Image.new("RGB", (32, 16), "red").save(data / "in/a.png")
     (data / "in/a.txt").write_text("red")
     pictures = FolderPictures(data, size=8)
-    with pytest.raises(InvalidDataset, match=r"has no control picture: there is no .*a\.png"):
+    with pytest.raises(InvalidDataset, match=r"has no control image: there is no .*a\.png"):
         FolderControls(controls, pictures)
     Image.new("L", (64, 32), 200).save(controls / "in/a.jpg")
     found = FolderControls(controls, pictures)

@@ -7,11 +7,11 @@ import torch
 
 import limner
 from limner.adapters.adapter import patched_weights, read_adapter
+from limner.catalogue.headers import read_header
 from limner.errors import InvalidRequest, InvalidTrainingState, UnsupportedModel
 from limner.training.loop import TrainConfig, train
 from limner.training.lora import ATTENTION, LoRASettings, LoRATask
 from limner.weights.checkpoint import load_text_encoder, load_unet, read_checkpoint
-from limner.weights.tensors import read_header
 
 # Without the average, what is exported is what the task holds when it ends.
 FEW = TrainConfig(steps=8, lr=1e-2, warmup=0, log_steps=1, ema_decay=0.0, precision="fp32")
@@ -116,12 +116,13 @@ def test_what_is_refused(make_lora_task, checkpoint_folder, squares, tmp_path):
         with pytest.raises(InvalidRequest, match=message):
             make_lora_task(targets=targets)
     checkpoint = read_checkpoint(checkpoint_folder)
-    told_sizes = {
+    sizes = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": checkpoint.text_configs["text_encoder"].hidden_size + 6 * 8,
     }
-    xl = replace(checkpoint, unet_config=replace(checkpoint.unet_config, **told_sizes))
+    unet = replace(checkpoint.parts["unet"], config=replace(checkpoint.unet_config, **sizes))
+    xl = replace(checkpoint, parts={**checkpoint.parts, "unet": unet})
     with pytest.raises(UnsupportedModel, match="family xl"):
         LoRATask(LoRASettings(), xl, squares, squares, tmp_path, model="xl", name="xl")
 

@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
+from limner.generation.preview import LatentPreview
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
 from limner.training.clip import with_projection
 from limner.training.components import read_text_encoder, read_vae
 from limner.training.loop import TrainConfig, train
@@ -145,7 +147,22 @@ def test_the_exported_checkpoint_is_one_that_limner_loads(make_unet_task, tmp_pa
     result = model.generate("a red dragon", width=64, height=64, steps=2, seed=1)
     assert result.images[0].size == (64, 64)
     assert result.request.guidance_scale == 4.0
-    assert result.warnings == (f"{model.name} was never taught: dragon",)
+    assert result.warnings == (f"{model.name} was not trained on these words: dragon",)
+
+
+def test_the_exported_checkpoint_has_a_map_for_previews(make_unet_task, tmp_path):
+    import limner
+
+    task = make_unet_task(tmp_path)
+    train(task, ONE, tmp_path / "run")
+    preview = limner.load(str(tmp_path / "run/export")).preview
+    latents = task.fresh_latents
+    with torch.no_grad():
+        images = task.vae.decode(latents / task.vae.config.scaling_factor)
+    expected = LatentPreview.fit(latents, images)
+    for channel, colour in zip(preview.weights, expected.weights, strict=True):
+        assert channel == pytest.approx(colour, abs=1e-4)
+    assert preview.bias == pytest.approx(expected.bias, abs=1e-4)
 
 
 def test_false_captions_make_clip_harder(make_clip_task):

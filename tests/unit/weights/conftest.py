@@ -1,5 +1,7 @@
 """Single files of small networks, of every family."""
 
+import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from limner.nn.clip import CLIPTextConfig
-from limner.nn.unet import UNetConfig
-from limner.nn.vae import VAEConfig
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae_config import VAEConfig
 from limner.weights.keymaps import clip_entries, openclip_entries, single_shapes, unet_entries, vae_entries
 
 FAMILIES = ("sd1", "sd2", "xl", "xl_refiner")
@@ -84,3 +86,21 @@ def small_single() -> Callable[..., dict[str, Tensor]]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def write_sparse() -> Callable[[Path, dict[str, tuple[int, ...]]], None]:
+    """Writes a safetensors file with these shapes."""
+
+    def write(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+        """A file of zeros that take no room on the disk, a byte each."""
+        entries, end = {}, 0
+        for key, shape in shapes.items():
+            begin, end = end, end + torch.Size(shape).numel()
+            entries[key] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [begin, end]}
+        header = json.dumps(entries).encode()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
+            file.truncate(8 + len(header) + end)
+
+    return write

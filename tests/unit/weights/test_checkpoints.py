@@ -7,9 +7,10 @@ import shutil
 import pytest
 import torch
 
+from limner.catalogue.layout import WEIGHT_STEMS
+from limner.catalogue.pipelines import choose_weights
 from limner.errors import InvalidCheckpoint, LimnerError, ModelNotFound, PickleRefused, UnsupportedModel
 from limner.weights.checkpoint import (
-    choose_weights,
     load_text_encoder,
     load_unet,
     load_vae,
@@ -61,10 +62,11 @@ def test_older_names_load_to_the_same_weights(checkpoint_folder):
         return key
 
     assert len({renamed(key) for key in vae} - vae.keys()) == 16
-    write_tensors(checkpoint.weights["vae"], {renamed(key): tensor.clone() for key, tensor in vae.items()})
+    older = {renamed(key): tensor.clone() for key, tensor in vae.items()}
+    write_tensors(checkpoint.parts["vae"].source, older)
     bare = {key.removeprefix("text_model."): tensor.clone() for key, tensor in text.items()}
     write_tensors(
-        checkpoint.weights["text_encoder"], bare | {"embeddings.position_ids": torch.arange(16)[None]}
+        checkpoint.parts["text_encoder"].source, bare | {"embeddings.position_ids": torch.arange(16)[None]}
     )
     for before, after in ((vae, load_vae(checkpoint)), (text, load_text_encoder(checkpoint))):
         assert before.keys() == after.state_dict().keys()
@@ -157,6 +159,62 @@ def test_hostile_configs_are_refused_soon(checkpoint_folder, part, changes):
         load(read_checkpoint(checkpoint_folder))
 
 
+@pytest.mark.parametrize(
+    ("version", "written", "size"),
+    [("0.4.1", 32, 64), ("0.8.1", 32, 64), ("0.9.0.dev0", 32, 32), ("0.4.1", 96, 96), (None, 32, 32)],
+)
+def test_sample_sizes_of_2022(checkpoint_folder, version, written, size):
+    edit(checkpoint_folder / "unet/config.json", sample_size=written, _diffusers_version=version or "drop")
+    checkpoint = read_checkpoint(checkpoint_folder)
+    assert checkpoint.unet_config.sample_size == size
+    assert [f"sample_size {written}" in warning for warning in checkpoint.warnings] == [True] * (
+        size != written
+    )
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "changes", "expected"),
+    [
+        ("StableDiffusionPipeline", {"steps_offset": 0, "clip_sample": True}, (1, False)),
+        ("StableDiffusionPipeline", {"steps_offset": "drop", "clip_sample": "drop"}, (1, False)),
+        ("StableDiffusionInpaintPipeline", {"steps_offset": "drop"}, (1, False)),
+        ("StableDiffusionDepth2ImgPipeline", {"steps_offset": 0}, (0, False)),
+        ("StableDiffusionPipeline", {}, (1, False)),
+    ],
+)
+def test_schedulers_of_2022_are_corrected_as_pipelines_do(checkpoint_folder, pipeline, changes, expected):
+    edit(checkpoint_folder / "model_index.json", _class_name=pipeline)
+    edit(checkpoint_folder / "scheduler/scheduler_config.json", **changes)
+    checkpoint = read_checkpoint(checkpoint_folder)
+    read = checkpoint.scheduler_config
+    assert (read.get("steps_offset", 0), read.get("clip_sample")) == expected
+    corrected = changes and "Depth" not in pipeline
+    assert len(checkpoint.warnings) == (len(changes) if corrected else 0)
+
+
+def test_parts_from_elsewhere(checkpoint_folder, tmp_path):
+    whole = read_checkpoint(checkpoint_folder)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint_folder, elsewhere)
+    for part in PARTS:
+        stem = WEIGHT_STEMS[part]
+        places = [elsewhere, elsewhere / part, elsewhere / part / f"{stem}.safetensors"]
+        lacking = tmp_path / f"without_{part}"
+        shutil.copytree(checkpoint_folder, lacking)
+        shutil.rmtree(lacking / part)
+        with pytest.raises(InvalidCheckpoint, match=f"no weights of its {part}"):
+            read_checkpoint(lacking)
+        for place in places:
+            read = read_checkpoint(lacking, parts={part: place})
+            assert read.parts[part].config == whole.parts[part].config
+            assert all(map(torch.equal, read.tensors(part).values(), whole.tensors(part).values()))
+    edit(elsewhere / "vae/config.json", latent_channels=8)
+    with pytest.raises(InvalidCheckpoint, match="VAE latent_channels must agree, but are 4 and 8"):
+        read_checkpoint(checkpoint_folder, parts={"vae": elsewhere})
+    with pytest.raises(ModelNotFound, match="there is no vae at"):
+        read_checkpoint(checkpoint_folder, parts={"vae": tmp_path / "none"})
+
+
 def test_missing_files(checkpoint_folder, tmp_path):
     for file in ("unet/config.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt"):
         (checkpoint_folder / file).rename(tmp_path / "aside")
@@ -172,7 +230,7 @@ def test_missing_files(checkpoint_folder, tmp_path):
 
 def test_truncated_weights_are_named(checkpoint_folder):
     checkpoint = read_checkpoint(checkpoint_folder)
-    path = checkpoint.weights["unet"]
+    path = checkpoint.parts["unet"].source
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(InvalidCheckpoint, match=f"{path}: is truncated"):
         load_unet(checkpoint)

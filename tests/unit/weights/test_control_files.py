@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from diffusers import ControlNetModel as TheirControlNet
 from diffusers import T2IAdapter as TheirAdapter
 
+from limner.catalogue.control import describe_control
 from limner.errors import (
     InvalidCheckpoint,
     InvalidRequest,
@@ -20,9 +20,10 @@ from limner.errors import (
     PickleRefused,
     UnsupportedModel,
 )
-from limner.nn.controlnet import ControlNetConfig, ControlNetModel
-from limner.nn.t2i_adapter import T2IAdapter, T2IAdapterConfig
-from limner.nn.unet import UNetConfig
+from limner.nn.control_config import ControlNetConfig, T2IAdapterConfig
+from limner.nn.controlnet import ControlNetModel
+from limner.nn.t2i_adapter import T2IAdapter
+from limner.nn.unet_config import UNetConfig
 from limner.weights.control import read_control
 from limner.weights.convert import convert
 from limner.weights.keymaps import controlnet_entries, parameter_shapes, t2i_adapter_entries
@@ -98,23 +99,16 @@ def assert_loads(path, network, dtype=None):
     control = read_control(path)
     assert control.config == network.config
     assert control.parameters == sum(parameter.numel() for parameter in network.parameters())
+    if control.weights.suffix in (".safetensors", ".json"):
+        assert describe_control(path) == (control.config, control.parameters)
+    else:
+        with pytest.raises(PickleRefused, match="known when it is opened"):
+            describe_control(path)
     loaded, expected = control.load(dtype).state_dict(), network.state_dict()
     assert loaded.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(loaded[name], tensor if dtype is None else tensor.to(dtype)), name
     return control
-
-
-def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of zeros that take no room on the disk, a byte each."""
-    entries, end = {}, 0
-    for key, shape in shapes.items():
-        begin, end = end, end + torch.Size(shape).numel()
-        entries[key] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [begin, end]}
-    header = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + end)
 
 
 def manifest(path: Path) -> dict[str, tuple[int, ...]]:
@@ -134,7 +128,7 @@ def digest(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_networks_have_the_keys_of_the_reference(reference, path, name):
+def test_published_networks_have_the_keys_of_the_reference(reference, path, name, write_sparse):
     config = PUBLISHED[name]
     network = ControlNetModel if isinstance(config, ControlNetConfig) else T2IAdapter
     shapes = parameter_shapes(lambda: network(config))
@@ -146,7 +140,7 @@ def test_published_networks_have_the_keys_of_the_reference(reference, path, name
         assert type(config).from_dict(json.loads((folder / "config.json").read_text())) == config
 
 
-def test_a_published_single_file_alone_and_with_the_model_beside_it(reference, path):
+def test_a_published_single_file_alone_and_with_the_model_beside_it(reference, path, write_sparse):
     keys = reference / "keys/single"
     own, beside = manifest(keys / "controlnet-sd15.txt"), manifest(keys / "controlnet-sd15.extra.txt")
     for shapes in (own, own | beside, {key.removeprefix("control_model."): s for key, s in own.items()}):
@@ -155,6 +149,7 @@ def test_a_published_single_file_alone_and_with_the_model_beside_it(reference, p
         assert (control.kind, control.config) == ("controlnet", ControlNetConfig())
         assert set(control.keys.values()) == shapes.keys() - beside.keys()
         assert control.misfit(UNetConfig(), 8) is None
+        assert describe_control(path) == (control.config, control.parameters)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -360,7 +355,7 @@ FAMILIES = {
     ],
     ids=["controlnet", "controlnet xl", "full", "light", "full xl"],
 )
-def test_which_model_it_is_for(path, config, fitting):
+def test_which_model_it_is_for(path, config, fitting, write_sparse):
     network = ControlNetModel if isinstance(config, ControlNetConfig) else T2IAdapter
     write_sparse(path, parameter_shapes(lambda: network(config)))
     control = read_control(path)

@@ -11,11 +11,13 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders import single_file_utils as peer
 from transformers import CLIPTextModelWithProjection
 
+from limner.catalogue.headers import read_header
+from limner.diffusion.config import SchedulerConfig
 from limner.errors import InvalidRequest, OutputError, PickleRefused, UnsupportedModel
 from limner.weights.checkpoint import load_text_encoder, load_unet, load_vae, read_checkpoint
 from limner.weights.convert import EXTRAS, convert
 from limner.weights.single import read_single_file
-from limner.weights.tensors import LazyTensor, open_tensors, read_header, write_tensors
+from limner.weights.tensors import LazyTensor, open_tensors, write_tensors
 
 FAMILIES = ("sd1", "sd2", "xl", "xl_refiner")
 OTHERS = {
@@ -50,7 +52,7 @@ def test_there_and_back(path, folder, back, small_single, tokenizer_folder, fami
     metadata = {"modelspec.title": "of its author"}
     write_tensors(path, tensors | OTHERS, metadata)
     there = convert(path, folder, to="folder", keep_extras=keep, tokenizer=tokenizer_folder)
-    without = read_single_file(path).without_counterpart
+    without = read_single_file(path).unused
     assert set(there.kept if keep else there.left_out[:-1]) == set(without)
     assert keep or there.left_out[-1] == "__metadata__"
     assert len(without) >= 3
@@ -74,8 +76,10 @@ def test_there_and_back(path, folder, back, small_single, tokenizer_folder, fami
     rest = {key: tensor for key, tensor in (tensors | OTHERS).items() if key not in without}
     assert_same(open_tensors(back), tensors | OTHERS if keep else rest)
     assert set(again.kept) == (set(without) if keep else set())
-    told = read_header(back).metadata
-    assert told["modelspec.title"] == ("of its author" if keep else "back")
+    written = read_header(back).metadata
+    assert written["modelspec.title"] == ("of its author" if keep else "back")
+    side = single.unet_config.sample_size * single.vae_config.downscale
+    assert written["modelspec.resolution"] == f"{side}x{side}"
     assert read_single_file(back).unet_config == single.unet_config
     assert read_single_file(back).text_configs == single.text_configs
     assert read_single_file(back).scheduler_config == single.scheduler_config
@@ -93,6 +97,35 @@ def test_markers_go_into_the_scheduler_and_come_back(
     convert(folder, back, to="single")
     assert {"v_pred", "ztsnr"} <= read_header(back).tensors.keys()
     assert read_single_file(back).scheduler_config == read_single_file(path).scheduler_config
+
+
+def test_the_default_size_of_a_folder_is_written_down(path, folder, back, small_single, tokenizer_folder):
+    write_tensors(path, small_single("sd1"))
+    convert(path, folder, to="folder", tokenizer=tokenizer_folder)
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 96}))
+    downscale = read_checkpoint(folder).vae_config.downscale
+    convert(folder, back)
+    assert read_header(back).metadata["modelspec.resolution"] == f"{96 * downscale}x{96 * downscale}"
+    assert read_single_file(back).unet_config.sample_size == 96
+
+
+def test_a_default_size_that_a_single_file_cannot_say_is_a_warning(
+    path, folder, back, small_single, tokenizer_folder
+):
+    write_tensors(path, small_single("sd1"))
+    convert(path, folder, to="folder", tokenizer=tokenizer_folder)
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 5000}))
+    warning, _ = convert(folder, back).warnings
+    assert "the default size is" in warning
+    assert "modelspec.resolution" not in read_header(back).metadata
+
+
+def test_the_resolution_of_its_author_stays(path, back, small_single):
+    write_tensors(path, small_single("sd1"), {"modelspec.resolution": "512x768"})
+    convert(path, back, to="single")
+    assert read_header(back).metadata["modelspec.resolution"] == "512x768"
 
 
 def test_a_given_prediction_type_is_written_down(path, back, small_single):
@@ -165,6 +198,40 @@ def test_each_difference_is_named(path, folder, back, small_single, tokenizer_fo
     (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | change))
     with pytest.raises(UnsupportedModel, match=message):
         convert(folder, back, to="single")
+
+
+def test_the_sampler_of_a_folder_is_kept_in_a_single_file(path, folder, back, small_single, tokenizer_folder):
+    write_tensors(path, small_single("sd1"))
+    convert(path, folder, to="folder", tokenizer=tokenizer_folder)
+    scheduler = folder / "scheduler/scheduler_config.json"
+    own = json.loads(scheduler.read_text())
+    own |= {
+        "_class_name": "EulerDiscreteScheduler",
+        "timestep_spacing": "trailing",
+        "use_karras_sigmas": True,
+    }
+    scheduler.write_text(json.dumps(own))
+    done = convert(folder, back)
+    assert not any("sampler" in warning or "schedul" in warning for warning in done.warnings)
+    expected = SchedulerConfig.from_dict(own)
+    assert SchedulerConfig.from_dict(read_single_file(back).scheduler_config) == expected
+    again = folder.with_name("again")
+    convert(back, again, tokenizer=tokenizer_folder)
+    assert SchedulerConfig.from_dict(read_checkpoint(again).scheduler_config) == expected
+
+
+def test_what_is_written_by_default(path, folder, back, small_single, tokenizer_folder):
+    write_tensors(path, small_single("sd1"))
+    convert(path, back)
+    assert back.is_file()
+    convert(back, folder, tokenizer=tokenizer_folder)
+    assert (folder / "model_index.json").is_file()
+    lora = {"lora_unet_mid.lora_up.weight": torch.ones(4, 2)}
+    torch.save({"state_dict": lora, "epoch": 1}, path.with_suffix(".bin"))
+    target = path.with_name("lora.safetensors")
+    done = convert(path.with_suffix(".bin"), target, allow_pickle=True)
+    assert_same(open_tensors(target), lora)
+    assert done.left_out == ("epoch",)
 
 
 def test_nothing_is_overwritten_and_other_components_are_named(

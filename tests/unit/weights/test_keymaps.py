@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from limner.nn.clip import CLIPTextConfig
-from limner.nn.controlnet import ControlNetConfig
-from limner.nn.unet import UNetConfig
-from limner.nn.vae import VAEConfig
-from limner.weights.files import read_json
+from limner.files import read_json
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.control_config import ControlNetConfig
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae_config import VAEConfig
 from limner.weights.keymaps import (
     Entry,
     by_single,

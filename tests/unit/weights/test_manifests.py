@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from limner.errors import InvalidCheckpoint
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
-from limner.weights.files import read_json
+from limner.files import read_json
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
 from limner.weights.load import load_module, text_encoder_name, unet_name, vae_name
 
 NETWORKS = {

@@ -197,6 +197,20 @@ def test_many_windows_onto_one_storage_are_refused(file):
         read_pickle(file)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html><body>Sign in</body></html>", r"is a web page \(HTML\)"),
+        (b'{"error":"Unauthorized"}', "is a JSON text"),
+        ((2).to_bytes(8, "little") + b"{}", "is a safetensors file under another name"),
+    ],
+)
+def test_what_is_no_pickle_is_named(file, content, message):
+    file.write_bytes(content)
+    with pytest.raises(InvalidCheckpoint, match=message):
+        read_pickle(file)
+
+
 def test_other_files_are_refused(file, tmp_path):
     torch.save({"a": SQUARE}, file, _use_new_zipfile_serialization=False)
     with pytest.raises(InvalidCheckpoint, match="is no archive as") as caught:
@@ -210,7 +224,7 @@ def test_other_files_are_refused(file, tmp_path):
         read_pickle(tmp_path / "absent")
     with zipfile.ZipFile(file, "w") as out:
         out.writestr("readme", "hello")
-    with pytest.raises(InvalidCheckpoint, match="no archive"):
+    with pytest.raises(InvalidCheckpoint, match="is a zip archive"):
         read_pickle(file)
 
 

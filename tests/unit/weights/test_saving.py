@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from limner.catalogue.headers import files_of, read_infos
 from limner.errors import OutputError
 from limner.weights.checkpoint import load_text_encoder, load_unet, load_vae, read_checkpoint
 from limner.weights.save import save_checkpoint
-from limner.weights.tensors import files_of, read_infos
 
 LOADERS = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}
 
@@ -53,12 +53,12 @@ def test_half_precision_in_small_files(tmp_path, networks, tokenizer_folder, sch
         max_file_bytes=limit,
     )
     checkpoint = read_checkpoint(folder)
-    shards = files_of(checkpoint.weights["unet"])
+    shards = files_of(checkpoint.parts["unet"].source)
     assert len(shards) > 2
     assert max(file.stat().st_size for file in shards) <= limit
-    assert {info.dtype for path in checkpoint.weights.values() for info in read_infos(path).values()} == {
-        "F16"
-    }
+    assert {
+        info.dtype for part in checkpoint.parts.values() for info in read_infos(part.source).values()
+    } == {"F16"}
     loaded = load_unet(checkpoint, torch.float32)
     for name, tensor in networks["unet"].state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.half().float())

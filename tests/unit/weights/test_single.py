@@ -2,22 +2,27 @@
 
 import json
 import random
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from limner.catalogue.headers import read_header
 from limner.diffusion.config import SchedulerConfig
 from limner.errors import InvalidCheckpoint, LimnerError, PickleRefused, UnsupportedModel
-from limner.nn.clip import CLIPTextConfig, CLIPTextModel
-from limner.nn.unet import UNet2DConditionModel, UNetConfig
-from limner.nn.vae import AutoencoderKL, VAEConfig
-from limner.weights.files import read_json
+from limner.files import read_json
+from limner.nn.clip import CLIPTextModel
+from limner.nn.clip_config import CLIPTextConfig
+from limner.nn.unet import UNet2DConditionModel
+from limner.nn.unet_config import UNetConfig
+from limner.nn.vae import AutoencoderKL
+from limner.nn.vae_config import VAEConfig
+from limner.weights.checkpoint import read_checkpoint
+from limner.weights.components import read_vae_part
 from limner.weights.load import load_module
-from limner.weights.single import read_single_file, read_vae_file
-from limner.weights.tensors import read_header, write_tensors
+from limner.weights.single import family_of, read_single_file
+from limner.weights.tensors import write_tensors
 
 FAMILIES = {"sd15": "sd1", "sd21-768-v": "sd2", "sdxl-base": "xl"}
 PARTS = {
@@ -33,27 +38,16 @@ def manifest(path: Path) -> dict[str, tuple[int, ...]]:
     return {key: () if shape == "scalar" else tuple(map(int, shape.split("x"))) for key, shape in lines}
 
 
-def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of zeros that take no room on the disk, a byte each."""
-    entries, end = {}, 0
-    for key, shape in shapes.items():
-        begin, end = end, end + torch.Size(shape).numel()
-        entries[key] = {"dtype": "F8_E4M3", "shape": shape, "data_offsets": [begin, end]}
-    header = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + end)
-
-
 @pytest.mark.parametrize("model", FAMILIES)
-def test_published_files_have_the_configs_of_the_hub(reference, path, model):
+def test_published_files_have_the_configs_of_the_hub(reference, path, model, write_sparse):
     core = manifest(reference / "keys/single" / f"{model}.txt")
     extra = manifest(reference / "keys/single" / f"{model}.extra.txt")
     write_sparse(path, core | extra)
     single = read_single_file(path)
     assert (single.family, single.kind) == (FAMILIES[model], "text")
+    assert family_of(single.text_configs) == single.family
     configs = {"unet": single.unet_config, "vae": single.vae_config, **single.text_configs}
-    assert tuple(configs) == single.parts
+    assert tuple(configs) == tuple(single.parts)
     for part, config in configs.items():
         assert config == PARTS[part].from_dict(
             read_json(reference / "configs" / model / part / "config.json")
@@ -66,7 +60,7 @@ def test_published_files_have_the_configs_of_the_hub(reference, path, model):
     unused = ("logit_scale", "text_projection", "resblocks.23.")
     rest = {key for key in core if model == "sd21-768-v" and any(word in key for word in unused)}
     rest |= {key for key in core if model == "sdxl-base" and "logit_scale" in key}
-    assert set(single.without_counterpart) == extra.keys() | rest
+    assert set(single.unused) == extra.keys() | rest
 
 
 @pytest.mark.parametrize(
@@ -86,14 +80,14 @@ def test_small_files_load_into_networks(path, small_single, family, in_channels,
     tensors = small_single(family, in_channels)
     write_tensors(path, tensors)
     single = read_single_file(path)
-    assert (single.family, single.kind) == (family, kind)
+    assert (family_of(single.text_configs), single.kind) == (family, kind)
     networks = {"unet": (UNet2DConditionModel, single.unet_config), "vae": (AutoencoderKL, single.vae_config)}
     networks |= {part: (CLIPTextModel, config) for part, config in single.text_configs.items()}
     used = 0
     for part, (network, config) in networks.items():
         module = load_module(lambda n=network, c=config: n(c), single.tensors(part), source=path)
         used += sum(parameter.numel() for parameter in module.parameters())
-    unused = sum(tensors[key].numel() for key in single.without_counterpart)
+    unused = sum(tensors[key].numel() for key in single.unused)
     assert used + unused == sum(tensor.numel() for tensor in tensors.values())
     assert bool(unused) == (family == "sd2")
     if "xl" in family:
@@ -128,7 +122,7 @@ def test_older_merges_without_text_model(path, small_single):
     positions = "cond_stage_model.transformer.embeddings.position_ids"
     write_tensors(path, old | {positions: torch.arange(16)[None]})
     single = read_single_file(path)
-    assert single.without_counterpart == (positions,)
+    assert single.unused == (positions,)
     name = "text_model.final_layer_norm.bias"
     expected = tensors[f"cond_stage_model.transformer.{name}"]
     assert torch.equal(single.tensors("text_encoder")[name], expected)
@@ -165,7 +159,7 @@ def test_prediction_type_is_told_by_markers_and_metadata(
     single = read_single_file(path)
     config = SchedulerConfig.from_dict(single.scheduler_config)
     assert (config.prediction_type, config.rescale_betas_zero_snr) == expected
-    assert set(markers) <= set(single.without_counterpart)
+    assert set(markers) <= set(single.unused)
     assert single.warnings == ()
 
 
@@ -181,6 +175,71 @@ def test_where_a_2x_file_does_not_say_v_is_assumed_with_a_warning(path, small_si
     write_tensors(path, small_single("sd2", 9))  # inpainting is always of the 512 pixels' kind
     assert read_single_file(path).scheduler_config["prediction_type"] == "epsilon"
     assert read_single_file(path).warnings == ()
+
+
+V_YAML = "model:\n  params:\n    parameterization: v\n"
+EPS_YAML = "model:\n  target: ldm.LatentDiffusion\n  params:\n    timesteps: 1000\n"
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "text", "expected"),
+    [
+        ("sd1", "model.yaml", V_YAML, V),
+        ("sd1", "model.yml", V_YAML, V),
+        ("sd2", "model.yaml", EPS_YAML, EPSILON),
+        ("sd1", "model.yaml", f"{V_YAML}    zero_terminal_snr: true\n", ("v_prediction", True)),
+        (
+            "xl",
+            "model.yaml",
+            "model: {params: {denoiser_config: {params: {scaling_config: {target: sgm.VScaling}}}}}",
+            V,
+        ),
+    ],
+)
+def test_the_yaml_next_to_a_file_says_what_it_predicts(path, small_single, family, name, text, expected):
+    write_tensors(path, small_single(family))
+    path.with_name(name).write_text(text)
+    single = read_single_file(path)
+    config = SchedulerConfig.from_dict(single.scheduler_config)
+    assert (config.prediction_type, config.rescale_betas_zero_snr) == expected
+    assert single.warnings == ()
+    given = read_single_file(path, prediction_type="epsilon")
+    assert given.scheduler_config["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    "text", ["model: [", "- a", "model: {params: {parameterization: x0}}", "!!python/object:os.x {}"]
+)
+def test_a_yaml_that_cannot_be_followed_is_named(path, small_single, text):
+    write_tensors(path, small_single("sd1"))
+    path.with_suffix(".yaml").write_text(text)
+    [warning] = read_single_file(path).warnings
+    assert "model.yaml is not followed" in warning
+
+
+def test_a_yaml_that_contradicts_the_file(path, small_single):
+    write_tensors(path, small_single("sd1"), {"modelspec.prediction_type": "epsilon"})
+    path.with_suffix(".yaml").write_text(V_YAML)
+    single = read_single_file(path)
+    assert single.scheduler_config["prediction_type"] == "v_prediction"
+    assert "model.yaml says v_prediction" in single.warnings[0]
+
+
+def test_the_resolution_in_the_metadata_is_the_default_size(path, small_single):
+    write_tensors(path, small_single("sd1"), {"modelspec.resolution": "768x768"})
+    single = read_single_file(path)
+    assert single.unet_config.sample_size * single.vae_config.downscale == 768
+    assert single.vae_config.sample_size == 768
+    assert single.warnings == ()
+
+
+@pytest.mark.parametrize("resolution", ["832x1216", "32x32", "8192x8192", "770x770", "large"])
+def test_a_resolution_that_no_request_can_default_to(path, small_single, resolution):
+    write_tensors(path, small_single("sd1"), {"modelspec.resolution": resolution})
+    single = read_single_file(path)
+    assert single.unet_config.sample_size == 64
+    [warning] = single.warnings
+    assert f"modelspec.resolution is {resolution!r}" in warning
 
 
 def without(tensors, prefix):
@@ -229,7 +288,7 @@ def test_what_is_no_whole_model_is_refused(path, small_single, change, error, me
 
 def test_other_refusals(path, small_single):
     write_tensors(path, small_single("sd1", 7))
-    with pytest.raises(UnsupportedModel, match="3 channels beside the latents"):
+    with pytest.raises(UnsupportedModel, match="3 input channels besides the latents"):
         read_single_file(path)
     write_tensors(path, small_single("xl"), {"modelspec.prediction_type": "flow"})
     with pytest.raises(UnsupportedModel, match="prediction_type is 'flow'"):
@@ -263,14 +322,65 @@ def test_autoencoders_in_a_file_of_their_own(path, small_single, layout):
     }
     own = path.with_name("vae.safetensors")
     write_tensors(own, files[layout])
-    read = read_vae_file(own, single.vae_config)
+    read = read_vae_part(own, single.vae_config).tensors()
     assert read.keys() == hub.keys()
     assert all(torch.equal(read[key], hub[key]) for key in hub)
     write_tensors(own, files[layout] | {"other": torch.ones(1)})
     with pytest.raises(InvalidCheckpoint, match="1 unexpected: other"):
-        read_vae_file(own, single.vae_config)
-    with pytest.raises(InvalidCheckpoint, match="wrong"):
-        read_vae_file(own, replace(single.vae_config, block_out_channels=(32, 96)))
+        read_vae_part(own, single.vae_config).tensors()
+    write_tensors(own, files[layout] | {next(iter(files[layout])): torch.ones(1)})
+    with pytest.raises(InvalidCheckpoint, match=r"1 wrong|is not an autoencoder"):
+        read_vae_part(own)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "xl", "xl_refiner"])
+def test_parts_that_a_file_lacks_come_from_elsewhere(path, small_single, tokenizer_folder, family):
+    tensors = small_single(family)
+    write_tensors(path, tensors)
+    whole = read_checkpoint(path, tokenizer=tokenizer_folder)
+    bare = path.with_name("bare.safetensors")
+    prefixes = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
+    for part in whole.parts:
+        prefix = prefixes.get(part) or whole.parts[part].entries[0].single.partition("token_embedding")[0]
+        prefix = prefix.partition("text_model.")[0]
+        write_tensors(bare, without(tensors, prefix))
+        with pytest.raises(InvalidCheckpoint, match="part of a model only") as caught:
+            read_checkpoint(bare, tokenizer=tokenizer_folder)
+        assert f"`{part}`" in caught.value.hint
+        read = read_checkpoint(bare, tokenizer=tokenizer_folder, parts={part: path})
+        assert read.parts[part].config == whole.parts[part].config
+        assert (read.family, read.kind, read.scheduler_config) == (
+            whole.family,
+            whole.kind,
+            whole.scheduler_config,
+        )
+        if part != "unet":  # alone in a file, a U-Net is told by the sizes of those that are published
+            own = path.with_name("own.safetensors")
+            held = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            write_tensors(own, {key.removeprefix(prefix): tensor for key, tensor in held.items()})
+            read = read_checkpoint(bare, tokenizer=tokenizer_folder, parts={part: own})
+        expected = whole.tensors(part)
+        assert read.tensors(part).keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in read.tensors(part).items())
+
+
+@pytest.mark.parametrize("layout", ["compvis", "hub"])
+def test_a_unet_alone_in_a_file(path, small_single, tokenizer_folder, layout):
+    tensors = small_single("sd1")
+    write_tensors(path, tensors)
+    whole = read_checkpoint(path, tokenizer=tokenizer_folder)
+    prefix = "model.diffusion_model."
+    bare = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    own = path.with_name("own.safetensors")
+    write_tensors(own, bare if layout == "compvis" else whole.tensors("unet"))
+    read = read_checkpoint(path, tokenizer=tokenizer_folder, parts={"unet": own})
+    expected = whole.tensors("unet")
+    assert read.unet_config == whole.unet_config
+    assert read.parts["unet"].source == own
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read.tensors("unet").items())
+    write_tensors(own, whole.tensors("vae"))
+    with pytest.raises(InvalidCheckpoint, match="is not a U-Net"):
+        read_checkpoint(path, tokenizer=tokenizer_folder, parts={"unet": own})
 
 
 def flipped(header: bytes, chance: random.Random) -> bytes:

@@ -1,11 +1,16 @@
 """Single files as checkpoints: they draw what a folder of the same weights draws."""
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from limner import load
+from limner.catalogue.catalogue import Catalogue
+from limner.catalogue.facts import model_facts
 from limner.errors import InvalidRequest, ModelNotFound
 from limner.nn.vae import AutoencoderKL
 from limner.weights.checkpoint import read_checkpoint, weights_hash
@@ -52,6 +57,53 @@ def test_every_family_draws(path, small_single, cached_tokenizer, family):
     assert picture.record.infotext().count(f"Model hash: {picture.record.model['sha256'][:10]}") == 1
 
 
+EXTRAS = {  # keys that files of the field have besides those of the networks
+    "model_ema.diffusion_modelinput_blocks00weight": (64, 4, 3, 3),
+    "cond_stage_model.transformer.text_model.embeddings.position_ids": (1, 16),
+    "cond_stage_model.model.logit_scale": (),
+    "cond_stage_model.model.text_projection": (64, 48),
+    "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": (1, 16),
+    "conditioner.embedders.1.model.logit_scale": (),
+    "alphas_cumprod": (1000,),
+    "ztsnr": (0,),
+}
+METADATA = {"modelspec.resolution": "320x320", "modelspec.prediction_type": "v"}
+
+
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "with extras"])
+@pytest.mark.parametrize(
+    ("family", "channels"), [*((family, 4) for family in FAMILIES), ("sd1", 9), ("sd1", 8), ("sd2", 5)]
+)
+def test_facts_without_loading(path, small_single, cached_tokenizer, tmp_path, family, channels, extras):
+    tensors = small_single(family, channels)
+    if extras:
+        added = {key: torch.zeros(shape) for key, shape in EXTRAS.items() if key not in tensors}
+        layouts = {"sd1": "cond_stage_model.tr", "sd2": "cond_stage_model.mo", "xl": "conditioner"}
+        layout = layouts.get(family, "conditioner.embedders.0.model")
+        own = ("model_ema", "alphas", "ztsnr", layout)
+        tensors |= {key: tensor for key, tensor in added.items() if key.startswith(own)}
+    write_tensors(path, tensors, METADATA if extras else {})
+    catalogue = Catalogue({"checkpoint": [path.parent]}, cache=tmp_path / "catalogue")
+    facts, loaded = model_facts(catalogue.find("checkpoint", "model")), load(path, precision="fp32")
+    assert facts == replace(loaded.facts, name="model")
+    assert (facts.unet.sample_size == 320 // 2) is extras  # the small autoencoder halves
+
+
+def test_facts_without_torch(path, small_single):
+    write_tensors(path, small_single("xl"))
+    program = f"""
+import sys
+from pathlib import Path
+from limner.catalogue.catalogue import Catalogue
+from limner.catalogue.facts import model_facts
+folder = Path({str(path.parent)!r})
+catalogue = Catalogue({{"checkpoint": [folder]}}, cache=folder / "cache")
+assert model_facts(catalogue.find("checkpoint", "model")).sizes == 6
+assert not {{"torch", "numpy", "huggingface_hub"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_another_autoencoder(path, small_single, cached_tokenizer, tmp_path):
     tensors = small_single("sd1")
     write_tensors(path, tensors)
@@ -63,7 +115,7 @@ def test_another_autoencoder(path, small_single, cached_tokenizer, tmp_path):
     plain, first = draw(path)
     model, second = draw(path, vae=vae)
     assert first.tobytes() != second.tobytes()
-    assert isinstance(model.backend.vae, AutoencoderKL)
+    assert isinstance(model.backend.networks.vae, AutoencoderKL)
     assert first.record.model["sha256"] != second.record.model["sha256"]
     write_tensors(vae, {key.removeprefix(prefix): tensor for key, tensor in own.items()})
     assert draw(path, vae=vae)[1].tobytes() == first.tobytes()

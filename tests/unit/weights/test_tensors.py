@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from limner.catalogue.headers import ITEM_SIZES, MAX_HEADER_BYTES, files_of, read_header, read_infos
 from limner.errors import InvalidCheckpoint, OutputError, PickleRefused
-from limner.weights import tensors as module
-from limner.weights.tensors import files_of, open_tensors, read_header, read_infos, write_tensors
+from limner.weights.tensors import DTYPES, open_tensors, write_tensors
 
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -24,7 +24,7 @@ def sample() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         f"t.{dtype}".replace("torch.", ""): torch.randint(0, 2, (3, 5), generator=generator).to(dtype)
-        for dtype in module.DTYPES.values()
+        for dtype in DTYPES.values()
     }
     return {
         **tensors,
@@ -170,7 +170,17 @@ def test_defects_are_named(tmp_path, header, message):
         (struct.pack("<Q", 2**64 - 1) + b"{}", "only 2 follow"),
         (struct.pack("<Q", 100) + b"{}", "only 2 follow"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS pointer"),
-        (b"<!doctype html><html>", "header"),
+        (b"<!DOCTYPE html><html><title>Log in</title></html>" * 40, r"is a web page \(HTML\)"),
+        (b"\r\n\r\n  <HTML lang=en>" + b"<meta>" * 400, r"is a web page \(HTML\)"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an XML text"),
+        (b'{"error":"Unauthorized","message":"log in first"}', r"is a JSON text \(.*Unauthorized"),
+        (b"Entry not found", r"is a text \('Entry not found'\)"),
+        ("Zugriff verweigert: für dich".encode() * 100, "is a text"),
+        (b"PK\x03\x04" + bytes(22) + b"\x09\0\0\0model.txt" + bytes(99), "is a zip archive"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + bytes(900_000), "is a gzip archive"),
+        (b"GGUF\x03\0\0\0" + bytes(100), "is a GGUF file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is an image"),
+        (bytes(4096), "is zeros only"),
     ],
 )
 def test_what_is_no_safetensors_file(tmp_path, content, message):
@@ -197,15 +207,19 @@ def test_missing_or_unreadable(tmp_path):
         write_tensors(tmp_path / "no folder" / "a.safetensors", {"a": torch.ones(1)})
 
 
+def test_headers_and_torch_agree_on_sizes():
+    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEM_SIZES
+
+
 def test_giant_headers_cost_neither_time_nor_memory(tmp_path):
     """Headers just under and just over the limit, made of what costs a JSON parser most."""
-    room = module.MAX_HEADER_BYTES - 64
+    room = MAX_HEADER_BYTES - 64
     headers = {
         "lists": '{"a":[' + "[]," * (room // 3),
         "spaces": "{" + " " * room,
         "entries": "{" + "".join(f'"{i:06}":{{}},' for i in range(room // 12)),
         "strings": '{"__metadata__":{' + "".join(f'"{i:06}":"",' for i in range(room // 12)),
-        "too long": " " * (module.MAX_HEADER_BYTES + 1),
+        "too long": " " * (MAX_HEADER_BYTES + 1),
     }
     for name, header in headers.items():
         path = write_raw(tmp_path / name, header)

@@ -1,15 +1,15 @@
-"""CFG++: guidance decides what the picture is, but the noise that stays is what there is without guidance.
+"""CFG++: the denoised latent is guided, but the remaining noise is the estimate without guidance.
 
     denoised, unguided = yield x, sigma
     x = denoised + (x - unguided) * (sigma_next / sigma)
 
-Guidance strains the estimate of the noise as well as that of the picture. Chung et al. 2024
+Guidance distorts the estimate of the noise as well as that of the denoised latent. Chung et al. 2024
 (arXiv:2406.08070, algorithm 2) take only the latter from it, so small scales do what otherwise takes large
 ones: theirs are 0 to 1, for 1 to 12.5, and 0.6 is for 7.5. A step is one of Euler's with guidance at
 scale / (1 - sigma_next / sigma).
 
 These samplers are sent two estimates where others are sent one: the guided one, and that of the conditioning
-which guidance leads away from. Where the two are equal, they are the samplers that they are named after.
+that guidance moves away from. If the two are equal, each equals the sampler that it is named after.
 """
 
 import math
@@ -60,9 +60,9 @@ def euler_a_cfg_pp(
 def dpmpp_2m_cfg_pp(x: Tensor, sigmas: Sequence[float], noise: Noise) -> PairedSteps:
     """`dpmpp_2m` with CFG++, as its authors and ComfyUI have it.
 
-    The slope is from what was told without guidance a step before to what is told with it now.
+    The slope runs from the unguided prediction of the previous step to the guided prediction of this one.
     """
-    before: tuple[float, Tensor] | None = None  # the step before: its length, and what it was told
+    before: tuple[float, Tensor] | None = None  # previous step: length, prediction
     for sigma, sigma_next in pairwise(sigmas):
         denoised, unguided = yield x, sigma
         if sigma_next == 0.0:

@@ -1,4 +1,4 @@
-"""Multistep samplers: a step goes by what the steps before it were told."""
+"""Multistep samplers: a step also uses the predictions of previous steps."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -173,7 +173,7 @@ def dpmpp_2m_sde(
     `DPMSolverMultistepScheduler` with `sde-dpmsolver++`.
 
     Args:
-        eta: the share of fresh noise; at 0 none is drawn.
+        eta: Fraction of fresh noise; at 0 none is drawn.
         s_noise: a factor on the fresh noise.
         order: how many predictions, 1 to 3. With 3 the method is of order 2 still, because every program has
             the curvature at half the weight that it should have.
@@ -182,7 +182,7 @@ def dpmpp_2m_sde(
             always uses one.
     """
     steps = len(sigmas) - 1
-    older: list[tuple[float, Tensor]] = []  # the steps before, newest first: length, what it was told
+    older: list[tuple[float, Tensor]] = []  # previous steps, newest first: length, prediction
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = yield x, sigma
         if sigma_next == 0.0:
@@ -262,8 +262,8 @@ def dpmpp_2s(
 ) -> Steps:
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1), two steps at a time.
 
-    The first of two is a step of order 1; the second begins anew where that began, with what was predicted at
-    both. Order 2. `DPMSolverSinglestepScheduler`. Arguments as in `dpmpp_2m_sde`.
+    The first of two is a step of order 1; the second starts again at the same sigma, with what was predicted
+    at both. Order 2. `DPMSolverSinglestepScheduler`. Arguments as in `dpmpp_2m_sde`.
     """
     steps = len(sigmas) - 1
     begun: tuple[float, Tensor, Tensor] | None = None  # where the first began: sigma, x, denoised
@@ -438,7 +438,7 @@ ADAMS_BASHFORTH = {
 
 
 def _order_at(left: int, known: int, lowered: int) -> int:
-    """How many of `known` predictions a step uses that has `left - 1` steps behind it."""
+    """Return how many of `known` predictions a step uses that is followed by `left - 1` more."""
     return min(known, left) if left <= lowered else known
 
 
@@ -513,7 +513,8 @@ def _unipc_weights(ratios: Sequence[float], h: float, scale: float) -> list[floa
 
 
 def _er_weight(power: int, sigma: float, end: float, scale: Callable[[float], float]) -> float:
-    """What a step of `er_sde` gives to a derivative of the prediction, (level - sigma)**power / power!.
+    """Return the weight in a step of `er_sde` of a derivative of the prediction, (level - sigma)**power /
+    power!.
 
     With scale phi it is phi(end) times the integral, from `sigma` to `end`, of that power of the way times
     phi' / phi**2; by parts, the power at the end and an integral that is smooth in log(level). That is by

@@ -1,4 +1,4 @@
-"""Single-step samplers: what a step needs, it asks for itself."""
+"""Single-step samplers: a step uses only network calls of its own."""
 
 import math
 from collections.abc import Callable, Generator, Sequence
@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from limner.diffusion.samplers.steps import Legs, Noise, Steps, ancestral_step, phi_2, raised, relabelled
-from limner.diffusion.schedule import exponential, karras
+from limner.diffusion.samplers.steps import Legs, Noise, Steps, ancestral_step, phi_2, relabelled
+from limner.diffusion.schedule import exponential, karras, raised
 
 
 def euler(
@@ -49,13 +49,13 @@ def euler_a(
     s_noise: float = 1.0,
     final_draw: bool = True,
 ) -> Steps:
-    """Ancestral sampling with Euler steps: each goes too far down and makes up for it with fresh noise.
+    """Ancestral sampling with Euler steps: each steps below the next sigma and adds fresh noise to reach it.
 
     `EulerAncestralDiscreteScheduler`; k-diffusion's `sample_euler_ancestral`.
 
     Args:
-        eta: the share of fresh noise, 0 (none: `euler`) to 1.
-        s_noise: a factor on the fresh noise.
+        eta: Fraction of fresh noise, 0 (none: `euler`) to 1.
+        s_noise: Factor on the fresh noise.
     """
     for sigma, sigma_next in pairwise(sigmas):
         denoised = yield x, sigma
@@ -82,7 +82,7 @@ def ddim(
     Order 1. `DDIMScheduler`.
 
     Args:
-        eta: the share of fresh noise; at 0 none is drawn.
+        eta: Fraction of fresh noise; at 0 none is drawn.
         legs: for each step where it begins and ends, if not at consecutive sigmas (`Plan` says when). The
             latent, scaled to unit variance, is then taken as it is for one of the noise level where the next
             leg begins.
@@ -121,7 +121,7 @@ def heun(
 
 
 def heunpp2(x: Tensor, sigmas: Sequence[float], noise: Noise) -> Steps:
-    """Heun's method that looks one step further, and counts slopes the less the further down they are.
+    """Heun's method that looks one step further ahead, with smaller weights for slopes at lower sigmas.
 
     From Carzit's sd-webui-samplers-scheduler, not from a paper; also in ComfyUI. Three calls a step but for
     the last two, and order 1 all the same, as the slopes' weights are not those of a quadrature.
@@ -143,11 +143,11 @@ def restart(x: Tensor, sigmas: Sequence[float], noise: Noise, *, s_noise: float 
     """Heun's method that goes back up to a larger sigma, by adding noise, to correct its errors.
 
     Xu et al. 2023 (arXiv:2306.14878, algorithm 1), as in AUTOMATIC1111's webui: with 20 steps or more, 9 of
-    them, with 36 or more twice a quarter of them, are spent between sigma 2 and 0.1, and the rest are spread
-    anew over the same range as `karras` has it.
+    them, with 36 or more twice a quarter of them, are repetitions between sigma 2 and 0.1; the other steps
+    cover the whole range with the spacing of `karras`.
 
     Args:
-        s_noise: a factor on the fresh noise.
+        s_noise: Factor on the fresh noise.
     """
     level = sigmas[0]
     for sigma, sigma_next in _restart_legs(sigmas):
@@ -218,9 +218,9 @@ def dpmpp_2s_a(
 def dpmpp_sde(
     x: Tensor, sigmas: Sequence[float], noise: Noise, *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Steps:
-    """`dpmpp_2s_a` whose way to the middle is an ancestral step too: two calls and two draws a step.
+    """`dpmpp_2s_a` whose half step is an ancestral step too: two calls and two draws a step.
 
-    `DPMSolverSDEScheduler` and k-diffusion's `sample_dpmpp_sde`, whose draws come from a Brownian tree, while
+    `DPMSolverSDEScheduler` and k-diffusion's `sample_dpmpp_sde`, which draw noise from a Brownian tree, while
     all of these are independent. Arguments as in `euler_a`.
     """
     for sigma, sigma_next in pairwise(sigmas):
@@ -295,8 +295,8 @@ def dpm_fast(
     to be reached. There k-diffusion's `sample_dpm_fast` stops. Order 3, but for the last steps.
 
     Args:
-        eta: the share of fresh noise; at 0 none is drawn.
-        s_noise: a factor on the fresh noise.
+        eta: Fraction of fresh noise; at 0 none is drawn.
+        s_noise: Factor on the fresh noise.
     """
     bottom = [sigma for sigma in sigmas if sigma > 0.0][-1]
     if bottom < sigmas[0]:
@@ -349,7 +349,7 @@ def dpm_adaptive(
 def lcm(x: Tensor, sigmas: Sequence[float], noise: Noise, *, kept: Sequence[float] | None = None) -> Steps:
     """Multistep sampling of a consistency model (Song et al. 2023, algorithm 1; Luo et al. 2023).
 
-    Each step takes the network's estimate for clean and adds noise anew. `LCMScheduler`; k-diffusion's
+    Each step takes the denoised latent as clean and adds fresh noise. `LCMScheduler`; k-diffusion's
     `sample_lcm` has no boundary condition.
 
     Args:
@@ -404,7 +404,7 @@ def _churning(
     def churned(x: Tensor, sigma: float) -> tuple[Tensor, float]:
         if s_churn == 0.0:
             return x, sigma
-        fresh = noise()  # also where it is not added, as in k-diffusion, lest the next draws are other ones
+        fresh = noise()  # drawn even if unused, as in k-diffusion, so that later draws stay the same
         higher = raised(sigma, steps, s_churn, s_tmin, s_tmax)
         return x + fresh * (math.sqrt(higher**2 - sigma**2) * s_noise), higher
 
@@ -468,7 +468,7 @@ def _dpm_step(x: Tensor, sigma: float, end: float, order: int) -> Steps:
 
 
 def _restart_legs(sigmas: Sequence[float]) -> list[tuple[float, float]]:
-    """Where each step of `restart` begins and ends."""
+    """Return the begin and end sigma of each step of `restart`."""
     steps = len(sigmas) - 1
     if steps < 20:
         return list(pairwise(sigmas))

@@ -1,0 +1,1 @@
+"""Backends, which run networks: in PyTorch or OpenVINO, with offloading and tuning."""

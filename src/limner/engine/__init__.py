@@ -1,0 +1,1 @@
+"""The engine: model calls of many generations, batched at every step."""

@@ -1,0 +1,1 @@
+"""Generations: coroutines that yield model calls. Start at story.py."""

@@ -1,0 +1,1 @@
+"""X/Y/Z plots: one request with the values of up to three axes."""

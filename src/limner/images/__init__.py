@@ -1,0 +1,1 @@
+"""Images: pixels, records, and the metadata of every program."""

@@ -1,0 +1,1 @@
+"""A loaded model: its facts, and the execution of model calls."""

@@ -1,0 +1,69 @@
+"""The record of an image: the request, the hashes and the environment that it came from."""
+
+import platform
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from limner import __version__
+from limner.backends.base import Backend
+from limner.catalogue.hashes import file_hash, lora_hash, network_hash
+from limner.images.inputs import inputs_of, map_inputs
+from limner.images.record import LORA, Origin, Record
+from limner.request import GenerationRequest
+from limner.request.resolve import PictureSpec
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+def record_of(
+    model: "Model",
+    picture: PictureSpec,
+    warnings: Sequence[str],
+    refiner: "Model | None" = None,
+    asked: GenerationRequest | None = None,
+) -> Record:
+    """The record of a finished image.
+
+    Args:
+        warnings: Warnings about its generation.
+        asked: The request it comes from, where styles and wildcards have made its prompts.
+    """
+    request = map_inputs(picture.request, lambda _, source: model.assets.reference(source))
+    paths = {source for _, source in inputs_of(request) if not source.startswith("sha256:")}
+    inputs = {path: digest for path in sorted(paths) if (digest := model.assets.digest(path)) is not None}
+    identity = dict(model.identity)
+    if refiner is not None:
+        identity["refiner_sha256"] = refiner.identity["sha256"]
+    for used in dict.fromkeys(used for one in picture.passes for used in one.adapters):
+        identity[f"{LORA} {used.path.stem}"] = lora_hash(used.path, model.cache_dir)
+    for control, net in zip(request.controls, picture.controls, strict=True):
+        identity[f"control {control.model}"] = network_hash(net.path, model.cache_dir)
+    for prompt, seen in zip(request.image_prompts, picture.image_prompts, strict=True):
+        identity[f"image prompt {prompt.model}"] = file_hash(seen.adapter.path, model.cache_dir)
+    return Record(
+        request=request,
+        origin=None if asked is None else Origin.of(asked),
+        model=identity,
+        inputs=inputs,
+        environment=environment(model.backend),
+        warnings=tuple(dict.fromkeys([*model.warnings, *warnings])),
+    )
+
+
+def environment(backend: Backend) -> dict[str, str | int]:
+    """What must agree, besides the request and the weights, to get the same bits."""
+    device = backend.device
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "limner": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "backend": backend.name,
+        "device": gpu or f"{device.type} {torch.backends.cpu.get_cpu_capability()}",
+        "precision": backend.precision,
+        "threads": torch.get_num_threads(),
+        **backend.details,
+    }
