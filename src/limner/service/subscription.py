@@ -103,8 +103,8 @@ class Subscription:
         else:
             if isinstance(event, JobChanged):
                 self._progress.pop(event.job_id, None)
-            if self._behind:
-                return
+            if self._behind or event.seq <= self._position:
+                return  # it will be read from the ledger, or was read there before the hub had it
             if len(self._changes) >= QUEUED:
                 self._behind = True
                 return

@@ -156,6 +156,19 @@ def test_a_stream_resumes_after_a_number_without_gap_or_double(missed):
     asyncio.run(scenario())
 
 
+def test_what_was_read_before_the_hub_had_it_comes_once():
+    async def scenario():
+        events = Events()
+        async with running(events) as hub, hub.subscribe("anna", after=0) as own:
+            events.add("queued", "started")  # the hub has not been told
+            assert [one.seq for one in await take(own, 2)] == [1, 2]
+            events.add("done")
+            hub.changed()
+            assert [one.seq for one in await take(own, 1)] == [3]
+
+    asyncio.run(scenario())
+
+
 def test_a_slow_watcher_misses_no_change_and_keeps_few():
     async def scenario():
         events = Events()
