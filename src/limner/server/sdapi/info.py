@@ -34,6 +34,7 @@ _PLACED = {
     "Version",
 }
 """Keys of an infotext that are elsewhere in `info`."""
+_OF_THE_MODEL = ("width", "height", "steps", "cfg_scale", "sampler_name")  # where the request leaves them out
 
 
 def timestamp(at: float) -> str:
@@ -104,9 +105,15 @@ def _extra(infotext: str) -> dict[str, str]:
     return {key: value for key, value in parse_infotext(infotext).items() if key not in _PLACED}
 
 
-def parameters_of(body: GenerationBody) -> dict[str, Any]:
-    """The request with its defaults. Images are repeated only where `include_init_images` asks for it."""
+def parameters_of(body: GenerationBody, info: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with its defaults, which are the model's where it has its own, as `info` says.
+
+    Images are repeated only where `include_init_images` asks for it.
+    """
     values = body.model_dump()
+    for name in _OF_THE_MODEL:
+        if name not in body.model_fields_set and info.get(name) is not None:
+            values[name] = info[name]
     if isinstance(body, Img2ImgBody) and not body.include_init_images:
         values |= {"init_images": None, "mask": None}
     values["alwayson_scripts"] = _without_pictures(values["alwayson_scripts"])
@@ -123,4 +130,4 @@ def _without_pictures(value: Any) -> Any:
 
 def answer(body: GenerationBody, images: Sequence[str], info: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of txt2img and img2img."""
-    return {"images": list(images), "parameters": parameters_of(body), "info": json.dumps(info)}
+    return {"images": list(images), "parameters": parameters_of(body, info), "info": json.dumps(info)}

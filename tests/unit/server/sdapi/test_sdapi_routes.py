@@ -15,6 +15,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from limner.catalogue.shipped import SHIPPED
 from limner.errors import InvalidRequest, NumericalError, OutOfMemory
+from limner.images.infotext import parse_infotext
 from limner.images.metadata import read_record
 from limner.request import GenerationRequest
 from limner.service.fake import fake_preview
@@ -114,6 +115,16 @@ def test_a_picture(client):
     random, first = draw(client)
     assert first["seed"] >= 0
     assert pixels(draw(client, seed=first["seed"])[0]) == pixels(random)
+
+
+def test_parameters_name_the_models_own_size_and_steps(client):
+    answer = client.post("/sdapi/v1/txt2img", json={"prompt": "a", "height": 64}).json()
+    info = json.loads(answer["info"])
+    drawn = opened(answer["images"][0])
+    assert (answer["parameters"]["width"], answer["parameters"]["height"]) == drawn.size
+    assert drawn.size != (512, 512)
+    steps = int(parse_infotext(info["infotexts"][0])["Steps"])
+    assert answer["parameters"]["steps"] == steps != 50
 
 
 def test_the_pictures_of_a_batch_take_the_next_seeds(client):

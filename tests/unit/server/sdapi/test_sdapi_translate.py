@@ -649,12 +649,12 @@ def test_info_has_every_key_of_the_api_and_names_what_has_no_effect():
 
 
 def test_parameters_repeat_pictures_only_where_they_are_asked_for():
-    assert info.parameters_of(img2img(mask=half_mask()).body)["init_images"] is None
+    assert info.parameters_of(img2img(mask=half_mask()).body, {})["init_images"] is None
     body = img2img(mask=half_mask(), include_init_images=True).body
-    assert info.parameters_of(body)["mask"] == half_mask()
+    assert info.parameters_of(body, {})["mask"] == half_mask()
     unit = {"image": "A" * 5000, "module": "canny"}
     body = Txt2ImgBody(alwayson_scripts={"ControlNet": {"args": [unit]}})
-    assert info.parameters_of(body)["alwayson_scripts"] == {
+    assert info.parameters_of(body, {})["alwayson_scripts"] == {
         "ControlNet": {"args": [{"image": None, "module": "canny"}]}
     }
 
