@@ -29,6 +29,7 @@ TIERS = (
         "limner.logs",
         "limner.settings",
         "limner.nn",
+        "limner.openvino_runtime",
         "limner.studio",
     }
     | {"limner.diffusion"},
@@ -52,10 +53,11 @@ ALSO = {
     "limner.catalogue": {"limner.request", "limner.images"},
     "limner.adapters": {"limner.weights"},
     "limner.picturebook": {"limner.weights"},  # its judges are networks
+    "limner.safety": {"limner.weights"},  # of image checkers
 }
 # These stand alone at the bottom.
 ALONE = {"limner.errors", "limner.files", "limner.forks", "limner.logs", "limner.nn", "limner.diffusion"}
-ALONE |= {"limner.settings", "limner.studio"}
+ALONE |= {"limner.openvino_runtime", "limner.settings", "limner.studio"}
 ROOT = {"limner"}  # names everything, and imports it when it is first used
 
 # These, by themselves, import nothing heavy: they serve where nothing is drawn.

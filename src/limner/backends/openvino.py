@@ -20,13 +20,14 @@ from limner.adapters.ip_adapter import ImageEncoderFile, IPAdapterFile
 from limner.errors import InvalidRequest, UnsupportedModel
 from limner.generation.calls import Call, Denoise, ReadControl, ReadImagePrompt
 from limner.nn.unet import Conditions, timestep_embedding
+from limner.openvino_runtime import core, library
 from limner.request import Tiling
 from limner.request.networks import UsedControl
 from limner.settings import default_cache_dir
 from limner.weights.checkpoint import Checkpoint
 
 from .base import Adapters, AuxiliaryNetwork, ControlRows, Precision
-from .openvino_graphs import GraphCache, Samples, auto_precision, core, library
+from .openvino_graphs import GraphCache, Samples, auto_precision
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's names of the precisions that it computes in
 _SIZES = {"fp32": 4, "bf16": 2, "int8": 1}  # bytes of a weight

@@ -6,35 +6,31 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from threading import RLock
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limner import __version__
-from limner.errors import InvalidRequest, OutputError
+from limner.errors import OutputError
 from limner.files import whole_folder
 from limner.nn import layers
 from limner.nn.clip import CLIPTextModel
 from limner.nn.unet import UNet2DConditionModel
+from limner.openvino_runtime import computes_in_bf16, core, library
 from limner.weights.checkpoint import Checkpoint, load_text_encoder, load_unet, load_vae, weights_hash
 
 from .base import Precision
 from .device import multiplies_int8_exactly
 
-INSTALL = 'pip install "limner[openvino]"'
-
 _FILE = "graph.xml"
 # The first and last convolutions and the time embedding: a hundredth of the work, a fifth of int8's error.
 _NOT_QUANTISED = [r".*\.conv_(in|out)/.*", r".*\.time_emb.*"]
-_LOADING = RLock()  # held by the thread that imports a library or creates the runtime
 
 Samples = Sequence[tuple[Any, ...]]
 """Inputs of a graph, one tuple of arrays for each forward pass."""
@@ -130,48 +126,7 @@ class GraphCache:
 
 def auto_precision() -> Precision:
     """bf16 where the CPU computes in it, else fp32. Raises InvalidRequest if OpenVINO is not installed."""
-    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "bf16" if "BF16" in capabilities else "fp32"
-
-
-def core() -> Any:
-    """OpenVINO's runtime, one per process. Raises InvalidRequest if OpenVINO is not installed.
-
-    A runtime installs a signal stack in the thread that first uses it, and unmaps it when it is freed. Freed
-    in another thread, or before a runtime that was created later, it leaves a thread with an unmapped signal
-    stack, and the next signal that Python handles, such as that of Ctrl-C, ends the process with a
-    segmentation fault.
-    """
-    with _LOADING:
-        return _core()
-
-
-@cache
-def _core() -> Any:
-    return library("openvino").Core()
-
-
-def library(name: str) -> ModuleType:
-    """OpenVINO or NNCF, imported. Raises InvalidRequest if it is not installed."""
-    try:
-        with _LOADING, _without_telemetry():
-            return importlib.import_module(name)
-    except ImportError:
-        raise InvalidRequest(
-            f"the openvino backend needs {name}, which is not installed", hint=INSTALL
-        ) from None
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Hide the package with which both libraries report their import and use to a server."""
-    hidden = {name: sys.modules[name] for name in ("openvino_telemetry",) if name in sys.modules}
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["openvino_telemetry"]
-        sys.modules.update(hidden)
+    return "bf16" if computes_in_bf16() else "fp32"
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """The `config.json` of a network, read from an untrusted file."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from limner.errors import InvalidCheckpoint, UnsupportedModel
 from limner.files import read_json
@@ -25,7 +26,11 @@ def read_config(path: Path, config: type[C]) -> C:
         InvalidCheckpoint: the file is missing or malformed.
         UnsupportedModel: it asks for a feature that the network does not have.
     """
-    values = read_json(path)
+    return parse_config(path, read_json(path), config)
+
+
+def parse_config(path: Path, values: Mapping[str, Any], config: type[C]) -> C:
+    """As `read_config`, for values that come from a file."""
     try:
         read = config.from_dict(values)
         for field in fields(read):

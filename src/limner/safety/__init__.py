@@ -1,1 +1,4 @@
-"""Safety: what a policy says about prompts, and the watermark of images. No HTTP, no torch."""
+"""Safety: what a policy says about prompts and images, image checkers, and the watermark. No HTTP.
+
+Only `compvis` imports torch.
+"""

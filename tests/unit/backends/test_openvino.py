@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from limner import openvino_runtime
 from limner.backends import openvino, openvino_graphs
 from limner.engine.loaded import load
 from limner.errors import InvalidRequest, OutputError
@@ -220,7 +221,7 @@ def test_the_same_weights_in_another_network_are_another_entry(checkpoint_folder
 
 def test_an_interrupted_conversion_leaves_nothing(checkpoint_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
-    library = openvino_graphs.library("openvino")
+    library = openvino_runtime.library("openvino")
     save = library.save_model
 
     def interrupted(graph, path, **options):
@@ -238,7 +239,7 @@ def test_an_interrupted_conversion_leaves_nothing(checkpoint_folder, tmp_path, m
 
 def test_threads_may_look_for_the_libraries_at_once():
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(openvino_graphs.library, ["openvino", "nncf"] * 400))
+        found = list(threads.map(openvino_runtime.library, ["openvino", "nncf"] * 400))
     assert {library.__name__ for library in found} == {"openvino", "nncf"}
 
 
@@ -268,8 +269,8 @@ def test_a_missing_library_is_named(checkpoint_folder, missing, precision, tmp_p
 def test_no_use_is_reported():
     """Both libraries would report to a server; the package that does it is not even imported."""
     program = (
-        "import sys; from limner.backends import openvino_graphs; openvino_graphs.library('nncf');"
-        "openvino_graphs.library('openvino'); print('openvino_telemetry' in sys.modules)"
+        "import sys; from limner import openvino_runtime; openvino_runtime.library('nncf');"
+        "openvino_runtime.library('openvino'); print('openvino_telemetry' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
