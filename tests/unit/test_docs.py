@@ -76,7 +76,7 @@ def test_ci_sets_up_as_the_readme_says():
     [line] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.endswith("-m pytest")]
     set_up, _, tests = line.strip().rpartition(" && ")
     assert set_up in script
-    assert script.count(tests) == 1
+    assert [line.removesuffix(" ||") for line in script].count(tests) == 1
 
 
 def test_the_reference_of_requests_is_that_of_the_schema():
