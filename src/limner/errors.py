@@ -36,8 +36,8 @@ of `limner.load`. Each front end writes it in its own way: see `spelled`.
 """
 
 import re
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 
@@ -102,9 +102,25 @@ class PromptError(InvalidRequest):
 
 
 class PromptRefused(InvalidRequest):
-    """A prompt that the safety policy refuses."""
+    """A prompt that the safety policy refuses.
+
+    Attributes:
+        decision: The decision as plain data, as `limner.safety.prompts.Decision.to_dict` returns it.
+    """
 
     code = "prompt_refused"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        fields: tuple[str, ...] = (),
+        retry_after: float | None = None,
+        decision: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, fields=fields, retry_after=retry_after)
+        self.decision: Mapping[str, Any] = decision or {}
 
 
 class ModelNotFound(LimnerError):

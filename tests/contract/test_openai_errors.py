@@ -388,3 +388,17 @@ def test_a_slow_form_in_pieces_is_read(live):
     )
     assert done.is_set()
     assert answer.status_code == 200
+
+
+def test_a_refused_prompt_is_the_sdks_bad_request(sdk, live):
+    before = live.ledger.last_event()
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.images.generate(prompt="a hentai poster")
+    error = caught.value
+    assert (error.code, error.type) == ("content_policy_violation", "image_generation_user_error")
+    assert error.param == "prompt"
+    with pytest.raises(openai.BadRequestError, match="safety policy"):
+        sdk.images.edit(image=photo(), prompt="a hentai poster")
+    with pytest.raises(openai.BadRequestError, match="safety policy"):
+        list(sdk.images.generate(prompt="a hentai poster", stream=True, partial_images=1))
+    assert live.ledger.last_event() == before

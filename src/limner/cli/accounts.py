@@ -13,7 +13,8 @@ import typer
 from limner.errors import InvalidRequest
 from limner.files import whole_file
 from limner.request.policy import RequestPolicy
-from limner.service.identity import Account, Quotas, Role
+from limner.safety.policy import LEVELS
+from limner.service.identity import SAFETY, Account, Quotas, Role
 
 from . import terminal
 from .opening import DataOption, open_ledger, service_settings
@@ -48,7 +49,8 @@ LimitOption = Annotated[
     typer.Option(
         "--limit",
         metavar="NAME=VALUE",
-        help=f"What one request may ask: {', '.join(_POLICY)}. NAME=none takes it away. May be repeated.",
+        help=f"What one request may ask: {', '.join(_POLICY)}; or {SAFETY}={'|'.join(LEVELS)}, the level of "
+        "the safety policy. NAME=none takes it away. May be repeated.",
     ),
 ]
 
@@ -190,10 +192,15 @@ def _quotas(known: Quotas, given: Sequence[str] | None) -> Quotas:
 
 def policy_of(known: Any, given: Sequence[str] | None) -> dict[str, Any]:
     """A policy, changed by options such as "max_steps=30" and "max_steps=none"."""
-    values = _pairs(given, "--limit", _POLICY)
-    changed = {
-        name: None if text is None else _number(name, text, whole=True) for name, text in values.items()
-    }
+    values = _pairs(given, "--limit", (*_POLICY, SAFETY))
+    changed: dict[str, Any] = {}
+    for name, text in values.items():
+        if text is None or (name == SAFETY and text in LEVELS):
+            changed[name] = text
+        elif name == SAFETY:
+            raise InvalidRequest(f"--limit {name}={text}: expected one of {', '.join(LEVELS)}, or none")
+        else:
+            changed[name] = _number(name, text, whole=True)
     return {name: value for name, value in {**known, **changed}.items() if value is not None}
 
 
@@ -226,4 +233,6 @@ def _told(account: Account) -> str:
 
 
 def _written(values: Any) -> str:
-    return ", ".join(f"{name}={value:g}" for name, value in values.items())
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in values.items()
+    )

@@ -34,6 +34,7 @@ _OPTIONS = {
     "wildcards_dirs": ("--wildcards-dir", True),
     "styles_files": ("--styles-file", True),
     "public_url": ("--public-url", False),
+    "safety": ("--safety", False),
     "log_level": ("--log-level", False),
     "log_format": ("--log-format", False),
 }

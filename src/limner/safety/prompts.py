@@ -137,6 +137,7 @@ class Decision:
             f"(score {self.score:g}): {self.reason}",
             hint="describe something else; `limner safety check prompt` shows what a policy says",
             fields=tuple(dict.fromkeys(span.source for span in self.spans)),
+            decision=self.to_dict(),
         )
 
 
@@ -255,8 +256,34 @@ def texts_of(picture: PictureSpec, trigger_words: TriggerWords) -> Iterator[Prom
         yield PromptText(name, words, negative=is_negative)
 
 
+def check_pictures(
+    resolved: ResolvedRequest, policies: Sequence[Policy], trigger_words: TriggerWords
+) -> tuple[Decision, ...]:
+    """What policies say about each image of a resolved request: the findings of all of them together."""
+    decisions: dict[tuple[PromptText, ...], Decision] = {}  # images of one prompt are checked once
+    found = []
+    for picture in resolved.pictures:
+        texts = tuple(texts_of(picture, trigger_words))
+        if texts not in decisions:
+            decisions[texts] = combined([check_texts(texts, policy) for policy in policies])
+        found.append(decisions[texts])
+    return tuple(found)
+
+
 def check_request(resolved: ResolvedRequest, policy: Policy, trigger_words: TriggerWords) -> Decision:
     """What a policy says about a resolved request: the most severe decision about any of its images."""
-    every = dict.fromkeys(tuple(texts_of(picture, trigger_words)) for picture in resolved.pictures)
-    decisions = [check_texts(texts, policy) for texts in every]
+    return most_severe(check_pictures(resolved, [policy], trigger_words))
+
+
+def most_severe(decisions: Iterable[Decision]) -> Decision:
+    """The most severe of some decisions."""
     return max(decisions, key=lambda one: (one.action.severity, one.score))
+
+
+def combined(decisions: Sequence[Decision]) -> Decision:
+    """The decisions of several policies about the same texts as one: the most severe action, and the findings
+    of all."""
+    findings = dict.fromkeys(finding for one in decisions for finding in one.findings)
+    ordered = sorted(findings, key=lambda one: (-one.action.severity, -one.score))
+    versions = dict.fromkeys(one.version for one in decisions)
+    return Decision(most_severe(decisions).action, ", ".join(versions), tuple(ordered))

@@ -27,6 +27,10 @@ _PROBLEM = {
         "retryable": {"type": "boolean", "description": "Whether the same request may succeed later."},
         "retry_after": {"type": ["number", "null"], "description": "Seconds after which to try again."},
         "request_id": {"type": "string", "description": "Id of the request in the server's log."},
+        "decision": {
+            "$ref": "#/components/schemas/DecisionView",
+            "description": "What the safety policy says, where it refuses the request.",
+        },
     },
     "required": ["type", "title", "status", "detail", "code"],
 }

@@ -11,7 +11,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from limner.errors import InternalError, LedgerError, LimnerError, OutputError, StorageError, spelled
+from limner.errors import (
+    InternalError,
+    LedgerError,
+    LimnerError,
+    OutputError,
+    PromptRefused,
+    StorageError,
+    spelled,
+)
 
 _LOG = logging.getLogger("limner.server")
 _PATH = re.compile(r"(?:^|[\s'\"`(=:])/[^\s/]")  # the beginning of an absolute one
@@ -70,6 +78,7 @@ class Problem:
         retry_after: Seconds after which to try again.
         headers: Headers of the answer besides those of its shape.
         request_id: Id of the HTTP request, which the server's log has as well.
+        decision: What the safety policy says, where it refuses the request.
     """
 
     status: int
@@ -81,6 +90,7 @@ class Problem:
     retry_after: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    decision: Mapping[str, Any] | None = None
 
     @property
     def all_headers(self) -> dict[str, str]:
@@ -157,6 +167,7 @@ def problem_of(error: Exception, request_id: str = "") -> Problem:
                 error.retryable,
                 error.retry_after,
                 request_id=request_id,
+                decision=error.decision if isinstance(error, PromptRefused) else None,
             )
         case RequestValidationError():
             return _invalid(error, request_id)
@@ -189,7 +200,7 @@ def plain(name: str, value: str) -> str:
 
 
 def native_error(problem: Problem) -> Response:
-    """A problem as RFC 9457 has it, with the members code, hint, fields, retryable and request_id."""
+    """A problem as RFC 9457 has it, with further members: code, hint, fields, retryable, decision …"""
     body = {
         "type": f"urn:limner:problem:{problem.code}",
         "title": problem.code.replace("_", " ").capitalize(),
@@ -201,6 +212,7 @@ def native_error(problem: Problem) -> Response:
         "retryable": problem.retryable,
         "retry_after": problem.retry_after,
         "request_id": problem.request_id,
+        **({} if problem.decision is None else {"decision": dict(problem.decision)}),
     }
     return SafeJSON(body, problem.status, problem.all_headers, "application/problem+json")
 

@@ -7,7 +7,7 @@ the job.
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from secrets import token_hex
 from typing import Any
 
@@ -196,8 +196,9 @@ class HandingIn:
     def _notes(self, run: Run, picture: Picture) -> dict[str, str]:
         cost = run.device_seconds * self._price
         priced = {"cost": f"{cost:.6f} {self._currency}"} if self._price else {}
-        seconds = f"{run.device_seconds:.4f}"
-        return {**picture.record.notes, "job": run.claim.job.id, "device_seconds": seconds, **priced}
+        job, seconds = run.claim.job, f"{run.device_seconds:.4f}"
+        decided = {} if job.safety is None else {"safety": _sentence(job.safety)}
+        return {**picture.record.notes, "job": job.id, "device_seconds": seconds, **priced, **decided}
 
     def _insist(self, run: Run, act: Callable[[], Any]) -> Any:
         """The result of `act`, which uses the ledger or the store.
@@ -218,6 +219,14 @@ class HandingIn:
                 return None
             wait = min(2 * wait, _MUCH_LATER)
         return None
+
+
+def _sentence(decision: Mapping[str, Any]) -> str:
+    """A decision of the safety policy about prompts, for a record."""
+    if decision["rule"] is None:
+        return f"{decision['action']} by {decision['version']}"
+    rule, score = decision["rule"], decision["score"]
+    return f"{decision['action']} by {decision['version']}, rule {rule} ({score:g}): {decision['reason']}"
 
 
 def _log_fields(run: Run) -> dict[str, Any]:

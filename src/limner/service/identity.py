@@ -12,6 +12,9 @@ Scope = Literal["generate", "read", "manage"]
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+SAFETY = "safety"
+"""Name of the level of the safety policy in the policy of an account or a key."""
+
 LOCAL_ACCOUNT = "local"
 """Account of callers on loopback where no key is needed."""
 
@@ -44,7 +47,8 @@ class Account:
         role: Whether it sees the objects of others.
         weight: Its share of the devices relative to other accounts.
         quotas: Its limits.
-        policy: Values of `limner.request.policy.RequestPolicy` that replace the server's.
+        policy: Values of `limner.request.policy.RequestPolicy` that replace the server's, and `safety`: one
+            of `limner.safety.policy.LEVELS` in place of the server's safety policy.
         created_at: Seconds since the epoch.
         disabled: Whether it is locked.
     """
@@ -67,7 +71,8 @@ class ApiKey:
         account_id: Whose key it is.
         name: What it is for, in the owner's words.
         scopes: What the key allows.
-        policy: As `Account.policy`, for callers with this key, where it is stricter than the account's.
+        policy: As `Account.policy`, for callers with this key, where it is stricter than the account's. Its
+            `safety` is a policy that requests must pass besides the account's.
         created_at, expires_at, revoked_at, last_used_at: Seconds since the epoch; None for never.
     """
 
@@ -104,9 +109,17 @@ class Principal:
     @property
     def policy(self) -> dict[str, Any]:
         """Limits for this caller: of those of the account and those of the key the stricter ones."""
-        limits = dict(self.account.policy)
+        limits = {name: value for name, value in self.account.policy.items() if name != SAFETY}
         for name, value in (self.key.policy if self.key else {}).items():
+            if name == SAFETY:
+                continue
             known = limits.get(name)
             # A key may be older than the account's limits, and is never wider. Of booleans False is stricter.
             limits[name] = value if known is None else known if value is None else min(known, value)
         return limits
+
+    @property
+    def safety(self) -> tuple[str | None, str | None]:
+        """Levels of the safety policies of the account and of the key; None: it has none of its own."""
+        key = self.key.policy if self.key else {}
+        return self.account.policy.get(SAFETY), key.get(SAFETY)

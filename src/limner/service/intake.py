@@ -1,8 +1,8 @@
 """From a request of a caller to accepted jobs: models and uploads resolved, limits checked, cost estimated.
 
 What leaves here is trusted by all that follows: every model, adapter and network is one of the catalogue,
-every input image is an upload of the caller, named by its `sha256:`, and the request is within the caller's
-limits.
+every input image is an upload of the caller, named by its `sha256:`, the request is within the caller's
+limits, and its prompts have passed the safety policy.
 Nothing is stored for a request that is refused. No torch.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import io
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ from limner.errors import (
     LimnerError,
     ModelNotFound,
     PromptError,
+    PromptRefused,
     QueueFull,
 )
 from limner.files import StampCache
@@ -41,16 +43,18 @@ from limner.request.estimate import DEVICES, Device, Estimate
 from limner.request.facts import ModelFacts
 from limner.request.policy import RequestPolicy
 from limner.request.resolve import ResolvedRequest, resolve
+from limner.safety.prompts import Decision, most_severe
 from limner.settings.serve import ServeSettings
 
 from .health import check_room
 from .identity import Principal
-from .jobs import JobSet, Lane, NewJob, Relation, Submission
+from .jobs import Job, JobSet, Lane, NewJob, Relation, Submission
 from .ledger.ledger import Ledger
 from .ledger.reading import Load
 from .ledger.submitting import Extended
 from .metrics import Meter
 from .paths import PathFilter
+from .prompt_safety import PromptSafety
 from .tracing import current_traceparent
 from .webhooks import check_webhook
 
@@ -102,6 +106,7 @@ class Prepared:
         entry: The checkpoint.
         facts: Facts about it.
         device: What it is estimated for.
+        decisions: What the safety policy says about each image: none of them blocks.
         uploads: Images that the request brought along, not stored yet.
         warnings: What the caller should know.
     """
@@ -111,6 +116,7 @@ class Prepared:
     entry: Entry
     facts: ModelFacts
     device: Device
+    decisions: tuple[Decision, ...]
     uploads: tuple[Upload, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -128,8 +134,11 @@ class Prepared:
                 whole.of_picture(index).model_dump(mode="json", exclude_none=True),
                 self.entry.id,
                 picture.cost.flops / self.device.flops,
+                decision.to_dict(),
             )
-            for index, picture in enumerate(self.resolved.pictures)
+            for index, (picture, decision) in enumerate(
+                zip(self.resolved.pictures, self.decisions, strict=True)
+            )
         )
 
 
@@ -179,6 +188,12 @@ class Intake:
         meter: Counts what is accepted and refused.
         devices: The devices of the connected workers: estimates are made for the first of them.
         stopping: Whether the service is about to stop.
+
+    Attributes:
+        safety: The safety policy.
+
+    Raises:
+        InvalidRequest: The safety policy of the settings cannot be used.
     """
 
     def __init__(
@@ -195,6 +210,7 @@ class Intake:
         self._settings, self._ledger, self._catalogue = settings, ledger, catalogue
         self._assets, self._wake, self._meter, self._devices = assets, wake, meter, devices
         self._stopping = stopping
+        self.safety = PromptSafety(settings, catalogue)
         self._facts: dict[str, StampCache[ModelFacts]] = {}
         self._loading = threading.Lock()  # of what follows
         self._load, self._added, self._loaded_until = Load(), 0, float("-inf")
@@ -285,8 +301,13 @@ class Intake:
             wildcards_dirs=self._settings.wildcards_dirs,
         )
         policy.check_resolved(resolved)
-        warnings = tuple(map(self.without_paths, resolved.warnings))
-        return Prepared(request, resolved, entry, facts, self.device, tuple(uploads.values()), warnings)
+        decisions = self.safety.decide(principal, resolved, facts.family)
+        most_severe(decisions).raise_if_blocked()
+        flags = dict.fromkeys(warning for one in decisions for warning in one.warnings)
+        warnings = (*map(self.without_paths, resolved.warnings), *flags)
+        return Prepared(
+            request, resolved, entry, facts, self.device, decisions, tuple(uploads.values()), warnings
+        )
 
     async def accept(
         self,
@@ -357,12 +378,15 @@ class Intake:
             accepted = await run_in_threadpool(work)
         except LimnerError as error:
             self._meter.count("limner_jobs_rejected_total", client=client, reason=error.code)
+            if isinstance(error, PromptRefused):
+                await run_in_threadpool(self._refused, principal, error, client)
             raise
         if accepted.replayed:
             self._meter.count("limner_jobs_replayed_total", client=client)
         else:
             jobs = len(accepted.jobs)
             self._meter.count("limner_jobs_submitted_total", jobs, client=client, lane=lane)
+            self._count_decisions(accepted.jobs)
         self._wake()
         return accepted
 
@@ -406,12 +430,64 @@ class Intake:
                 if extended is not None:  # else others came first, and took the seeds
                     return extended
 
-        extended = await run_in_threadpool(work)
+        try:
+            extended = await run_in_threadpool(work)
+        except PromptRefused as error:
+            await run_in_threadpool(self._refused, principal, error, "native")
+            raise
         added = len(extended.cancelled) if instead_of else len(seeds) or count
         labels = {"client": extended.jobs.client, "lane": extended.jobs.lane}
         self._meter.count("limner_jobs_submitted_total", added, **labels)
+        self._count_decisions(extended.jobs.jobs[-added:] if added else ())
         self._wake()
         return extended
+
+    async def retry(self, principal: Principal, job_id: str, *, account_id: str | None) -> Job:
+        """Put a job that has ended without an image back into the queue, unless it is refused by now.
+
+        Args:
+            account_id: Whose jobs the caller may change; None: everybody's.
+
+        Raises:
+            PromptRefused: The safety policy refuses it by now.
+            LimnerError: As `prepare`, for the job's own account, and as `Ledger.retry`.
+        """
+
+        def work() -> Job:
+            job = self._ledger.get_job(job_id, account_id=account_id)
+            if job.kind == "generate" and job.state in ("failed", "dead", "cancelled"):
+                own = job.account_id == principal.account.id
+                owner = principal if own else Principal(self._ledger.get_account(job.account_id))
+                self.prepare(owner, GenerationRequest.of(_params_of(job)))
+            return self._ledger.retry(account_id=account_id, job_id=job_id)
+
+        try:
+            retried = await run_in_threadpool(work)
+        except PromptRefused as error:
+            await run_in_threadpool(self._refused, principal, error, "native")
+            raise
+        self._wake()
+        return retried
+
+    def _refused(self, principal: Principal, error: PromptRefused, client: str) -> None:
+        """Count and record that the safety policy has refused a request. The audit log gets no word of it."""
+        decision = error.decision
+        self._meter.count(
+            "limner_safety_decisions_total", stage="prompt", action="block", rule=decision["rule"]
+        )
+        details = {name: decision[name] for name in ("rule", "score", "version")}
+        account, key = principal.account.id, principal.key.id if principal.key else None
+        self._ledger.audit(
+            account, "request.refused", account, fields=list(error.fields), client=client, key=key, **details
+        )
+
+    def _count_decisions(self, jobs: Sequence[Job]) -> None:
+        """Count what the safety policy has said about accepted jobs."""
+        counts = Counter((one["action"], one["rule"] or "") for job in jobs if (one := job.safety))
+        for (action, rule), number in counts.items():
+            self._meter.count(
+                "limner_safety_decisions_total", number, stage="prompt", action=action, rule=rule
+            )
 
     def _further(
         self, principal: Principal, known: JobSet, seeds: Sequence[int], number: int
@@ -420,7 +496,7 @@ class Intake:
         if known.kind != "generate":
             raise Conflict(f"{known.id} makes no images of a request: its kind is {known.kind}")
         job = known.jobs[0]
-        params = {**job.params, "model": job.model, "revision": None, "variant": None}
+        params = _params_of(job)
         name = "variation_seed" if params.get("variation_strength") else "seed"
         if not seeds:
             last = max(one.params[name] for one in known.jobs)
@@ -536,6 +612,11 @@ def service_stops() -> EngineClosed:
         hint="send the request again when it is back",
         retry_after=_RESTART_SECONDS,
     )
+
+
+def _params_of(job: Job) -> dict[str, Any]:
+    """The request of a job, with the id of its checkpoint as its model."""
+    return {**job.params, "model": job.model, "revision": None, "variant": None}
 
 
 def _uploads_of(request: GenerationRequest) -> tuple[str, ...]:

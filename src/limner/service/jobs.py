@@ -42,11 +42,13 @@ class NewJob:
         params: Request of this job as JSON (`GenerationRequest` with one image, defaults filled in).
         model: Id of the checkpoint in the catalogue; "" where the kind needs none.
         predicted_seconds: Estimate of its device seconds, for fair shares and back-pressure.
+        safety: What the safety policy says about its prompts, as `limner.safety.prompts.Decision.to_dict`.
     """
 
     params: Mapping[str, Any]
     model: str
     predicted_seconds: float
+    safety: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ class Job:
         cancel_requested: Whether the worker is to stop it.
         device_seconds: Device seconds that it used, once it has ended.
         cost: Device seconds times the device's price, once it has ended.
+        safety: As `NewJob`; None for one that was accepted without a policy.
         image: The result; None until it is done, and once it is deleted.
         created_at, started_at, finished_at, deadline_at, lease_until: Seconds since the epoch.
     """
@@ -227,6 +230,7 @@ class Job:
     error: JobError | None = None
     device_seconds: float | None = None
     cost: float | None = None
+    safety: Mapping[str, Any] | None = field(default=None, repr=False)
     image: LibraryImage | None = None
 
 

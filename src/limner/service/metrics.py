@@ -87,6 +87,14 @@ METRICS = {
         _gauge("limner_running_jobs", "Jobs that workers have claimed."),
         _histogram("limner_job_wait_seconds", "Seconds from acceptance to the first claim.", _LONG, "lane"),
         _histogram("limner_job_seconds", "Seconds from acceptance to the stored image.", _LONG, "lane"),
+        # Safety
+        _counter(
+            "limner_safety_decisions_total",
+            "Decisions of the safety policy: about each job's prompts, and about requests that it refused.",
+            "stage",
+            "action",
+            "rule",
+        ),
         # Work
         _counter("limner_images_total", "Images finished and stored.", "model", "device"),
         _counter("limner_device_seconds_total", "Device seconds of jobs that have ended.", "model", "device"),

@@ -23,7 +23,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from types import FrameType
 
+from limner.catalogue.shipped import SHIPPED
 from limner.errors import InternalError, InvalidRequest, LimnerError
+from limner.safety.policy import load_policy
 from limner.settings.serve import ServeSettings
 
 from .channel import error_of
@@ -171,6 +173,7 @@ class Supervisor:
                 ledger or a model that cannot be used.
         """
         settings = self._settings
+        self._check_safety()
         with claimed(settings.data), listen(settings.host, settings.port) as listening, self._signals():
             self._children = [*self._workers(), self._api_process(listening)]
             reconciler: threading.Thread | None = None
@@ -335,6 +338,19 @@ class Supervisor:
             return
         if claims:
             _reconcile_once(ledger)
+
+    def _check_safety(self) -> None:
+        """Raise InvalidRequest for a policy that cannot be used, or none where one has to be chosen."""
+        settings = self._settings
+        load_policy(settings.safety_policy)
+        shipped_only = {*settings.models, settings.model} <= {*SHIPPED} and not settings.model_dirs
+        if settings.safety is None and not settings.on_loopback and not shipped_only:
+            raise InvalidRequest(
+                f"{settings.host} can be reached from other machines, the models are others than the shipped "
+                "one, and no safety policy is chosen",
+                hint="set `safety` to standard, strict, off, or the path of a policy file",
+                fields=("safety",),
+            )
 
     def _check_access(self, ledger: Ledger) -> None:
         if self._settings.on_loopback or self._settings.oidc_issuer is not None:

@@ -58,6 +58,11 @@ class CatalogueWords:
             return None
         return re.compile(rf"(?<![\w-])(?:{'|'.join(map(re.escape, names))})(?![\w-])", re.IGNORECASE)
 
+    def files_in(self, text: str) -> tuple[Path, ...]:
+        """The files whose words a text has."""
+        found = () if self.pattern is None else self.pattern.findall(text)
+        return tuple(self.entries[word].path for word in dict.fromkeys(map(str.lower, found)))
+
     def ids(self, word: str) -> tuple[int, ...]:
         """One id for each vector of a word. A pickle, which is not opened here, counts as one."""
         entry = self.entries[word.lower()]

@@ -69,6 +69,7 @@ Group = Literal[
     "Workers",
     "Limits",
     "Access",
+    "Safety",
     "Storage and retention",
     "Webhooks",
     "Cost and observation",
@@ -297,6 +298,15 @@ class ServeSettings(BaseSettings):
         "whose names begin with `oidc`.",
     )
 
+    safety: str | None = _setting(
+        "Safety",
+        None,
+        "Policy that requests must pass: `off`, `standard`, `strict`, or the path of a policy file. Accounts "
+        "and keys can have another level. The rules against sexual content with minors hold in each. It must "
+        "be given to serve models other than the shipped one at an address that other machines reach.",
+        shown="`standard`",
+    )
+
     keep_images_days: float | None = _setting(
         "Storage and retention", None, "Days after which images are deleted.", shown="kept", gt=0
     )
@@ -440,6 +450,11 @@ class ServeSettings(BaseSettings):
     def model(self) -> str:
         """Model of requests that name none."""
         return self.default_model or self.models[0]
+
+    @property
+    def safety_policy(self) -> str:
+        """Level or path of the policy that requests must pass."""
+        return self.safety or "standard"
 
     @property
     def on_loopback(self) -> bool:

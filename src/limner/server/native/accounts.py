@@ -10,11 +10,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from limner.errors import InvalidRequest
 from limner.request.policy import RequestPolicy
+from limner.safety.policy import LEVELS
 from limner.server.auth import Manager, Operator, Reader
 from limner.server.bodies import body_schema, read_body
 from limner.server.problems import Refused
 from limner.server.state import in_thread, state_of
-from limner.service.identity import SCOPES, Account, ApiKey, Principal, Quotas, Role, Scope
+from limner.service.identity import SAFETY, SCOPES, Account, ApiKey, Principal, Quotas, Role, Scope
 
 from .access import AccountQuery, listed_account, owner_of, split_at_commas
 from .views import Seconds, checked_id
@@ -45,15 +46,16 @@ def _attributes(cls: type[Any]) -> dict[str, str]:
 
 
 def _limits(
-    name: str, cls: type[Any], description: str, *, gt: int | None = None, ge: int | None = None
+    name: str, cls: type[Any], description: str, *, gt: int | None = None, ge: int | None = None, **more: Any
 ) -> Any:
     """A model with the fields of a dataclass of limits, whose docstring describes them.
 
     Args:
         gt, ge: Lower bound of the limits, itself excluded or included.
+        more: Further fields.
     """
     texts = _attributes(cls)
-    own: dict[str, Any] = {}
+    own: dict[str, Any] = dict(more)
     for one in fields(cls):
         kind = float if "float" in str(one.type) else int
         own[one.name] = kind | None, Field(default=None, description=texts[one.name], gt=gt, ge=ge)
@@ -66,6 +68,14 @@ PolicyBody = _limits(
     RequestPolicy,
     "What one request may ask; what is left out has the limit of the account or the service.",
     gt=0,
+    safety=(
+        Literal[LEVELS] | None,
+        Field(
+            default=None,
+            description="Level of the safety policy: an account's replaces that of the service, and requests "
+            "with a key must pass the key's too.",
+        ),
+    ),
 )
 
 
@@ -127,6 +137,7 @@ class CallerView(AccountView):
     key: KeyView | None = Field(description="The key that was sent; null where none is needed.")
     scopes: list[Scope] = Field(description="What the caller may do.")
     limits: dict[str, int | None] = Field(description="What one request may ask.")
+    safety: list[str] = Field(description="Names and hashes of the safety policies that it must pass.")
     used: dict[str, float] = Field(description="What counts against the quotas now, and the running jobs.")
 
 
@@ -177,6 +188,7 @@ async def show_account(request: Request, caller: Reader) -> CallerView:
         key=None if caller.key is None else key_view(caller.key),
         scopes=list(caller.scopes),
         limits=asdict(state.intake.policy(caller)),
+        safety=[one.version for one in state.intake.safety.policies(caller)],
         used=asdict(used),
     )
 
@@ -361,7 +373,9 @@ def _policy_of_key(caller: Principal, asked: BaseModel | None, limits: dict[str,
     """
     own = {} if caller.key is None else dict(caller.key.policy)
     new = _set_values(asked)
-    wider = [name for name, value in new.items() if (limits[name] or value) < value]
+    wider = [name for name, value in new.items() if name != SAFETY and (limits[name] or value) < value]
+    if SAFETY in own and SAFETY in new and LEVELS.index(new[SAFETY]) < LEVELS.index(own[SAFETY]):
+        wider.append(SAFETY)
     if wider and not caller.is_operator:
         raise Refused(403, f"{', '.join(wider)} exceed the caller's own limits", fields=("policy",))
     return {**own, **new}

@@ -288,10 +288,9 @@ async def cancel_job(request: Request, caller: Manager, job_id: str) -> JobView:
 
 @router.post("/jobs/{job_id}/retry")
 async def retry_job(request: Request, caller: Manager, job_id: str) -> JobView:
-    """Put a job that has failed, died or been cancelled back into the queue."""
+    """Put a job that has failed, died or been cancelled back into the queue, unless it is refused by now."""
     server = state_of(request)
-    await in_thread(server.ledger.retry, account_id=owner_of(caller), job_id=checked_id(job_id, "job"))
-    server.hub.wake_workers()
+    await server.intake.retry(caller, checked_id(job_id, "job"), account_id=owner_of(caller))
     return await _job(server, caller, job_id)
 
 

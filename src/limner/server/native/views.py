@@ -86,6 +86,38 @@ class ProgressView(BaseModel):
     batch_size: int = Field(description="Number of images in the last forward pass.")
 
 
+class SpanView(BaseModel):
+    """Words of a text that a rule is about."""
+
+    source: str = Field(description="Field of the request that has the text.")
+    start: int = Field(description="Where they begin in it, in characters.")
+    end: int = Field(description="Where they end.")
+    text: str = Field(description="The words as they are written.")
+    list: str = Field(description="List that has them.")
+    term: str = Field(description="What they are in that list.")
+
+
+class FindingView(BaseModel):
+    """A rule that applies."""
+
+    rule: str = Field(description="Its name.")
+    action: str = Field(description="What it asks for: `flag` or `block`.")
+    score: float = Field(description="From 0 to 1, how surely the texts say it.")
+    spans: list[SpanView] = Field(description="The words.")
+    reason: str = Field(description="One sentence about them.")
+
+
+class DecisionView(BaseModel):
+    """What the safety policy says about prompts."""
+
+    action: str = Field(description="`allow`, `flag` or `block`.")
+    rule: str | None = Field(description="The rule that decided; null where none applies.")
+    score: float = Field(description="From 0 to 1, how surely the texts say it; 0 where no rule applies.")
+    version: str = Field(description="Names and hashes of the policies.")
+    reason: str = Field(description="Why.")
+    findings: list[FindingView] = Field(description="The rules that apply, the most severe first.")
+
+
 class JobView(BaseModel):
     """One requested image: its state and its result."""
 
@@ -118,6 +150,10 @@ class JobView(BaseModel):
     device_seconds: float | None = Field(default=None, description="Device seconds used.")
     cost: float | None = Field(default=None, description="Their price.")
     progress: ProgressView | None = Field(default=None, description="Its last step, while it runs.")
+    safety: DecisionView | None = Field(
+        default=None,
+        description="What the safety policy said about its prompts; null for jobs of older versions.",
+    )
     error: ErrorView | None = Field(default=None, description="Why it failed.")
     image: ImageView | None = Field(default=None, description="The result, once it is done.")
 
@@ -273,6 +309,7 @@ def job_view(
         device_seconds=job.device_seconds,
         cost=job.cost,
         progress=progress_view(progress) if progress is not None and job.state == "running" else None,
+        safety=None if job.safety is None else DecisionView(**job.safety),
         error=error_view(job.error),
         image=None if job.image is None else image_view(job.image, whole=whole),
     )

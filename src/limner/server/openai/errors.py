@@ -54,6 +54,7 @@ _BUSY = ErrorKind(503, "server_error", retry=True)
 KINDS: Mapping[str, ErrorKind] = {
     "invalid_request": _INVALID,
     "invalid_prompt": _INVALID,
+    "prompt_refused": ErrorKind(400, "image_generation_user_error", code="content_policy_violation"),
     "invalid_picture": _INVALID,
     "unsupported_model": _INVALID,
     "out_of_memory": _INVALID,

@@ -34,6 +34,7 @@ JOB_FIELDS = [
     *("id", "set_id", "index", "account_id", "key_id", "kind", "lane", "state", "params", "model"),
     *("predicted_seconds", "position", "attempt", "fence", "cancel_requested", "created_at", "owner"),
     *("lease_until", "deadline_at", "started_at", "finished_at", "device_seconds", "cost"),
+    "safety",
 ]
 JOB_COLUMNS = [*(jobs.c[name] for name in JOB_FIELDS), jobs.c.error]
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "v0004"
+HEAD = "v0005"
 """Revision of the schema that this program uses: the newest script in `migrations/versions`."""
 
 metadata = MetaData(
@@ -131,6 +131,7 @@ jobs = Table(
     Column("error", _Json),
     Column("device_seconds", Double),
     Column("cost", Double),
+    Column("safety", _Json),  # what the policy says about the prompts
     Index("ix_jobs_set_id_index", "set_id", "index"),
     Index("ix_jobs_account_id_seq", "account_id", "seq"),
     # Small whatever has been done before: they hold what is waiting or running now.

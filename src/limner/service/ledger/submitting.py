@@ -230,6 +230,7 @@ class Submitting(Reading, Ending):
                 "params": dict(job.params),
                 "model": job.model,
                 "predicted_seconds": job.predicted_seconds,
+                "safety": None if job.safety is None else dict(job.safety),
                 "position": position + place,
                 "notify": of_set["webhook"] is not None,
                 "deadline_at": deadline,

@@ -1,0 +1,63 @@
+"""The safety policy of the service: what it says about the prompts of a caller's request. No torch."""
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+
+from limner.catalogue.catalogue import Catalogue, trigger_words_of
+from limner.request.resolve import PictureSpec, ResolvedRequest
+from limner.safety.policy import Policy, load_policy
+from limner.safety.prompts import Decision, check_pictures
+from limner.settings.serve import ServeSettings
+
+from .identity import Principal
+from .vocabulary import CatalogueWords
+
+
+class PromptSafety:
+    """Decides about requests. Safe to use from any thread.
+
+    Args:
+        settings: Settings of the service: its policy.
+        catalogue: Where embeddings are looked up.
+
+    Raises:
+        InvalidRequest: The policy of the settings cannot be used.
+    """
+
+    def __init__(self, settings: ServeSettings, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._own = load_policy(settings.safety_policy)
+        self._level = cache(load_policy)
+
+    def policies(self, principal: Principal) -> tuple[Policy, ...]:
+        """The policies that requests of a caller must pass, all of them: the account's, else the service's,
+        and that of the key. Each has the tier that is always active."""
+        account, key = principal.safety
+        found = [self._own if account is None else self._level(account)]
+        return tuple(found if key is None else [*found, self._level(key)])
+
+    def decide(self, principal: Principal, resolved: ResolvedRequest, family: str) -> tuple[Decision, ...]:
+        """What the policies of a caller say about each image of a resolved request.
+
+        Args:
+            family: Family of the model, whose embeddings a prompt may name.
+        """
+        embeddings = CatalogueWords(self._catalogue.entries("embedding", family))
+        words = partial(_trigger_words, embeddings, cache(trigger_words_of))  # files are read once
+        return check_pictures(resolved, self.policies(principal), words)
+
+
+def _trigger_words(
+    embeddings: CatalogueWords, words_of: Callable[[Path], tuple[str, ...]], picture: PictureSpec
+) -> Iterator[tuple[str, str]]:
+    """The words that the LoRAs and textual inversions of an image answer to, each with the field that names
+    the file."""
+    for one in picture.passes:
+        for used in one.adapters:
+            yield from (("loras", words) for words in words_of(used.path))
+        for part in one.prompts:
+            texts = [("prompt", text) for text, _ in part.positive] + [("negative_prompt", part.negative)]
+            for name, text in texts:
+                for file in embeddings.files_in(text):
+                    yield from ((name, words) for words in words_of(file))
