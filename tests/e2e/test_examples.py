@@ -1,6 +1,7 @@
 """The Python of the guides runs as it stands, with a tiny model in the place of the shipped one."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
         ("README.md", "boat.png"),
         ("docs/guides/python-api.md", "boat.png"),
         ("docs/guides/grid.md", "sheet.png"),
+        pytest.param(
+            "docs/guides/provenance.md",
+            "house.webp",
+            marks=pytest.mark.skipif(find_spec("c2pa") is None, reason="limner[provenance] is not installed"),
+        ),
     ],
 )
 def test_examples_run(page, picture, tiny, tmp_path, monkeypatch):

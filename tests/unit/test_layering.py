@@ -162,6 +162,7 @@ def test_the_walk_sees_every_kind_of_import():
         ("import limner.cli.main", HEAVY | {"pydantic", "PIL", "tokenizers"}),
         ("import limner.images.metadata", HEAVY),
         ("import limner.images.assets, limner.images.inputs, limner.images.result", {"torch", "safetensors"}),
+        ("import limner.safety.provenance", {"torch", "safetensors", "c2pa", "cryptography"}),
         ("import limner.picturebook.world", HEAVY | {"pydantic"}),
     ],
 )

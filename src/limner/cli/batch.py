@@ -21,8 +21,19 @@ import typer
 
 from limner.cli.fields import RequestOptions
 from limner.cli.lines import Fault, Format, Line, read_lines
-from limner.cli.options import OUTPUT, ModelOptions, Quiet, Watermark, option, spread, watermark_key
+from limner.cli.options import (
+    OUTPUT,
+    ModelOptions,
+    Quiet,
+    Sign,
+    SignPrompt,
+    Watermark,
+    option,
+    spread,
+    watermark_key,
+)
 from limner.cli.output import check_folder
+from limner.cli.signing import Signing
 from limner.errors import InvalidPicture, InvalidRequest, LimnerError
 from limner.files import numbered
 
@@ -31,6 +42,7 @@ from . import terminal
 if TYPE_CHECKING:
     from limner.cli.journal import Journal
     from limner.engine.handle import Handle
+    from limner.images.picture import Encode
     from limner.model.model import Model
     from limner.prompts.attention import PromptSyntax
     from limner.request import GenerationRequest
@@ -53,6 +65,8 @@ def batch(
     format: Annotated[Format, option(_FORMAT, OUTPUT, "--format")] = Format.auto,
     out: Annotated[Path, option("Folder for the images and their journal.", OUTPUT)] = Path("batch"),
     watermark: Watermark = False,
+    sign: Sign = False,
+    sign_prompt: SignPrompt = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate images for a file of prompts or requests.
@@ -68,8 +82,8 @@ def batch(
     if not lines and not faults:
         raise InvalidRequest(f"{name} asks for nothing", hint="write a prompt a line, or see --format")
     check_folder(out)
-    key = watermark_key(watermark)
-    run = _Run(name, lines, Journal(out), sys.stderr.isatty() and not quiet, key)
+    key, signing = watermark_key(watermark), Signing.read(sign, with_prompt=sign_prompt)
+    run = _Run(name, lines, Journal(out), sys.stderr.isatty() and not quiet, key, signing)
     if run.finished and not quiet:
         terminal.note(f"{run.finished} of {_lines(len(lines))} done before")
     try:
@@ -119,10 +133,16 @@ class _Run:
     """
 
     def __init__(
-        self, name: str, lines: Sequence[Line], journal: "Journal", visible: bool, key: bytes | None
+        self,
+        name: str,
+        lines: Sequence[Line],
+        journal: "Journal",
+        visible: bool,
+        key: bytes | None,
+        signing: Signing | None,
     ) -> None:
         self._name, self._journal = name, journal
-        self._key = key  # of the watermark
+        self._key, self._signing = key, signing  # the key is that of the watermark
         self._bar = terminal.Bar() if visible else None
         todo = [line for line in lines if not journal.has(line)]
         self.finished = len(lines) - len(todo)
@@ -153,7 +173,8 @@ class _Run:
         with terminal.passing("loading …", self._bar is not None):
             from limner.engine.models import ModelCache
 
-            self._models = ModelCache(**options.given())
+            given = options.given()
+            self._models, self._assets = ModelCache(**given), given.get("assets")
             for lines in self._by_model.values():
                 try:
                     model = self._models.get(lines[0].request)
@@ -241,7 +262,7 @@ class _Run:
 
     def _write(self, line: Line, path: Path, handle: "Handle") -> Path:
         """Write an image; another name is taken where a file has appeared under this one."""
-        from limner.images.picture import write_new_picture
+        from limner.images.picture import encode, write_new_picture
 
         [picture] = handle.result().images
         if self._key is not None:
@@ -249,7 +270,9 @@ class _Run:
 
             picture = marked(picture, self._key)
         others = (other for other in numbered(path) if other.name not in self._taken)
-        path = write_new_picture(picture, chain([path], others))
+        signing = self._signing
+        write: Encode = encode if signing is None else signing.encoding(line.request, self._assets)
+        path = write_new_picture(picture, chain([path], others), write)
         for warning in picture.record.warnings:
             if warning not in self._said:
                 self._said.add(warning)

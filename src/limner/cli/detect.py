@@ -1,4 +1,4 @@
-"""`limner detect`: the watermark and the record of images."""
+"""`limner detect`: the watermark, the manifest and the record of images."""
 
 import json
 from collections.abc import Mapping
@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limner.errors import LimnerError
+from limner.errors import InvalidRequest, LimnerError
 from limner.settings import read_watermark_key
 
 from . import terminal
+from .signing import manifest_json, manifest_rows, read_anchors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from limner.images.record import Record
+    from limner.safety.provenance import Manifest
     from limner.safety.watermark import Mark
 
 _NO_MARK, _UNREADABLE = 1, 2  # exit codes
@@ -32,15 +34,15 @@ def detect(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file.")] = False,
 ) -> None:
-    """Find the watermark and the record of images.
+    """Find the watermark, the manifest and the record of images.
 
     Marks made with the key of LIMNER_WATERMARK_KEY, and with the published one, are found. Exit codes: 0 if
     every image has a watermark, 1 if one has none, 2 if a file cannot be examined.
     """
-    code, keys = 0, _keys()
+    code, keys, anchors = 0, _keys(), read_anchors()
     for file in files:
         try:
-            found = _examined(file, keys, scales)
+            found = _examined(file, keys, anchors, scales)
         except LimnerError as error:
             terminal.error(f"{file}: {error.message}", error.hint)
             code = _UNREADABLE
@@ -54,7 +56,7 @@ def detect(
     raise typer.Exit(code)
 
 
-def _examined(file: Path, keys: Mapping[str, bytes], scales: bool) -> dict[str, Any]:
+def _examined(file: Path, keys: Mapping[str, bytes], anchors: bytes, scales: bool) -> dict[str, Any]:
     """What an image says of itself, as `--json` prints it.
 
     Raises:
@@ -77,6 +79,7 @@ def _examined(file: Path, keys: Mapping[str, bytes], scales: bool) -> dict[str, 
             "scale": round(mark.scale, 4),
             "key": key,
         },
+        "manifest": manifest_json(_manifest(file, anchors)),
         "of_record": None if mark is None or named is None else named.id.startswith(mark.digits),
         "record": None if record is None else record.model_dump(mode="json"),
     }
@@ -90,6 +93,19 @@ def _record(file: Path) -> "Record | None":
         return read_record(file)
     except InvalidPicture as error:
         terminal.warning(error.message)
+        return None
+
+
+def _manifest(file: Path, anchors: bytes) -> "Manifest | None":
+    from limner.safety.provenance import has_manifest, read_manifest
+
+    data = file.read_bytes()
+    if not has_manifest(data):
+        return None
+    try:
+        return read_manifest(data, anchors)
+    except InvalidRequest as error:
+        terminal.warning(f"{file} has a manifest; {error.message} ({error.hint})")
         return None
 
 
@@ -125,6 +141,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("watermark", f"{mark['id']} ({mark['bits']} bits, {mark['key']} key)"))
         rows.append(("z score", f"{mark['z']:.1f}"))
         rows.append(("scale", f"{mark['scale']:g}"))
+    rows += manifest_rows(found["manifest"])
     if record is None:
         rows.append(("record", "none"))
         return rows

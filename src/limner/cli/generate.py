@@ -19,6 +19,8 @@ from limner.cli.options import (
     OUTPUT,
     ModelOptions,
     Quiet,
+    Sign,
+    SignPrompt,
     Text,
     Watermark,
     flag,
@@ -27,6 +29,7 @@ from limner.cli.options import (
     watermark_key,
 )
 from limner.cli.output import Destination
+from limner.cli.signing import Signing
 from limner.errors import InvalidRequest
 
 from . import terminal
@@ -60,6 +63,8 @@ def generate(
     grid: Annotated[bool, flag("Write a contact sheet of all images too.", OUTPUT, "--grid")] = False,
     source: Annotated[Path | None, option(_FROM, OUTPUT, "--from", metavar="PICTURE")] = None,
     watermark: Watermark = False,
+    sign: Sign = False,
+    sign_prompt: SignPrompt = False,
     quiet: Quiet = False,
 ) -> None:
     """Generate images from a prompt.
@@ -73,7 +78,8 @@ def generate(
     try:
         request, original = request_of(given, source, models.given())
         destination.check(request.num_images)
-        _draw(request, original, destination, models, grid, quiet, watermark_key(watermark))
+        key, signing = watermark_key(watermark), Signing.read(sign, with_prompt=sign_prompt)
+        _draw(request, original, destination, models, grid, quiet, key, signing)
     except KeyboardInterrupt:
         terminal.say("stopped", destination.kept, "yellow")
         raise typer.Exit(130) from None
@@ -251,12 +257,13 @@ def _draw(
     grid: bool,
     quiet: bool,
     key: bytes | None,
+    signing: Signing | None,
 ) -> None:
-    """Draw, mark with a watermark if there is a key, and write."""
+    """Draw, mark with a watermark if there is a key, sign if that is asked for, and write."""
     visible = sys.stderr.isatty() and not quiet
     with terminal.passing(f"loading {request.model} …", visible):
         from limner.engine.loaded import load
-        from limner.images.picture import write_new_picture
+        from limner.images.picture import encode, write_new_picture
         from limner.safety.marking import marked
         from limner.safety.watermark import check_size
 
@@ -266,6 +273,7 @@ def _draw(
         request = resolved.request
         if key is not None:
             check_size((request.width or 0, request.height or 0))
+        write = encode if signing is None else signing.encoding(request, model.assets)
     for warning in model.warnings:
         terminal.warning(warning)
     redrawn = original if original is not None and request == original.record.request else None
@@ -288,7 +296,7 @@ def _draw(
                 bar.hide()
             picture = progress.picture if key is None else marked(progress.picture, key)
             finished[progress.image] = picture
-            path = destination.write(picture)
+            path = destination.write(picture, write)
             for warning in picture.record.warnings:
                 if warning not in said:
                     terminal.warning(warning)
@@ -303,7 +311,7 @@ def _draw(
             bar.hide()
     if grid:
         result = replace(result, images=tuple(finished[number] for number in sorted(finished)))
-        path = write_new_picture(result.grid(), destination.sheet(result.seeds[0]))
+        path = write_new_picture(result.grid(), destination.sheet(result.seeds[0]), write)
         typer.echo(os.fsencode(path))
 
 

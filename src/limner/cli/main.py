@@ -1,8 +1,8 @@
 """`limner`: its commands, and how their errors are reported.
 
-Exit codes: 0 success, 1 some lines of a batch failed or `limner detect` saw an image without a watermark,
-2 an error with a message and a hint, 3 refused by the safety policy, 130 stopped by Ctrl-C. A traceback is a
-bug.
+Exit codes: 0 success, 1 some lines of a batch failed, `limner detect` saw an image without a watermark or
+`limner verify` one that is not as it was signed or drawn, 2 an error with a message and a hint, 3 refused by
+the safety policy, 130 stopped by Ctrl-C. A traceback is a bug.
 """
 
 import sys
@@ -62,7 +62,10 @@ COMMANDS = {
     },
     _FILES: {
         "show": _Entry("Show the request stored in an image.", "show:show"),
-        "detect": _Entry("Find the watermark and the record of images.", "detect:detect"),
+        "detect": _Entry("Find the watermark, the manifest and the record of images.", "detect:detect"),
+        "verify": _Entry(
+            "Check the signatures of images, or draw them again from their records.", "verify:verify"
+        ),
         "models": _Entry("List the models on this machine.", "models:app"),
         "preprocess": _Entry("Make a control image: edges, lines, poses …", "preprocess:preprocess"),
         "convert": _Entry("Convert a checkpoint to another layout or dtype.", "convert:convert"),

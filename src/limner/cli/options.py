@@ -82,6 +82,13 @@ _WATERMARK = (
     "LIMNER_WATERMARK_KEY."
 )
 Watermark = Annotated[bool, flag(_WATERMARK, OUTPUT, "--watermark")]
+_SIGN = (
+    "Sign each image: a C2PA manifest in the file says what made it, and from what. Keys: the environment's "
+    "LIMNER_SIGNING_CERTIFICATE and LIMNER_SIGNING_KEY, else those of a development CA."
+)
+Sign = Annotated[bool, flag(_SIGN, OUTPUT, "--sign")]
+_SIGN_PROMPT = "Sign each image, with the prompt in its manifest."
+SignPrompt = Annotated[bool, flag(_SIGN_PROMPT, OUTPUT, "--sign-prompt")]
 Quiet = Annotated[bool, flag("Warnings and errors only.", OUTPUT, "--quiet", "-q")]
 
 

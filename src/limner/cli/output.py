@@ -12,7 +12,7 @@ from limner.files import numbered
 from . import terminal
 
 if TYPE_CHECKING:
-    from limner.images.picture import Picture
+    from limner.images.picture import Encode, Picture
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # the formats that carry a record
 _OTHER_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".pdf", ".ppm", ".tga", ".tif", ".tiff")
@@ -56,19 +56,19 @@ class Destination:
             )
         check_folder(self.folder)
 
-    def write(self, picture: "Picture") -> Path:
+    def write(self, picture: "Picture", encode: "Encode") -> Path:
         """Raises OutputError."""
         from limner.images.picture import losses, write_picture
         from limner.images.result import save_new
 
         if self.is_file:
             make_folder(self.folder)
-            write_picture(picture, self.path)
+            write_picture(picture, self.path, encode)
             path = self.path
             for loss in losses(picture, path.suffix):
                 terminal.warning(f"{path}: {loss}")
         else:
-            path = save_new(picture, self.path)
+            path = save_new(picture, self.path, encode)
         self.written += 1
         return path
 

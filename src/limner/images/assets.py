@@ -116,6 +116,22 @@ class Assets:
         except OSError as error:
             raise InvalidRequest(f"{shortened(reference)} cannot be opened: {error.strerror}") from None
 
+    def read(self, reference: str, name: str = "image") -> bytes:
+        """The bytes of the file that a reference stands for. Arguments and errors as of `locate`.
+
+        Raises:
+            InvalidRequest: also where the file cannot be read.
+        """
+        located = self.locate(reference, name)
+        if located.startswith("data:"):
+            return _data_of(located)
+        try:
+            return Path(os.path.expanduser(located)).read_bytes()
+        except OSError as error:
+            raise InvalidRequest(
+                f"{shortened(reference)} cannot be opened: {error.strerror}", fields=(name,)
+            ) from None
+
     def find(self, digest: str) -> Path | None:
         """A file whose bytes have this SHA-256, or whose pixels written by `image_source` have it."""
         if self.store is not None and (stored := self._stored(digest)).is_file():

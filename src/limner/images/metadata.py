@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from limner.errors import InvalidPicture
 
 from .exif import EXIF_IFD, MAKER_NOTE, USER_COMMENT, decode_comment
-from .picture import SEGMENT, join_segments
+from .picture import SEGMENT, XMP_KEY, join_segments
 from .readers import READERS, ReadRequest, Texts, novelai, reader_of
 from .readers.base import NamedModel, hash_digits, without_suffix
 from .record import LORA, Record
@@ -21,7 +21,7 @@ OWN = "Limner"
 """`Reading.program` of an image with Limner's own record."""
 
 _TEXT_TAGS = {"ImageDescription": 0x010E, "Make": 0x010F, "Model": 0x0110, "Software": 0x0131}
-_UNRELATED_KEYS = {"XML:com.adobe.xmp", "date:create", "date:modify", "srgb", "jfif_unit"}
+_UNRELATED_KEYS = {XMP_KEY, "date:create", "date:modify", "srgb", "jfif_unit"}
 
 Source = str | Path | BinaryIO  # an image: its path or an open file
 
@@ -88,9 +88,7 @@ def _read(source: Source, formats: tuple[str, ...] | None = None) -> tuple[Texts
     if segments is not None:
         maker_note = segments.decode("utf-8", "replace")
     record = info.pop("limner", "") or (maker_note if maker_note.startswith("{") else "")
-    packet = info.get("XML:com.adobe.xmp") or (
-        xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else ""
-    )
+    packet = info.get(XMP_KEY) or (xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else "")
     return Texts(info, user_comment, exif, packet, name, size), record
 
 

@@ -9,7 +9,7 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -30,6 +30,7 @@ _SEGMENT_BYTES = 65_533  # the most that a segment of a JPEG holds
 _NUMBERS = struct.Struct(">HH")  # number of a segment, and how many there are
 _ASCII = b"ASCII\0\0\0"
 _CUT = "… "
+XMP_KEY = "XML:com.adobe.xmp"
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 
 
@@ -108,7 +109,7 @@ def encode(image: Image.Image, format: str, **params: Any) -> bytes:
 
     Args:
         format: A name ("PNG", "jpg") or a suffix (".webp").
-        **params: For Pillow, such as `quality`.
+        **params: For Pillow, such as `quality`. `xmp`, a packet as bytes, is written into PNG too.
 
     Raises:
         OutputError: an unknown format, or one that cannot hold such an image.
@@ -123,6 +124,9 @@ def encode(image: Image.Image, format: str, **params: Any) -> bytes:
         )
     if isinstance(image, Picture):
         params = {**_carry(image.record, kind).params, **params}
+    if kind == "PNG" and "xmp" in params:
+        chunks = params.setdefault("pnginfo", PngImagePlugin.PngInfo())
+        chunks.add_itxt(XMP_KEY, params.pop("xmp").decode())
     encoded = io.BytesIO()
     try:
         Image.Image.save(image, encoded, kind, **params)
@@ -131,8 +135,15 @@ def encode(image: Image.Image, format: str, **params: Any) -> bytes:
     return encoded.getvalue()
 
 
-def write_picture(image: Image.Image, path: Path) -> None:
+Encode = Callable[[Image.Image, str], bytes]
+"""Makes the bytes of a file of an image and a format, as `encode` does."""
+
+
+def write_picture(image: Image.Image, path: Path, encode: Encode = encode) -> None:
     """Write an image, whole or not at all, over what the path has.
+
+    Args:
+        encode: Makes the bytes of the file.
 
     Raises:
         OutputError: the suffix names no image format, or the file cannot be written.
@@ -142,11 +153,12 @@ def write_picture(image: Image.Image, path: Path) -> None:
         temporary.write_bytes(encoded)
 
 
-def write_new_picture(image: Image.Image, paths: Iterable[Path]) -> Path:
+def write_new_picture(image: Image.Image, paths: Iterable[Path], encode: Encode = encode) -> Path:
     """Write an image to the first of several paths that does not exist, as `write_first_free` does.
 
     Args:
         paths: Names with one suffix, in one folder.
+        encode: Makes the bytes of the file.
 
     Raises:
         OutputError: as `write_picture`.

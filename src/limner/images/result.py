@@ -10,7 +10,7 @@ from limner.errors import OutputError
 from limner.files import free_numbers
 from limner.request import GenerationRequest
 
-from .picture import Picture, write_new_picture
+from .picture import Encode, Picture, encode, write_new_picture
 from .sheets import contact_sheet
 
 
@@ -48,8 +48,11 @@ class GenerationResult:
         return [save_new(image, Path(folder)) for image in self.images]
 
 
-def save_new(picture: Picture, folder: Path) -> Path:
+def save_new(picture: Picture, folder: Path, encode: Encode = encode) -> Path:
     """Write an image as `00001-seed.png`, with the next free number; nothing is overwritten.
+
+    Args:
+        encode: Makes the bytes of the file.
 
     Raises:
         OutputError: The folder cannot be made or written.
@@ -59,4 +62,4 @@ def save_new(picture: Picture, folder: Path) -> Path:
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror or error}") from error
     names = (f"{number:05d}-{picture.seed}.png" for number in free_numbers(folder))
-    return write_new_picture(picture, (folder / name for name in names))
+    return write_new_picture(picture, (folder / name for name in names), encode)

@@ -30,6 +30,10 @@ VARIABLES = {
     "styles_files": "LIMNER_STYLES_FILE",
     "assets_dirs": "LIMNER_ASSETS_DIR",
     "watermark_key": "LIMNER_WATERMARK_KEY",
+    "signing_certificate": "LIMNER_SIGNING_CERTIFICATE",
+    "signing_key": "LIMNER_SIGNING_KEY",
+    "timestamp_url": "LIMNER_TIMESTAMP_URL",
+    "trust_anchors": "LIMNER_TRUST_ANCHORS",
     "log_level": "LIMNER_LOG_LEVEL",
     "log_format": "LIMNER_LOG_FORMAT",
 }
@@ -37,10 +41,14 @@ VARIABLES = {
 
 CONFIG_VARIABLE = "LIMNER_CONFIG"
 CONFIG_FILE = "limner.toml"
-_OF_COMMANDS = frozenset(VARIABLES) - {"log_level", "log_format", "watermark_key"}
-"""Settings of the file that hold for all commands; logging is that of the service, and the key a secret."""
+_OF_COMMANDS = frozenset(VARIABLES) - {
+    *("log_level", "log_format", "watermark_key"),
+    *("signing_certificate", "signing_key", "timestamp_url", "trust_anchors"),
+}
+"""Settings of the file that hold for all commands; logging is that of the service, and keys are secrets."""
 
 WATERMARK_KEY_FILE = "watermark.key"
+DEVELOPMENT_KEYS = "signing"  # folder of a development CA, in the data folder
 _LEAST_KEY = 16  # characters
 
 
@@ -178,6 +186,50 @@ def read_watermark_key(environment: Mapping[str, str] = os.environ) -> str | Non
             hint="make one with: openssl rand -hex 32",
         )
     return key
+
+
+@dataclass(frozen=True)
+class SigningSettings:
+    """How manifests of images are signed and checked. See `limner.safety.provenance`.
+
+    Attributes:
+        certificate, key: PEM files of the signer's certificate chain and private key; None: a development
+            CA's.
+        timestamp_url: URL of a time-stamp authority; None: none is asked.
+        trust_anchors: PEM files of certificates that vouch for signers.
+        development_keys: Folder of the development CA.
+    """
+
+    certificate: Path | None
+    key: Path | None
+    timestamp_url: str | None
+    trust_anchors: tuple[Path, ...]
+    development_keys: Path
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> "SigningSettings":
+        """The settings of an environment. Empty variables count as unset.
+
+        Raises:
+            InvalidRequest: A certificate without a key or the other way round, or a URL that is none.
+        """
+        names = ("signing_certificate", "signing_key", "timestamp_url")
+        certificate, key, url = (environment.get(VARIABLES[name]) for name in names)
+        if bool(certificate) != bool(key):
+            given, other = ("certificate", "key") if certificate else ("key", "certificate")
+            raise InvalidRequest(
+                f"{VARIABLES[f'signing_{given}']} is set without {VARIABLES[f'signing_{other}']}",
+                hint="set both, or none for a development CA",
+            )
+        if url and not url.startswith(("http://", "https://")):
+            raise InvalidRequest(f"{VARIABLES['timestamp_url']} is {url!r}; expected an http or https URL")
+        return cls(
+            certificate=Path(certificate) if certificate else None,
+            key=Path(key) if key else None,
+            timestamp_url=url or None,
+            trust_anchors=_paths(environment.get(VARIABLES["trust_anchors"])),
+            development_keys=default_data_dir(environment) / DEVELOPMENT_KEYS,
+        )
 
 
 def _paths(given: Any) -> tuple[Path, ...]:
