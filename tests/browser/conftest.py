@@ -5,10 +5,11 @@ pytest -n 0 -m browser
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
 
@@ -71,7 +72,8 @@ def studio(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Open]:
 
     Each call is a browser of its own, with its own cookies, unless it is given a `context`. At the end,
     errors of the console, violations of the content security policy and requests to other origins fail the
-    test, but for those that match `tolerate`, which the test means to cause.
+    test, but for those that match `tolerate`, which the test means to cause. The draft that the test leaves
+    on a server is deleted, so that the next test begins with an empty composer.
     """
     with ExitStack() as stack:
 
@@ -85,12 +87,19 @@ def studio(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Open]:
             tolerate: str | None = None,
         ) -> Studio:
             on = server or request.getfixturevalue("fake_server")
+            stack.callback(_forget_draft, on.url)  # after the page is closed, which may save
             used = context or stack.enter_context(_context(browser, width, theme))
             opened = stack.enter_context(_page(used, on.url, tolerate))
             opened.open(hash)
             return opened
 
         yield open_studio
+
+
+def _forget_draft(url: str) -> None:
+    """Delete the composer's draft of a server, unless the server has stopped."""
+    with suppress(httpx.TransportError):
+        httpx.delete(f"{url}/api/v1/drafts/studio", timeout=30)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The composer of the Create screen: prompts, chips, shapes, settings and what the server says of them."""
 
-import httpx
+import re
+
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
@@ -10,6 +11,7 @@ from benchmarks.faults.service import Service
 from limner.catalogue.shipped import SHIPPED
 from limner.prompts.analysis import analyse_prompt
 from limner.service.vocabulary import tokenizer_of
+from tests.browser.held import Held
 
 pytestmark = pytest.mark.browser
 
@@ -34,12 +36,6 @@ def stocked(tmp_path_factory):
     options = ("--device", "fake:0.02", "--lora-dir", str(folder / "loras"), "--log-level", "warning")
     with Service(folder / "data", *options) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def empty_composer(fake_server):
-    """No draft of an earlier test."""
-    httpx.delete(f"{fake_server.url}/api/v1/drafts/studio", timeout=30)
 
 
 def prompt(page: Page):
@@ -129,6 +125,22 @@ def test_what_the_server_refuses_is_told_at_its_field(studio):
     page.get_by_label("Width", exact=True).first.press("Tab")
     expect(page.get_by_label("Width", exact=True).first).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_text("multiple of 8").first).to_be_visible()
+
+
+def test_an_estimate_of_an_earlier_request_is_not_shown(studio):
+    page = studio().page
+    estimating = Held(page, "**/api/v1/estimates", lambda request: "the first" in (request.post_data or ""))
+    prompt(page).fill("the first")
+    route = estimating.next()
+    prompt(page).fill("the second")
+    estimate = page.get_by_text(re.compile("^about "))
+    expect(estimate).to_be_visible()
+    shown = estimate.text_content()
+    with page.expect_response(lambda answer: "the first" in (answer.request.post_data or "")) as late:
+        route.fulfill(json={"seconds": 7200, "cost": 0, "waiting_seconds": 0, "request": {}})
+    late.value.finished()
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert estimate.text_content() == shown
 
 
 def test_earlier_prompts_are_walked_through_by_keys(studio):

@@ -41,6 +41,17 @@ def test_a_request_without_a_connection_waits_and_is_sent_once(studio, fake_serv
     expect(page.get_by_label("Prompt")).to_have_value("drawn without a connection")
 
 
+def test_a_waiting_request_that_is_refused_is_told_when_the_studio_opens(studio):
+    opened = studio(tolerate="422")
+    page = opened.page
+    body = {"request": {"prompt": "a boat", "steps": -1}}
+    page.evaluate("body => localStorage.setItem('limner.outbox', JSON.stringify([{key: 'k1', body}]))", body)
+    page.reload()
+    expect(page.get_by_role("region", name="Notes").get_by_text("steps")).to_be_visible()
+    expect(page.get_by_text("Connected")).to_be_visible()
+    assert page.evaluate("localStorage.getItem('limner.outbox')") == "[]"
+
+
 def test_a_reload_halfway_goes_on_with_the_same_tiles_and_the_draft(studio, fake_server):
     opened = studio()
     page = opened.page

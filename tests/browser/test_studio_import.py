@@ -4,7 +4,6 @@ import base64
 import re
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
@@ -114,8 +113,7 @@ def test_several_files_each_say_what_they_are_also_a_broken_one(studio):
     expect(sheet).to_be_hidden()
 
 
-def test_a_chosen_picture_becomes_the_reference_and_undo_takes_it_back(studio, fake_server, tmp_path: Path):
-    httpx.put(f"{fake_server.url}/api/v1/drafts/studio", json={}, timeout=30).raise_for_status()
+def test_a_chosen_picture_becomes_the_reference_and_undo_takes_it_back(studio, tmp_path: Path):
     page = studio(width=390, hash="#/queue").page
     path = tmp_path / "start.png"
     path.write_bytes(picture(size=(96, 64)))

@@ -75,7 +75,6 @@ def test_pixels_outside_of_a_mask_keep_their_bits(
 ):
     path = tmp_path / "start.png"
     path.write_bytes(start)
-    httpx.put(f"{server.url}/api/v1/drafts/studio", json={}, timeout=30).raise_for_status()
     page = studio(server, width=width).page
     if width < 720:
         page.get_by_role("button", name="Show settings").click()

@@ -5,6 +5,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from benchmarks.faults.service import Service
+from tests.browser.held import Held
 
 pytestmark = pytest.mark.browser
 
@@ -81,6 +82,31 @@ def test_pictures_are_kept_deleted_and_brought_back_by_keys(studio, fake_server)
     expect(links).to_have_count(4)
     [made] = sets(fake_server, "some to sort out")
     assert [job["image"]["kept"] for job in made["jobs"]] == [True, False, False, False]
+
+
+def test_a_mark_stays_while_an_older_state_of_the_set_arrives(studio, fake_server):
+    page = studio().page
+    region = draw(page, "some to mark at once", 4)
+    links = region.get_by_role("link")
+    expect(links).to_have_count(4, timeout=PATIENCE)
+    [made] = sets(fake_server, "some to mark at once")
+    marking = Held(page, "**/api/v1/images", lambda request: request.method == "PATCH")
+    links.first.focus()
+    page.keyboard.press("f")
+    kept = region.get_by_role("button", name="Keep", pressed=True)
+    expect(kept).to_have_count(1)
+    # Another device keeps the second one: the set is read anew, without the mark of the first one.
+    body = {"ids": [made["jobs"][1]["image"]["id"]], "kept": True}
+    httpx.patch(f"{fake_server.url}/api/v1/images", json=body, timeout=30).raise_for_status()
+    expect(region.get_by_role("listitem").nth(1).get_by_role("button", name="Keep")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    assert kept.count() == 2
+    with page.expect_response(lambda answer: answer.request.method == "PATCH"):
+        marking.next().continue_()
+    expect(kept).to_have_count(2)
+    [now] = sets(fake_server, "some to mark at once")
+    assert [job["image"]["kept"] for job in now["jobs"]] == [True, True, False, False]
 
 
 def test_more_like_a_picture_has_its_seed_and_knows_its_parent(studio, fake_server):

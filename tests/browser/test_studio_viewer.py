@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from benchmarks.faults.service import Service
+from tests.browser.held import Held
 from tests.browser.library import fill, prompt_of
 
 pytestmark = pytest.mark.browser
@@ -85,6 +86,26 @@ def test_keys_lead_through_the_pictures_keep_and_delete_them(library_server, stu
     expect(picture(page, prompt_of(40))).to_be_attached()
     page.keyboard.press("Escape")
     expect(page.locator('[data-index="2"]')).to_be_focused()
+
+
+def test_the_next_picture_is_there_before_one_goes_to_it(library_server, studio):
+    page = studio(library_server, tolerate=NO_FILE).page
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(library_server.url)))
+    reading = Held(page, "**/api/v1/images/42")
+    page.goto(f"{library_server.url}/#/image/42")
+    route = reading.next()
+    expect(page.get_by_role("main").get_by_role("status").get_by_text("Loading")).to_be_attached()
+    with page.expect_request("**/api/v1/images/41/file"):
+        route.continue_()
+    expect(page.get_by_text("1 of 42")).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(picture(page, "the first of two")).to_have_attribute("src", "/api/v1/images/41/file")
+    expect(page.get_by_text("2 of 42")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("gridcell").first).to_be_visible()
+    assert len([one for one in asked if one.startswith("/api/v1/images/index")]) <= 2  # viewer and History
+    assert asked.count("/api/v1/albums") == 1
 
 
 def test_zoom_by_keys_wheel_and_hand(library_server, studio):

@@ -40,7 +40,7 @@ async function begin(): Promise<void> {
     if (change === 'done') void session.loadCost().catch(() => undefined)
   })
   events.onReconnect(() => void loadStatus())
-  await Promise.all([draft.start(), sets.load(), models.load(), outbox.flush()])
+  await Promise.all([draft.start(), sets.load(), models.load(), outbox.flush().catch(toastError)])
   await loadStatus()
 }
 

@@ -72,16 +72,17 @@ export async function data<T>(call: Promise<Answer<T>>): Promise<T> {
 export async function send<T>(method: string, path: string, body?: Blob | object, headers: Record<string, string> = {}): Promise<T> {
   const isBytes = body instanceof Blob
   let response: Response
+  let text: string
   try {
     response = await fetch(path, {
       method,
       body: body === undefined ? undefined : isBytes ? body : JSON.stringify(body),
       headers: { ...HEADERS, ...(body && !isBytes ? { 'content-type': 'application/json' } : {}), ...headers },
     })
+    text = await response.text()
   } catch (error) {
     throw reasonOf(error)
   }
-  const text = await response.text()
   const value: unknown = text && response.headers.get('content-type')?.includes('json') ? JSON.parse(text) : text
   if (!response.ok) throw refused(response, value)
   return value as T

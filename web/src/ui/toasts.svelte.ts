@@ -26,6 +26,7 @@ class Toasts {
 
   /** Let a note go after a while. */
   rest(id: number): void {
+    this.hold(id)
     this.#timers.set(id, setTimeout(() => this.close(id), SHOWN_MS))
   }
 

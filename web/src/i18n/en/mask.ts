@@ -13,7 +13,6 @@ export const mask = {
   done: 'Use this mask',
   cancel: 'Cancel',
   share: (percent: number) => (percent === 0 ? 'Nothing painted' : `${percent < 1 ? 'under 1' : Math.round(percent)} % painted`),
-  at: (x: number, y: number) => `${x}, ${y}`,
   corner: (x: number, y: number) => `First corner at ${x}, ${y}`,
   unreadable: 'The picture cannot be shown.',
   unreadableHint: 'Choose it again: its upload may have been deleted.',

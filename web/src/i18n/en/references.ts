@@ -14,7 +14,6 @@ export const references = {
   areas: { whole: 'Whole', masked: 'Around mask' },
   blur: 'Soft edge of the mask',
   padding: 'Margin around the mask',
-  control: 'Control',
   addControl: 'Guide by a picture',
   removeControl: 'Remove control',
   controlPicture: 'The picture that guides',

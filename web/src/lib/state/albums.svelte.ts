@@ -19,8 +19,9 @@ class Albums {
 
   /** Read them unless they are here. */
   open(): Promise<void> {
+    if (this.loaded) return Promise.resolve()
     this.#reading ??= this.load().finally(() => (this.#reading = undefined))
-    return this.loaded ? Promise.resolve() : this.#reading
+    return this.#reading
   }
 
   name(id: string): string | undefined {

@@ -200,10 +200,13 @@ class Library {
       if (event.change === 'done') this.#later()
     })
     events.on('library', (event) => {
-      if (event.change === 'albums') void albums.load()
+      if (event.change !== 'kept') void albums.load() // they say how many pictures they have
       this.#later()
     })
-    events.onReconnect(() => this.#later())
+    events.onReconnect(() => {
+      void albums.load()
+      this.#later()
+    })
   }
 
   /** Read the list soon, once for all changes that come together. */
@@ -215,7 +218,12 @@ class Library {
   #take(list: List, now: boolean): void {
     const same = this.list?.numbers.length === list.numbers.length && list.numbers.every((number, row) => number === this.list!.numbers[row])
     if (now || same || !this.list || !this.still) {
-      this.list = same && this.list ? { ...list, numbers: this.list.numbers, ratios: this.list.ratios } : list
+      // Arrays that say the same stay, so that nothing is laid out anew.
+      if (same && this.list) {
+        const { numbers, ratios, months } = this.list
+        list = { ...list, numbers, ratios, months: JSON.stringify(months) === JSON.stringify(list.months) ? months : list.months }
+      }
+      this.list = list
       this.news = undefined
     } else this.news = list
   }

@@ -18,6 +18,8 @@ const STATE_AFTER: Partial<Record<JobEvent['change'], JobState>> = {
   dead: 'dead',
 }
 
+type Marks = Pick<Image, 'kept' | 'deleted_at'>
+
 /** One picture that was asked for. Its fields are reactive one by one, so that a change renders its own tile only. */
 export class LiveJob {
   readonly id: string
@@ -36,6 +38,8 @@ export class LiveJob {
   preview = $state<string>()
   image = $state.raw<Image | null>(null)
   error = $state.raw<Schemas['ErrorView'] | null>(null)
+  /** What was marked here and is not in every answer of the server yet. It goes before what the answers say. */
+  marks = $state.raw<Partial<Marks>>()
   /** The request of this picture with every default filled in; null until it is asked for. */
   params = $state.raw<Record<string, unknown> | null>(null)
 
@@ -72,7 +76,7 @@ export class LiveJob {
     this.stopping = view.cancel_requested && !this.ended
     this.endedAt = view.finished_at ?? null
     this.deviceSeconds = view.device_seconds ?? null
-    this.image = view.image ?? this.image
+    this.image = view.image ? { ...view.image, ...this.marks } : this.image
     this.error = view.error ?? null
     this.params = view.params ?? this.params
     if (view.progress) this.onProgress(view.progress)
@@ -176,6 +180,8 @@ class Sets {
   #next: string | null = null
   #halfTold = new Set<string>()
   #reading = new Map<string, Promise<unknown>>()
+  /** Requests whose answers say what pictures are marked as. */
+  #answers = new Set<Promise<unknown>>()
 
   start(): void {
     events.on('job', (event) => void this.#onJob(event))
@@ -187,7 +193,7 @@ class Sets {
   /** The newest sets. Those that are here already are brought up to date. */
   async load(): Promise<void> {
     try {
-      const page = await data(api.GET('/api/v1/sets', { params: { query: { limit: PAGE } } }))
+      const page = await this.#answer(api.GET('/api/v1/sets', { params: { query: { limit: PAGE } } }))
       page.items.forEach((view) => this.#take(view))
       if (!this.loaded) this.#more(page.next ?? null)
       this.loaded = true
@@ -201,7 +207,7 @@ class Sets {
   /** Older sets than those that are here. */
   async loadMore(): Promise<void> {
     if (!this.#next) return
-    const page = await data(api.GET('/api/v1/sets', { params: { query: { limit: PAGE, before: this.#next } } }))
+    const page = await this.#answer(api.GET('/api/v1/sets', { params: { query: { limit: PAGE, before: this.#next } } }))
     page.items.forEach((view) => this.#take(view))
     this.#more(page.next ?? null)
   }
@@ -230,7 +236,12 @@ class Sets {
   /** Stop a picture. */
   async stop(job: LiveJob): Promise<void> {
     job.stopping = true
-    job.update(await data(api.POST('/api/v1/jobs/{job_id}/cancel', { params: { path: { job_id: job.id } } })))
+    try {
+      job.update(await this.#answer(api.POST('/api/v1/jobs/{job_id}/cancel', { params: { path: { job_id: job.id } } })))
+    } catch (error) {
+      job.stopping = false
+      throw error
+    }
   }
 
   /** Stop a picture; the next seed is drawn in its place. */
@@ -241,7 +252,7 @@ class Sets {
     try {
       const known = new Set(set.jobs.map(({ id }) => id))
       const body = { instead_of: [job.id] } as Schemas['MoreJobs']
-      const view = await data(api.POST('/api/v1/sets/{set_id}/jobs', { params: { path: { set_id: set.id } }, body }))
+      const view = await this.#answer(api.POST('/api/v1/sets/{set_id}/jobs', { params: { path: { set_id: set.id } }, body }))
       const added = view.jobs.filter(({ id }) => !known.has(id))
       this.#take(view, new Map(added.map(({ id }) => [id, job.id])))
     } catch (error) {
@@ -263,18 +274,31 @@ class Sets {
   async #mark(jobs: LiveJob[], change: { kept: boolean } | { deleted: boolean }): Promise<void> {
     const images = jobs.flatMap(({ image }) => image ?? [])
     if (!images.length) return
-    const mark = (job: LiveJob) => {
-      if (!job.image) return
-      const deleted_at = 'deleted' in change ? (change.deleted ? Date.now() / 1000 : null) : job.image.deleted_at
-      job.image = { ...job.image, kept: 'kept' in change ? change.kept : job.image.kept, deleted_at }
+    const marks: Partial<Marks> = 'kept' in change ? change : { deleted_at: change.deleted ? Date.now() / 1000 : null }
+    const before = jobs.map(({ image, marks }) => ({ image, marks }))
+    for (const job of jobs) {
+      job.marks = { ...job.marks, ...marks } // at once; the server's answer only confirms it
+      if (job.image) job.image = { ...job.image, ...marks }
     }
-    const before = jobs.map((job) => job.image)
-    jobs.forEach(mark) // at once; the server's answer only confirms it
+    const made = jobs.map((job) => job.marks)
     try {
       await data(api.PATCH('/api/v1/images', { body: { ids: images.map(({ id }) => id), ...change } as Schemas['ImageMarks'] }))
     } catch (error) {
-      jobs.forEach((job, index) => (job.image = before[index] ?? null))
+      jobs.forEach((job, index) => Object.assign(job, before[index]))
       throw error
+    }
+    // What was asked for earlier may have been answered from before the marks.
+    void Promise.allSettled(this.#answers).then(() => jobs.forEach((job, index) => job.marks === made[index] && (job.marks = undefined)))
+  }
+
+  /** The data of a call that tells how pictures are marked. */
+  async #answer<T>(call: Parameters<typeof data<T>>[0]): Promise<T> {
+    const answer = data(call)
+    this.#answers.add(answer)
+    try {
+      return await answer
+    } finally {
+      this.#answers.delete(answer)
     }
   }
 
@@ -302,7 +326,7 @@ class Sets {
   async #made(job: LiveJob): Promise<{ image: Image; request: GenerationRequest }> {
     const set = this.setOf(job)
     if (!job.image || !set) throw new Error('this job has no picture')
-    if (!job.params) job.update(await data(api.GET('/api/v1/jobs/{job_id}', { params: { path: { job_id: job.id } } })))
+    if (!job.params) job.update(await this.#answer(api.GET('/api/v1/jobs/{job_id}', { params: { path: { job_id: job.id } } })))
     const { seed, variation_seed } = job.params as GenerationRequest
     return { image: job.image, request: { ...set.request, seed, variation_seed } }
   }
@@ -319,13 +343,19 @@ class Sets {
 
   /** Stop what has not ended of a set. */
   async stopSet(set: LiveSet): Promise<void> {
-    set.jobs.forEach((job) => (job.stopping = !job.ended))
-    this.#take(await data(api.POST('/api/v1/sets/{set_id}/cancel', { params: { path: { set_id: set.id } } })))
+    const stopped = set.jobs.filter((job) => !job.ended && !job.stopping)
+    stopped.forEach((job) => (job.stopping = true))
+    try {
+      this.#take(await this.#answer(api.POST('/api/v1/sets/{set_id}/cancel', { params: { path: { set_id: set.id } } })))
+    } catch (error) {
+      stopped.forEach((job) => (job.stopping = false))
+      throw error
+    }
   }
 
   /** Put a picture that failed or was stopped back into the queue. */
   async retry(job: LiveJob): Promise<void> {
-    job.update(await data(api.POST('/api/v1/jobs/{job_id}/retry', { params: { path: { job_id: job.id } } })))
+    job.update(await this.#answer(api.POST('/api/v1/jobs/{job_id}/retry', { params: { path: { job_id: job.id } } })))
   }
 
   /** Take a set that came by another way, such as the outbox. */
@@ -361,7 +391,7 @@ class Sets {
       const state = STATE_AFTER[event.change]
       if (state) job.state = state
       if (['done', 'failed', 'dead', 'cancelled'].includes(event.change)) {
-        job.update(await data(api.GET('/api/v1/jobs/{job_id}', { params: { path: { job_id: job.id } } })))
+        job.update(await this.#answer(api.GET('/api/v1/jobs/{job_id}', { params: { path: { job_id: job.id } } })))
         this.#tell(job)
       }
     } catch (error) {
@@ -371,7 +401,7 @@ class Sets {
 
   /** Read a set anew, once for all that asks for it meanwhile. */
   #reload(id: string): Promise<unknown> {
-    const reading = this.#reading.get(id) ?? data(api.GET('/api/v1/sets/{set_id}', { params: { path: { set_id: id } } })).then((view) => this.#take(view))
+    const reading = this.#reading.get(id) ?? this.#answer(api.GET('/api/v1/sets/{set_id}', { params: { path: { set_id: id } } })).then((view) => this.#take(view))
     this.#reading.set(id, reading)
     return reading.finally(() => this.#reading.delete(id))
   }
