@@ -6,10 +6,10 @@ finished, so Ctrl-C keeps the finished ones.
 
 import os
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,7 @@ from limner.cli.options import (
     spread,
     watermark_key,
 )
+from limner.cli.original import Original
 from limner.cli.output import Destination
 from limner.cli.signing import Signing
 from limner.errors import InvalidRequest
@@ -35,12 +36,8 @@ from limner.errors import InvalidRequest
 from . import terminal
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from limner.engine.handle import Progress
-    from limner.images.assets import Assets
     from limner.images.picture import Picture
-    from limner.images.record import Record
     from limner.model.model import Model
     from limner.request import GenerationRequest
 
@@ -101,115 +98,9 @@ def read_prompt(prompt: str | None) -> str | None:
     return prompt
 
 
-@dataclass(frozen=True)
-class _Original:
-    """The image that is generated again.
-
-    Attributes:
-        path: Path of the image.
-        record: Its record.
-        pixels: Its pixels; None unless the file is a PNG.
-    """
-
-    path: Path
-    record: "Record"
-    pixels: "Image | None"
-
-    @classmethod
-    def read(cls, path: Path) -> "_Original | None":
-        """Read an image; None if it has no record of Limner."""
-        from PIL import Image
-
-        from limner.images.metadata import read_record
-
-        record = read_record(path)
-        if record is None:
-            return None
-        with Image.open(path) as image:
-            return cls(path, record, image.convert("RGB") if image.format == "PNG" else None)
-
-    def with_inputs(self, given: Collection[str], assets: "Assets | None") -> "_Original":
-        """The same with the present path of each input image: as stored, next to this image, or by content.
-
-        Args:
-            given: Fields whose images the command line replaces.
-            assets: Folders to search in addition to that of this image.
-
-        Raises:
-            InvalidRequest: An input image was not found.
-        """
-        from limner.images.assets import Assets
-        from limner.images.inputs import map_inputs
-
-        known = Assets() if assets is None else assets
-        known = replace(known, folders=(*known.folders, self.path.parent))
-
-        def located(name: str, source: str) -> str:
-            if name in given or source.startswith("sha256:"):
-                return source if name in given else known.locate(source, name)
-            digest = self.record.inputs.get(source)
-            for path in (source, str(self.path.parent / source)):
-                found = known.digest(path)
-                if found is not None:
-                    if digest not in (None, found):
-                        terminal.warning(f"{path} has changed since {self.path} was made with it")
-                    return path
-            elsewhere = None if digest is None else known.find(digest)
-            if elsewhere is None:
-                raise InvalidRequest(
-                    f"{self.path} was made with {source}, which was not found",
-                    hint=f"give `{name}`, or the folder that holds it as `assets_dirs`",
-                    fields=(name,),
-                )
-            terminal.note(f"{source} was not found; {elsewhere} has the same content")
-            return str(elsewhere)
-
-        request = map_inputs(self.record.request, located)
-        return replace(self, record=self.record.model_copy(update={"request": request}))
-
-    def warn_of_differences(self, model: "Model") -> None:
-        """Warn of differences in weights and environment that may change the image."""
-        differences = self.record.differences(model.environment())
-        if self.record.model.get("sha256") != model.identity["sha256"]:
-            differences.insert(0, "the weights")
-        if differences:
-            terminal.warning(
-                f"differs from when {self.path} was made: {'; '.join(differences)}. The image may differ."
-            )
-
-    def compare(self, picture: "Picture") -> None:
-        """Say whether the new image, without a watermark, equals the original before it was marked."""
-        if self.record.watermark is not None:
-            from limner.safety.marking import pixel_hash
-
-            if pixel_hash(picture) == self.record.watermark.pixels:
-                terminal.note(f"identical to {self.path} before its watermark, bit for bit")
-            else:
-                terminal.warning(f"not identical to {self.path} before its watermark, bit for bit")
-            return
-        if self.pixels is None:
-            terminal.note(f"{self.path} is not a PNG, so its pixels are not compared")
-        elif self.pixels.size == picture.size and self.pixels.tobytes() == picture.tobytes():
-            terminal.note(f"identical to {self.path}, bit for bit")
-        else:
-            terminal.warning(f"not identical to {self.path}, bit for bit{self._distance(picture)}")
-
-    def _distance(self, picture: "Picture") -> str:
-        if self.pixels is None or self.pixels.size != picture.size:
-            return ""
-        from PIL import ImageChops
-
-        difference = ImageChops.difference(self.pixels, picture.convert("RGB"))
-        most = max(cast("tuple[int, int]", band.getextrema())[1] for band in difference.split())
-        reason = ""
-        if self.record.environment.get("batch_invariant") == "no":
-            reason = "; on its device the bits depend on the other images of a batch"
-        return f": colours differ by up to {most} of 255{reason}"
-
-
 def request_of(
     given: dict[str, Any], source: Path | None, loading: Mapping[str, Any] | None = None
-) -> tuple["GenerationRequest", _Original | None]:
+) -> tuple["GenerationRequest", Original | None]:
     """The request, and the image that it comes from if that has a record of Limner.
 
     Args:
@@ -232,12 +123,7 @@ def request_of(
         return GenerationRequest.of(given), None
     # A name such as "DPM++ 2M Karras" replaces both the sampler and the sigma schedule of the source.
     given = {**given, **own_names(given.get("sampler"), given.get("sigma_schedule"))}
-    read, original = read_request(source, {*given, *loading}), _Original.read(source)
-    if original is not None and original.record.grid:
-        raise InvalidRequest(
-            f"{source} is a sheet of several images",
-            hint="name one of them; limner grid --keep writes them",
-        )
+    read, original = read_request(source, {*given, *loading}), Original.read(source)
     for warning in read.warnings:
         terminal.warning(warning)
     stored = read.fields
@@ -251,7 +137,7 @@ def request_of(
 
 def _draw(
     request: "GenerationRequest",
-    original: _Original | None,
+    original: Original | None,
     destination: Destination,
     models: ModelOptions,
     grid: bool,
@@ -267,7 +153,7 @@ def _draw(
         from limner.safety.marking import marked
         from limner.safety.watermark import check_size
 
-        options = _as_recorded(models, original).given()
+        options = (models if original is None else original.loading(models)).given()
         model = load(request.model, revision=request.revision, variant=request.variant, **options)
         resolved = model.resolve(request)
         request = resolved.request
@@ -278,7 +164,7 @@ def _draw(
         terminal.warning(warning)
     redrawn = original if original is not None and request == original.record.request else None
     if redrawn is not None:
-        redrawn.warn_of_differences(model)
+        _warn_of_differences(redrawn, model)
 
     bar = terminal.Bar() if visible else None
     taken = [0] * request.num_images  # steps done, by image
@@ -302,7 +188,7 @@ def _draw(
                     terminal.warning(warning)
                     said.add(warning)
             if redrawn is not None and not quiet:
-                redrawn.compare(progress.picture)
+                _compare(redrawn, progress.picture)
             typer.echo(os.fsencode(path))
         result = handle.result()
     finally:
@@ -315,21 +201,41 @@ def _draw(
         typer.echo(os.fsencode(path))
 
 
-def _as_recorded(models: ModelOptions, original: _Original | None) -> ModelOptions:
-    """The options with device, precision and backend: as given, else as recorded if this machine has them."""
-    import torch
+def _warn_of_differences(original: Original, model: "Model") -> None:
+    """Warn of differences in weights and environment that may change the image."""
+    differences = original.record.differences(model.environment())
+    if original.record.model.get("sha256") != model.identity["sha256"]:
+        differences.insert(0, "the weights")
+    if differences:
+        terminal.warning(
+            f"differs from when {original.path} was made: {'; '.join(differences)}. The image may differ."
+        )
 
-    recorded = original.record.environment if original else {}
-    device, precision = models.device, models.precision
-    if device is None:
-        device = "cpu" if str(recorded.get("device", "")).startswith("cpu") else "auto"
-    if precision is None:
-        on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-        precision = str(recorded.get("precision", "auto"))
-        if on_cpu and precision == "fp16":
-            precision = "auto"
-    backend = models.backend or (str(recorded["backend"]) if "backend" in recorded else None)
-    return replace(models, device=device, precision=precision, backend=backend)
+
+def _compare(original: Original, picture: "Picture") -> None:
+    """Say whether the new image, without a watermark, equals the original before it was marked."""
+    from limner.images.picture import pixel_hash
+    from limner.safety.replay import compare
+
+    path, record = original.path, original.record
+    if record.watermark is None and original.format == "PNG":
+        found = compare(original.pixels, original.format, record, picture)
+        if found.file == "drawn":
+            terminal.note(f"identical to {path}, bit for bit")
+            return
+        distance = "" if found.most is None else f": colours differ by up to {found.most} of 255"
+        if distance and record.environment.get("batch_invariant") == "no":
+            distance += "; on its device the bits depend on the other images of a batch"
+        terminal.warning(f"not identical to {path}, bit for bit{distance}")
+        return
+    if not record.pixels:
+        terminal.note(f"{path} is not a PNG, so its pixels are not compared")
+        return
+    before = "its watermark" if record.watermark is not None else f"its compression as {original.format}"
+    if pixel_hash(picture) == record.pixels:
+        terminal.note(f"identical to {path} before {before}, bit for bit")
+    else:
+        terminal.warning(f"not identical to {path} before {before}, bit for bit")
 
 
 def _show(bar: terminal.Bar, taken: int, progress: "Progress") -> None:

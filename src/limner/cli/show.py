@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from limner.errors import InvalidPicture
 from limner.logs import printable
 
 from . import terminal
 
 if TYPE_CHECKING:
+    from limner.images.metadata import Metadata
     from limner.images.record import Record
     from limner.request import GenerationRequest
 
@@ -23,40 +25,44 @@ def show(
 
     `limner generate --from` generates it again.
     """
-    from limner.errors import InvalidPicture
-    from limner.images.metadata import read_all_texts, read_record, read_request, read_texts
-    from limner.images.readers import reader_of
+    from limner.images.metadata import read_metadata
 
-    texts = read_texts(picture)
-    if "limner" not in texts:
-        reader = reader_of(read_all_texts(picture))
-        if as_json and reader is not None:
-            raise InvalidPicture(
-                f"{picture} holds no record of Limner's",
-                hint="`limner show` without --json prints what it says",
-            )
-        found = read_request(picture)  # an error if no known program wrote its metadata
-        if reader is not None and reader.NAME == "AUTOMATIC1111":
-            typer.echo(printable(texts["parameters"]))
-            return
-        rows = [("program", reader.NAME if reader is not None else "")]
-        terminal.columns(
-            rows + [(name.replace("_", " "), str(value)) for name, value in found.fields.items()]
-        )
-        for warning in found.warnings:
-            terminal.warning(warning)
+    found = read_metadata(picture)
+    if not found.record:
+        _show_other(found, as_json)
         return
     try:
-        record = read_record(picture)
+        record = found.own_record()
     except InvalidPicture as error:
         terminal.warning(error.message)
-        typer.echo(printable(texts["limner"]))
+        typer.echo(printable(found.record))
         return
     assert record is not None
     if as_json:
         typer.echo(json.dumps(record.model_dump(mode="json"), indent=2))
     else:
         terminal.columns(_rows(record))
+
+
+def _show_other(found: "Metadata", as_json: bool) -> None:
+    """Show what another program has written."""
+    if as_json and found.program is not None:
+        raise InvalidPicture(
+            f"{found.texts.name} holds no record of Limner's",
+            hint="`limner show` without --json prints what it says",
+        )
+    reading = found.read()  # an error if no known program wrote its metadata
+    if reading.request.refused is not None:
+        raise reading.request.refused
+    if reading.program == "AUTOMATIC1111":
+        typer.echo(printable(found.texts.parameters))
+        return
+    fields = reading.request.fields.items()
+    terminal.columns(
+        [("program", reading.program), *((name.replace("_", " "), str(value)) for name, value in fields)]
+    )
+    for warning in reading.request.warnings:
+        terminal.warning(warning)
 
 
 def _rows(record: "Record") -> list[tuple[str, str]]:

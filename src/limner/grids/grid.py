@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from limner.engine.engine import Engine
 from limner.engine.models import ModelCache
 from limner.errors import InvalidRequest
-from limner.images.picture import Picture
+from limner.images.picture import Picture, pixel_hash
 from limner.model.model import Model
 from limner.prompts.chunks import tokenize_prompt
 from limner.request import NEW_SEEDS, GenerationRequest
@@ -67,7 +67,7 @@ class Grid:
         labels = [("",) if axis is None else axis.labels for axis in (self.x, self.y, self.z)]
         errors = {cell: str(error) for cell, error in self.errors.items()}
         sheet = sheet_of(labels, self.pictures, errors, self.scale)
-        return Picture(sheet, first.model_copy(update={"grid": values}))
+        return Picture(sheet, first.model_copy(update={"grid": values, "pixels": pixel_hash(sheet)}))
 
     @property
     def scale(self) -> float:

@@ -15,7 +15,7 @@ from .exif import EXIF_IFD, MAKER_NOTE, USER_COMMENT, decode_comment
 from .picture import SEGMENT, XMP_KEY, join_segments
 from .readers import READERS, ReadRequest, Texts, novelai, reader_of
 from .readers.base import NamedModel, hash_digits, without_suffix
-from .record import LORA, Record
+from .record import Record
 
 OWN = "Limner"
 """`Reading.program` of an image with Limner's own record."""
@@ -49,15 +49,12 @@ def read_all_texts(source: Source) -> Texts:
 def _of_record(record: Record) -> ReadRequest:
     """The request of a record, with the hashes of its files."""
     model = record.model
-    adapters = {
-        name.removeprefix(f"{LORA} "): digest for name, digest in model.items() if name.startswith(f"{LORA} ")
-    }
     return ReadRequest(
         record.request.model_dump(exclude_none=True),
         model=NamedModel(
             without_suffix(model.get("name", "")), hash_digits(model.get("sha256")), model.get("family", "")
         ),
-        hashes=adapters,
+        hashes=record.lora_hashes,
     )
 
 
@@ -123,7 +120,7 @@ def read_record(source: Source) -> Record | None:
     Raises:
         InvalidPicture: the file is not an image, or its record is broken or of another schema.
     """
-    return _record(_read(source)[1], name_of(source))
+    return read_metadata(source).own_record()
 
 
 def _record(text: str, name: str) -> Record | None:
@@ -182,6 +179,14 @@ class Metadata:
     texts: Texts
     record: str = ""
 
+    def own_record(self) -> Record | None:
+        """Limner's record; None where there is none.
+
+        Raises:
+            InvalidPicture: It is broken or of another schema.
+        """
+        return _record(self.record, self.texts.name)
+
     def read(self, overriding: Collection[str] = ()) -> Reading:
         """The program and its request, without raising for names that Limner does not know.
 
@@ -191,7 +196,7 @@ class Metadata:
         Raises:
             InvalidPicture: Generation metadata is missing, unknown or broken.
         """
-        own = _record(self.record, self.texts.name)
+        own = self.own_record()
         if own is not None:
             return Reading(OWN, _of_record(own))
         reader = reader_of(self.texts)

@@ -5,6 +5,7 @@ whole `Record` as JSON. JPEG, WebP, AVIF and TIFF have both in EXIF, as UserComm
 JPEG ends at 64 KB: a longer record goes into segments of its own (APP9), which Limner reads.
 """
 
+import hashlib
 import io
 import os
 import struct
@@ -79,6 +80,11 @@ class Picture(Image.Image):
             for loss in carried.losses:
                 warnings.warn(loss, RecordWarning, stacklevel=2)
         super().save(fp, kind or format, **params)
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """SHA-256 of an image's pixels, row by row, in hexadecimal."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

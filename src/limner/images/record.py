@@ -11,7 +11,7 @@ from limner.request import GenerationRequest
 from . import a1111_write
 from .infotext import write_infotext
 
-LORA = "lora"  # precedes the name of an adapter in `Record.model`
+LORA, EMBEDDING = "lora", "embedding"  # precede the names of files in `Record.model`
 _HASH_KEY_STOPS = re.compile("[:,]")  # webui drops these from the names in "Lora hashes"
 
 
@@ -47,14 +47,12 @@ class Watermark(BaseModel):
     Attributes:
         id: 16 hexadecimal digits; `limner.safety.marking.id_of` says what they are.
         bits: How many bits of the id the pixels carry: all 64, or the first 32 in a small image.
-        pixels: SHA-256 of the pixels before they were marked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     bits: Literal[32, 64]
-    pixels: str
 
 
 class Record(BaseModel):
@@ -67,11 +65,15 @@ class Record(BaseModel):
         origin: The prompts before that, if there were styles or wildcards.
         grid: Axes of an X/Y/Z sheet, as {"x": {"steps": ("10", "20")}}; `request` is then that of its first
             image.
-        model: Name, family, and hash over the weights ("sha256"); "lora NAME" is the hash of an adapter.
+        model: Name, family, and hash over the weights ("sha256"); "lora NAME", "embedding NAME",
+            "control NAME", "image prompt NAME" and "part NAME" are hashes of other files, "refiner_sha256" is
+            that of a refiner's weights.
         inputs: SHA-256 of the files of input images that the request names by their paths.
         environment: Versions, device, precision, backend, threads: must agree for the same bits.
         warnings: Warnings that the request gave.
         notes: Notes of those who reviewed the finished image, such as a safety checker.
+        pixels: SHA-256 of the pixels as they were drawn (`picture.pixel_hash`), before a watermark or a lossy
+            format changed them; "" where that is not known.
         watermark: The watermark in the image's pixels; None if it has none.
     """
 
@@ -86,6 +88,7 @@ class Record(BaseModel):
     environment: dict[str, str | int]
     warnings: tuple[str, ...] = ()
     notes: dict[str, str] = {}
+    pixels: str = ""
     watermark: Watermark | None = None
 
     def infotext(self) -> str:
@@ -93,7 +96,7 @@ class Record(BaseModel):
         fields = a1111_write.fields(self.request) | {
             "Model hash": self.model.get("sha256", "")[:10],
             "Model": a1111_write.file_stem(self.model["name"]),
-            "Lora hashes": self._lora_hashes(),
+            "Lora hashes": self._lora_hashes_text(),
             **self._source_fields(),
             "Watermark": self.watermark.id if self.watermark is not None else None,
             "Version": f"limner {self.environment['limner']}",
@@ -101,12 +104,18 @@ class Record(BaseModel):
         prompt = self.request.prompt + a1111_write.lora_tags(self.request)
         return write_infotext(prompt, self.request.negative_prompt or "", fields)
 
-    def _lora_hashes(self) -> str:
-        hashes = {
-            a1111_write.file_stem(name.removeprefix(f"{LORA} ")): digest
+    @property
+    def lora_hashes(self) -> dict[str, str]:
+        """The hash of each LoRA, by its name."""
+        prefix = f"{LORA} "
+        return {
+            name.removeprefix(prefix): digest
             for name, digest in self.model.items()
-            if name.startswith(f"{LORA} ")
+            if name.startswith(prefix)
         }
+
+    def _lora_hashes_text(self) -> str:
+        hashes = {a1111_write.file_stem(name): digest for name, digest in self.lora_hashes.items()}
         return ", ".join(f"{_HASH_KEY_STOPS.sub('', n)}: {digest[:12]}" for n, digest in hashes.items())
 
     def _source_fields(self) -> dict[str, object]:

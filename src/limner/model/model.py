@@ -23,7 +23,7 @@ from limner.generation.preview import PREVIEWS, LatentPreview
 from limner.images.assets import Assets
 from limner.images.checks import check_images
 from limner.images.inputs import InputImages, map_inputs
-from limner.images.picture import Picture
+from limner.images.picture import Picture, pixel_hash
 from limner.images.pixels import to_images
 from limner.prompts.tokenizer import Tokenizer
 from limner.request import Control, GenerationRequest, ImagePrompt, Lora
@@ -256,7 +256,8 @@ class Model:
         asked: GenerationRequest | None = None,
     ) -> Picture:
         """A finished image [1, 3, H, W] with its record. Arguments as of `record_of`."""
-        return Picture(to_images(image)[0], record_of(self, spec, warnings, refiner, asked))
+        drawn = to_images(image)[0]
+        return Picture(drawn, record_of(self, spec, warnings, refiner, asked, pixel_hash(drawn)))
 
     @property
     def family(self) -> str:

@@ -10,7 +10,7 @@ from limner import __version__
 from limner.backends.base import Backend
 from limner.catalogue.hashes import file_hash, lora_hash, network_hash
 from limner.images.inputs import inputs_of, map_inputs
-from limner.images.record import LORA, Origin, Record
+from limner.images.record import EMBEDDING, LORA, Origin, Record
 from limner.request import GenerationRequest
 from limner.request.resolve import PictureSpec
 
@@ -24,12 +24,14 @@ def record_of(
     warnings: Sequence[str],
     refiner: "Model | None" = None,
     asked: GenerationRequest | None = None,
+    pixels: str = "",
 ) -> Record:
     """The record of a finished image.
 
     Args:
         warnings: Warnings about its generation.
         asked: The request it comes from, where styles and wildcards have made its prompts.
+        pixels: Hash of its pixels.
     """
     request = map_inputs(picture.request, lambda _, source: model.assets.reference(source))
     paths = {source for _, source in inputs_of(request) if not source.startswith("sha256:")}
@@ -39,6 +41,7 @@ def record_of(
         identity["refiner_sha256"] = refiner.identity["sha256"]
     for used in dict.fromkeys(used for one in picture.passes for used in one.adapters):
         identity[f"{LORA} {used.path.stem}"] = lora_hash(used.path, model.cache_dir)
+    identity |= _embedding_hashes(model, picture)
     for control, net in zip(request.controls, picture.controls, strict=True):
         identity[f"control {control.model}"] = network_hash(net.path, model.cache_dir)
     for prompt, seen in zip(request.image_prompts, picture.image_prompts, strict=True):
@@ -50,7 +53,20 @@ def record_of(
         inputs=inputs,
         environment=environment(model.backend),
         warnings=tuple(dict.fromkeys([*model.warnings, *warnings])),
+        pixels=pixels,
     )
+
+
+def _embedding_hashes(model: "Model", picture: PictureSpec) -> dict[str, str]:
+    """The hashes of the textual inversions in an image's prompts, as a record has them.
+
+    Those that LoRA files contain are covered by the hashes of these files.
+    """
+    if not (model.embedding_dirs or model.words):
+        return {}
+    words = model.adapters.words(())
+    files = dict.fromkeys(file for text in picture.request.prompts for file in words.files_in(text))
+    return {f"{EMBEDDING} {file.stem}": file_hash(file, model.cache_dir) for file in reversed(files)}
 
 
 def environment(backend: Backend) -> dict[str, str | int]:

@@ -3,10 +3,8 @@
 import hashlib
 import json
 
-from PIL import Image
-
 from limner.errors import InvalidRequest
-from limner.images.picture import Picture
+from limner.images.picture import Picture, pixel_hash
 from limner.images.record import Record, Watermark
 
 from .watermark import DEFAULT_KEY, ID_BITS, carried_bits, detect, embed
@@ -33,8 +31,10 @@ def marked(picture: Picture, key: bytes = DEFAULT_KEY) -> Picture:
     found = detect(image, key)
     readable = found is not None and id.startswith(found.digits)
     warnings = picture.record.warnings if readable else (*picture.record.warnings, UNREADABLE)
-    watermark = Watermark(id=id, bits=bits, pixels=pixels)
-    return Picture(image, picture.record.model_copy(update={"watermark": watermark, "warnings": warnings}))
+    update = {"watermark": Watermark(id=id, bits=bits), "warnings": warnings}
+    if not picture.record.pixels:
+        update["pixels"] = pixels
+    return Picture(image, picture.record.model_copy(update=update))
 
 
 def id_of(record: Record, pixels: str) -> str:
@@ -44,13 +44,8 @@ def id_of(record: Record, pixels: str) -> str:
     image drawn again in the same environment has the same id.
 
     Args:
-        pixels: What `pixel_hash` returns for the image before it is marked.
+        pixels: What `limner.images.picture.pixel_hash` returns for the image before it is marked.
     """
-    said = record.model_dump(mode="json", exclude={"watermark"})
+    said = record.model_dump(mode="json", exclude={"watermark", "pixels"})
     text = json.dumps([pixels, said], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[: ID_BITS // 4]
-
-
-def pixel_hash(image: Image.Image) -> str:
-    """SHA-256 of an image's pixels, row by row, in hexadecimal."""
-    return hashlib.sha256(image.tobytes()).hexdigest()

@@ -7,12 +7,12 @@ from PIL import Image, PngImagePlugin
 
 from limner.errors import InvalidRequest
 from limner.images.metadata import read_record, read_request, read_texts
-from limner.images.picture import Picture
+from limner.images.picture import Picture, pixel_hash
 from limner.images.record import Record
 from limner.picturebook.drawing import render
 from limner.picturebook.world import World
 from limner.request import GenerationRequest
-from limner.safety.marking import UNREADABLE, id_of, marked, pixel_hash
+from limner.safety.marking import UNREADABLE, id_of, marked
 from limner.safety.watermark import detect
 
 KEY = b"a key for tests alone"
@@ -34,7 +34,7 @@ def test_the_record_names_the_mark_in_the_pixels(picture, tmp_path):
     assert picture.tobytes() == before != copy.tobytes()
     named = copy.record.watermark
     assert (detect(copy, KEY).digits, 64) == (named.id, named.bits)
-    assert named.pixels == pixel_hash(picture)
+    assert copy.record.pixels == pixel_hash(picture)
     assert copy.record.warnings == ()
 
     copy.save(tmp_path / "marked.png")

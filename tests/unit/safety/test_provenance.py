@@ -82,7 +82,7 @@ def picture() -> Picture:
         request=request,
         model={"name": "m", "sha256": "0" * 64},
         environment={"limner": "0"},
-        watermark=Watermark(id="0123456789abcdef", bits=32, pixels="0" * 64),
+        watermark=Watermark(id="0123456789abcdef", bits=32),
     )
     return Picture(Image.linear_gradient("L").resize((64, 64)).convert("RGB"), record)
 

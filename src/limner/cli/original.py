@@ -1,0 +1,117 @@
+"""An image that is drawn again from its record: for `generate --from` and `verify --replay`."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limner.cli.options import ModelOptions
+from limner.errors import InvalidRequest
+
+from . import terminal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from limner.images.assets import Assets
+    from limner.images.record import Record
+    from limner.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Original:
+    """An image that is drawn again.
+
+    Attributes:
+        path: Path of the image.
+        record: Its record.
+        pixels: Its pixels, as RGB.
+        format: Format of the file, in Pillow's spelling.
+    """
+
+    path: Path
+    record: "Record"
+    pixels: "Image"
+    format: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Original | None":
+        """Read an image; None if it has no record of Limner.
+
+        Raises:
+            InvalidPicture: The file is no image, or its record is broken.
+            InvalidRequest: The image is a sheet of several.
+        """
+        from PIL import Image
+
+        from limner.images.metadata import read_record
+
+        record = read_record(path)
+        if record is None:
+            return None
+        if record.grid:
+            raise InvalidRequest(
+                f"{path} is a sheet of several images",
+                hint="name one of them; limner grid --keep writes them",
+            )
+        with Image.open(path) as image:
+            return cls(path, record, image.convert("RGB"), image.format or "")
+
+    def with_inputs(self, given: Collection[str], assets: "Assets | None") -> "Original":
+        """The same with the present path of each input image: as stored, next to this image, or by content.
+
+        Args:
+            given: Fields whose images the command line replaces.
+            assets: Folders to search in addition to that of this image.
+
+        Raises:
+            InvalidRequest: An input image was not found.
+        """
+        from limner.images.assets import Assets
+        from limner.images.inputs import map_inputs
+
+        known = Assets() if assets is None else assets
+        known = replace(known, folders=(*known.folders, self.path.parent))
+
+        def located(name: str, source: str) -> str:
+            if name in given or source.startswith("sha256:"):
+                return source if name in given else known.locate(source, name)
+            digest = self.record.inputs.get(source)
+            for path in (source, str(self.path.parent / source)):
+                found = known.digest(path)
+                if found is not None:
+                    if digest not in (None, found):
+                        terminal.warning(f"{path} has changed since {self.path} was made with it")
+                    return path
+            elsewhere = None if digest is None else known.find(digest)
+            if elsewhere is None:
+                raise InvalidRequest(
+                    f"{self.path} was made with {source}, which was not found",
+                    hint=f"give `{name}`, or the folder that holds it as `assets_dirs`",
+                    fields=(name,),
+                )
+            terminal.note(f"{source} was not found; {elsewhere} has the same content")
+            return str(elsewhere)
+
+        return self.asking(map_inputs(self.record.request, located))
+
+    def asking(self, request: "GenerationRequest") -> "Original":
+        """The same with another request in its record."""
+        return replace(self, record=self.record.model_copy(update={"request": request}))
+
+    def loading(self, models: ModelOptions) -> ModelOptions:
+        """The options with device, precision and backend: as given, else as recorded if this machine has
+        them."""
+        import torch
+
+        recorded = self.record.environment
+        device, precision = models.device, models.precision
+        if device is None:
+            device = "cpu" if str(recorded.get("device", "")).startswith("cpu") else "auto"
+        if precision is None:
+            on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+            precision = str(recorded.get("precision", "auto"))
+            if on_cpu and precision == "fp16":
+                precision = "auto"
+        backend = models.backend or (str(recorded["backend"]) if "backend" in recorded else None)
+        return replace(models, device=device, precision=precision, backend=backend)
