@@ -4,6 +4,7 @@
     ├── InvalidRequest        a request, argument or prompt that cannot be honoured
     │   ├── PromptError       a prompt that cannot be parsed or tokenized
     │   └── PromptRefused     a prompt that the safety policy refuses
+    ├── ImageRefused          an image that the safety policy withholds
     ├── ModelNotFound         no such model: not shipped, not a folder, not on the hub or in its cache
     ├── InvalidCheckpoint     files that are there, but broken, hostile or not what their config says
     │   └── PickleRefused     weights stored as a pickle, which could run code when opened
@@ -121,6 +122,12 @@ class PromptRefused(InvalidRequest):
     ) -> None:
         super().__init__(message, hint=hint, fields=fields, retry_after=retry_after)
         self.decision: Mapping[str, Any] = decision or {}
+
+
+class ImageRefused(LimnerError):
+    """An image that was drawn, and that the safety policy withholds."""
+
+    code = "image_refused"
 
 
 class ModelNotFound(LimnerError):

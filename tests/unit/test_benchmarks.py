@@ -29,6 +29,8 @@ COMMANDS = {
     "search": (),
     "steering": ("--only", "emphasis"),
     "watermark": (),
+    "prompt_policy": (),
+    "safety": (),
 }
 
 

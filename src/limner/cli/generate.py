@@ -195,6 +195,9 @@ def _draw(
         handle.cancel()
         if bar:
             bar.hide()
+    for warning in result.warnings:
+        if warning not in said:  # of images that are missing
+            terminal.warning(warning)
     if grid:
         result = replace(result, images=tuple(finished[number] for number in sorted(finished)))
         path = write_new_picture(result.grid(), destination.sheet(result.seeds[0]), write)

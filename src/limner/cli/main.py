@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 
 from limner import __version__
 from limner.allocator import keep_freed_memory
-from limner.errors import LimnerError, PromptRefused
+from limner.errors import ImageRefused, LimnerError, PromptRefused
 from limner.logs import configure
 from limner.settings import Settings
 
@@ -70,7 +70,7 @@ COMMANDS = {
         "preprocess": _Entry("Make a control image: edges, lines, poses …", "preprocess:preprocess"),
         "convert": _Entry("Convert a checkpoint to another layout or dtype.", "convert:convert"),
         "hash": _Entry("Print the hashes of files, as AUTOMATIC1111 computes them.", "hash:hash_files"),
-        "safety": _Entry("Show what a safety policy says about a prompt.", "safety:app"),
+        "safety": _Entry("Show what a safety policy says about prompts and images.", "safety:app"),
         "schema": _Entry("Print the JSON schema of a request.", "schema:schema"),
     },
     _TRAIN: {
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         usage_error(error, arguments)
     except typer.Abort:
         sys.exit(1)
-    except PromptRefused as error:
+    except (PromptRefused, ImageRefused) as error:
         terminal.error(error.message, error.hint)
         sys.exit(3)
     except LimnerError as error:

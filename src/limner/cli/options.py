@@ -72,7 +72,7 @@ _ASSETS_DIR = (
 )
 _PREDICTION = "What the U-Net predicts: epsilon or v_prediction. For single files that do not say."
 
-_SAFETY = "Policy that prompts must pass: off (default), standard, strict, or a policy file."
+_SAFETY = "Policy that prompts and images must pass: off (default), standard, strict, or a policy file."
 
 Text = str | None  # None for an option that is left out
 Whole = int | None

@@ -25,7 +25,7 @@ from weakref import WeakSet, ref
 import torch
 from torch import Tensor
 
-from limner.errors import InternalError
+from limner.errors import ImageRefused, InternalError
 from limner.forks import renew_after_fork
 from limner.generation.calls import (
     Answer,
@@ -428,8 +428,10 @@ class DeviceEngine:
         images, spent = plan.request.num_images, time.monotonic() - job.started
         whole = (images - len(job.dropped)) * plan.work
         left = spent / job.work * max(0, whole - job.work) if job.work else inf
-        preview = run.models["model"].preview
-        return Progress(run.index + 1, images, run.step, plan.steps, run.latents, left, picture, preview)
+        model = run.models["model"]
+        # A preview would show what the safety policy may withhold.
+        latents, preview = (None, None) if model.checks_images else (run.latents, model.preview)
+        return Progress(run.index + 1, images, run.step, plan.steps, latents, left, picture, preview)
 
     def _deliver(self) -> None:
         """Review finished images, those of one engine and size together, and make their records."""
@@ -445,7 +447,8 @@ class DeviceEngine:
                     self._record(run, *result)
 
     def _record(self, run: ImageRun, image: Tensor, notes: Mapping[str, str]) -> None:
-        """Make the record of a finished image, in another thread if files must be hashed for it."""
+        """Make the record of a finished image, and check it by the safety policy; in another thread if files
+        must be hashed or images checked."""
         if run not in self._runs:
             return  # another image of its request has failed
         self._leave(run)
@@ -457,9 +460,10 @@ class DeviceEngine:
             )
             if notes:
                 picture.record = picture.record.model_copy(update={"notes": dict(notes)})
-            return picture
+            return models["model"].released(picture)
 
-        if opens_files(request) or not self._hashed.issuperset(models.values()):
+        in_another = opens_files(request) or models["model"].checks_images
+        if in_another or not self._hashed.issuperset(models.values()):
             self._recording[run] = recorded = self._recorder.submit(make)
             recorded.add_done_callback(lambda _: self.wake())
         else:
@@ -469,6 +473,10 @@ class DeviceEngine:
         """Hand over a finished image with its record."""
         try:
             picture = made()
+        except ImageRefused as error:
+            run.job.withheld[run.index] = error
+            self._finish_if_complete(run.job)
+            return
         except Exception as error:  # such as an adapter's file that was deleted; other requests continue
             self._fail(run.job, error)
             return

@@ -13,7 +13,14 @@ from math import inf
 from types import TracebackType
 from typing import Literal, Self
 
-from limner.errors import DeadlineExceeded, EngineClosed, InternalError, InvalidRequest, QueueFull
+from limner.errors import (
+    DeadlineExceeded,
+    EngineClosed,
+    ImageRefused,
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+)
 from limner.forks import renew_after_fork
 from limner.images.picture import Picture
 from limner.images.result import GenerationResult
@@ -54,6 +61,7 @@ class Job:
         waits: Whether some of its images have not begun.
         ended: Whether the engine has ended it; its handle may end earlier, when it is cancelled.
         pictures: Finished images by index, from 0.
+        withheld: Images that the safety policy blocks, by index, from 0.
         device_seconds: Its share of all forward passes that it took part in.
     """
 
@@ -65,6 +73,7 @@ class Job:
     waits: bool = True
     ended: bool = False
     pictures: dict[int, Picture] = field(default_factory=dict)
+    withheld: dict[int, ImageRefused] = field(default_factory=dict)
     device_seconds: float = 0.0
 
     @property
@@ -73,8 +82,9 @@ class Job:
 
     @property
     def complete(self) -> bool:
-        """Whether each image is finished or cancelled."""
-        return len(self.pictures) + len(self.handle.cancelled_images) >= self.handle.request.num_images
+        """Whether each image is finished, withheld or cancelled."""
+        ended = len(self.pictures) + len(self.withheld) + len(self.handle.cancelled_images)
+        return ended >= self.handle.request.num_images
 
 
 class Desk:
@@ -199,16 +209,21 @@ class Desk:
         )
 
     def finish(self, job: Job, request: GenerationRequest) -> None:
-        """End a job that is complete.
+        """End a job that is complete. It fails if all its images are withheld.
 
         Args:
             request: The resolved request.
         """
+        if job.withheld and not job.pictures:
+            self.fail(job, next(iter(job.withheld.values())))
+            return
         images = tuple(picture for _, picture in sorted(job.pictures.items()))
-        missing = tuple(sorted(job.handle.cancelled_images))
+        lacks = {image: f"image {image} was cancelled" for image in job.handle.cancelled_images}
+        lacks |= {index + 1: f"image {index + 1} is withheld: {why}" for index, why in job.withheld.items()}
         warnings = dict.fromkeys(warning for image in images for warning in image.record.warnings)
-        lacks = tuple(f"image {image} was cancelled" for image in missing)
-        job.handle.finish(GenerationResult(images, request, (*warnings, *lacks), missing))
+        missing = tuple(sorted(lacks))
+        told = tuple(lacks[image] for image in missing)
+        job.handle.finish(GenerationResult(images, request, (*warnings, *told), missing))
         self._end(job, "cancelled" if job.handle.cancelled() else "done")
 
     def drop(self, job: Job) -> bool:

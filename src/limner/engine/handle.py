@@ -33,7 +33,8 @@ class Progress:
         images: Number of images of the request.
         step: Number of the step that the image has just taken, from 1.
         steps: Number of steps of the image.
-        latents: Estimate of the clean latents [1, C, h, w] at this step; None from a `FakeEngine`.
+        latents: Estimate of the clean latents [1, C, h, w] at this step; None from a `FakeEngine`, and where
+            a safety policy has rules about images.
         seconds_left: Estimate of the seconds until the whole request is done, at the pace so far.
         picture: The image once it is finished; then step == steps.
         preview_map: The model's map from latents to colours; None if it has none.
@@ -52,12 +53,13 @@ class Progress:
         """A preview of the latents, with one pixel for each: about the image's colours, without the decoder.
 
         Raises:
-            UnsupportedModel: The model has no map for previews, or no latents (`FakeEngine`).
+            UnsupportedModel: The model has no map for previews, or there are no latents.
         """
         if self.latents is None or self.preview_map is None:
             raise UnsupportedModel(
                 "this model has no previews of latents",
-                hint="fit a map with `LatentPreview.fit` and write it to limner.json as `preview`",
+                hint="fit a map with `LatentPreview.fit` and write it to limner.json as `preview`; under a "
+                "safety policy with rules about images there are no previews",
             )
         from PIL import Image
 
@@ -110,7 +112,8 @@ class Handle:
         self._future.add_done_callback(self._end)
 
     def result(self, timeout: float | None = None) -> GenerationResult:
-        """Wait for the images. Those that were cancelled one by one are missing, and a warning says so.
+        """Wait for the images. Those that were cancelled one by one, or that the safety policy withholds, are
+        missing, and a warning says so.
 
         Raises:
             LimnerError: Why the request failed.

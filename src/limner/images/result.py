@@ -22,7 +22,8 @@ class GenerationResult:
         images: PIL images that keep their record when they are saved.
         request: Resolved request, with the seed that was used.
         warnings: What was not done as asked, or may surprise.
-        cancelled: Numbers of the images that were cancelled one by one and are missing, from 1.
+        cancelled: Numbers of the images that are missing, from 1: cancelled one by one, or withheld by the
+            safety policy.
     """
 
     images: tuple[Picture, ...]

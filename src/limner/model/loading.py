@@ -3,10 +3,10 @@
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
@@ -30,6 +30,10 @@ from .calibration import generate_samples
 from .model import Model
 from .options import STYLES, WILDCARDS, BackendName, LoadOptions
 
+if TYPE_CHECKING:
+    from limner.safety.checkers import ImageChecker
+    from limner.safety.policy import Policy
+
 _CONTROLLED = "{} comes with a ControlNet, which is not used unless a request's control names its folder"
 
 
@@ -42,6 +46,8 @@ class Source:
         options: Options that it is loaded with.
         device, precision: Device and precision, with "auto" replaced.
         warnings: Warnings about the choice of files.
+        policy: The safety policy; None for "off".
+        checkers: Image checkers of the policy, by name.
     """
 
     name: str
@@ -50,6 +56,8 @@ class Source:
     device: torch.device
     precision: Precision
     warnings: tuple[str, ...]
+    policy: "Policy | None" = None
+    checkers: Mapping[str, "ImageChecker"] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -87,6 +95,8 @@ class Source:
             cache_dir=self._cache_dir,
             assets=options.assets or Assets(),
             options=options,
+            policy=self.policy,
+            checkers=self.checkers,
         )
 
     @property
@@ -141,10 +151,8 @@ def find(options: LoadOptions, access: Access = ANYWHERE) -> Source:
     if precision not in get_args(Precision):
         raise InvalidRequest(f"precision is {precision!r}; expected auto, {', '.join(get_args(Precision))}")
     _check_paths(options)
-    if options.safety != "off":
-        from limner.safety.policy import policy_of
-
-        policy_of(options.safety)  # a fault in it is found before the model is fetched
+    # Faults of a policy are found before the model is fetched.
+    policy, checkers = _safety(options.safety)
     parts = {
         name: locate_part(name, part, variant=options.variant, access=access)
         for name, part in options.parts.items()
@@ -164,7 +172,18 @@ def find(options: LoadOptions, access: Access = ANYWHERE) -> Source:
         parts=parts,
     )
     warnings = located.warnings + checkpoint.warnings
-    return Source(located.name, options, checkpoint, device, precision, warnings)
+    return Source(located.name, options, checkpoint, device, precision, warnings, policy, checkers)
+
+
+def _safety(level: str | Path) -> tuple["Policy | None", Mapping[str, "ImageChecker"]]:
+    """The safety policy with its image checkers; None for "off"."""
+    if str(level) == "off":
+        return None, {}
+    from limner.safety.images import load_checkers
+    from limner.safety.policy import load_policy
+
+    policy = load_policy(level)
+    return policy, load_checkers(policy)
 
 
 def _check_paths(options: LoadOptions) -> None:

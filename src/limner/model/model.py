@@ -7,6 +7,7 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from limner.backends.base import AuxiliaryNetwork, Backend
@@ -43,6 +44,7 @@ from .options import LoadOptions
 from .provenance import environment, record_of
 
 if TYPE_CHECKING:
+    from limner.safety.checkers import ImageChecker
     from limner.safety.policy import Policy
 
 
@@ -63,6 +65,8 @@ class Model:
         wildcards_dirs, styles_files: Files that prompts are made of, as `load` takes them.
         options: Options that it was loaded with; a refiner is loaded with the same.
         cache_dir: Folder for hashes, graphs and tuning.
+        policy: Safety policy for what it draws; None for "off".
+        checkers: Image checkers of the policy, by name.
         controls: Control networks that requests name.
         image_prompts: IP-Adapters that requests name.
     """
@@ -85,6 +89,8 @@ class Model:
     assets: Assets = field(default_factory=Assets)
     options: LoadOptions = field(default_factory=LoadOptions)
     cache_dir: Path = field(default_factory=default_cache_dir)
+    policy: "Policy | None" = None
+    checkers: Mapping[str, "ImageChecker"] = field(default_factory=dict)
     controls: ControlLibrary = field(init=False, repr=False)
     image_prompts: ImagePromptLibrary = field(init=False, repr=False)
 
@@ -130,13 +136,6 @@ class Model:
         )
         return replace(resolved, warnings=(*resolved.warnings, *without_effect(resolved, self.facts)))
 
-    @cached_property
-    def policy(self) -> "Policy | None":
-        """The safety policy that it was loaded with; None for "off"."""
-        from limner.safety.policy import policy_of
-
-        return policy_of(self.options.safety)
-
     def check_prompts(self, resolved: ResolvedRequest) -> tuple[str, ...]:
         """Check all texts of a resolved request against the safety policy.
 
@@ -154,6 +153,24 @@ class Model:
         decision = check_request(resolved, self.policy, partial(self._trigger_words, *words_of))
         decision.raise_if_blocked()
         return decision.warnings
+
+    @property
+    def checks_images(self) -> bool:
+        """Whether the safety policy has rules about images."""
+        return self.policy is not None and bool(self.policy.image_rules)
+
+    def released(self, picture: Picture) -> Picture:
+        """A finished image after the image rules of the safety policy: as it is, or blurred.
+
+        Raises:
+            ImageRefused: The policy blocks it.
+        """
+        if self.policy is None or not self.checks_images:
+            return picture
+        from limner.safety.images import check_images, released
+
+        [decision] = check_images([np.asarray(picture)], self.policy, self.checkers)
+        return released(picture, decision)
 
     def _trigger_words(
         self,

@@ -62,7 +62,8 @@ class LoadOptions:
         cache_dir: Folder for what can be computed again (hashes, OpenVINO graphs, tuning); by default
             `LIMNER_CACHE`, else the system's folder for caches.
         assets: Opens the input images of requests. Default: any path, and no others by their hash.
-        safety: The policy that prompts must pass: "off", "standard", "strict", or the path of a policy file.
+        safety: The policy that prompts and images must pass: "off", "standard", "strict", or the path of a
+            policy file. "standard" and "strict" need the extra `nsfw`.
         catalogue: Where the adapters and networks that requests name are looked up, in place of the folders;
             then no path is opened and nothing is downloaded.
     """

@@ -8,6 +8,7 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     Field(description="`fp32`, `bf16` (with OpenVINO), or `auto`: bf16 where OpenVINO computes in it."),
 ]
+CONCEPTS, SPECIAL = 17, 3  # of CompVis' checker
 Three = tuple[float, float, float]
 Side = Annotated[int, Field(ge=1, le=4096)]
 
@@ -22,6 +23,11 @@ class OpenNSFWConfig(_Config):
     kind: Literal["opennsfw"] = Field(default="opennsfw", description="`opennsfw`.")
     precision: Precision = "auto"
 
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories of its scores."""
+        return ("nsfw",)
+
 
 class CompVisConfig(_Config):
     """The safety checker of Stable Diffusion 1.x. Categories: `nsfw`, `special_care`, and each concept."""
@@ -32,6 +38,12 @@ class CompVisConfig(_Config):
         "`safety_checker` of a model in the diffusers layout."
     )
     device: str = Field(default="cpu", description="Device that it runs on: `cpu`, `cuda`, `cuda:1` …")
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories of its scores."""
+        special = (f"special_care_{number}" for number in range(SPECIAL))
+        return ("nsfw", "special_care", *(f"concept_{number}" for number in range(CONCEPTS)), *special)
 
 
 class OnnxConfig(_Config):
@@ -64,6 +76,11 @@ class OnnxConfig(_Config):
         default="none", description="What turns the outputs into scores."
     )
     precision: Precision = "auto"
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories of its scores."""
+        return self.labels
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:

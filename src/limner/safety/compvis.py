@@ -31,7 +31,8 @@ from limner.weights.load import image_encoder_name
 from limner.weights.parts import load_network
 from limner.weights.tensors import open_tensors
 
-_CONCEPTS, _SPECIAL = 17, 3
+from .checker_config import CONCEPTS, SPECIAL
+
 _ADJUSTMENT = np.float32(0.01)
 # transformers writes only what differs from its defaults, which are those of ViT-B/32.
 _DEFAULTS = {
@@ -50,10 +51,10 @@ class SafetyNetwork(CLIPVisionModel):
     def __init__(self, config: CLIPVisionConfig) -> None:
         super().__init__(config)
         width = config.projection_dim
-        self.concept_embeds = nn.Parameter(torch.ones(_CONCEPTS, width))
-        self.special_care_embeds = nn.Parameter(torch.ones(_SPECIAL, width))
-        self.concept_embeds_weights = nn.Parameter(torch.ones(_CONCEPTS))
-        self.special_care_embeds_weights = nn.Parameter(torch.ones(_SPECIAL))
+        self.concept_embeds = nn.Parameter(torch.ones(CONCEPTS, width))
+        self.special_care_embeds = nn.Parameter(torch.ones(SPECIAL, width))
+        self.concept_embeds_weights = nn.Parameter(torch.ones(CONCEPTS))
+        self.special_care_embeds_weights = nn.Parameter(torch.ones(SPECIAL))
 
     def similarities(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines [B, 17] with the concepts, and [B, 3] with those of special care."""
@@ -124,7 +125,7 @@ class CompVis:
             raise NumericalError(f"the image checker {self.name} returned NaN or infinity for an image")
         adjustment = np.float32(0)
         scores: dict[str, Any] = {}
-        for number in range(_SPECIAL):
+        for number in range(SPECIAL):
             scores[f"special_care_{number}"] = np.round(
                 special[number] - self._special_thresholds[number] + adjustment, 3
             )

@@ -1,4 +1,4 @@
-"""A policy: rules about lists of words, and what is done where one applies. It is a TOML file.
+"""A policy: rules about words in prompts and about scores of images. It is a TOML file.
 
     schema = 1
     base = "standard"          # rules to begin with: "standard", "strict" or "none"
@@ -12,6 +12,13 @@
     action = "block"
     lists = ["violence"]
 
+    [[image_rules]]
+    name = "nudity"
+    action = "blur"
+    checker = "opennsfw"
+    category = "nsfw"
+    min_score = 0.5
+
 `load_policy` reads one. The rules of `rules/always.toml` are part of every policy: a file can neither change
 them nor shorten their lists.
 """
@@ -20,15 +27,17 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from limner.errors import InvalidRequest
+
+from .checker_config import CheckerConfig, OpenNSFWConfig
 
 RULES = Path(__file__).with_name("rules")
 LEVELS = ("off", "standard", "strict")
@@ -36,10 +45,11 @@ BENIGN = "benign"  # list of phrases whose words do not count
 
 
 class Action(StrEnum):
-    """What is done with a prompt, from the mildest on."""
+    """What is done with a prompt or an image, from the mildest on. Prompts are not blurred."""
 
     ALLOW = "allow"
     FLAG = "flag"
+    BLUR = "blur"
     BLOCK = "block"
 
     @property
@@ -48,19 +58,27 @@ class Action(StrEnum):
         return list(Action).index(self)
 
 
+def _not_blurred(action: Action) -> Action:
+    if action is Action.BLUR:
+        raise ValueError("a prompt cannot be blurred; use allow, flag or block")
+    return action
+
+
+PromptAction = Annotated[Action, AfterValidator(_not_blurred)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")]
 ListName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Term = Annotated[str, Field(min_length=2, max_length=80)]
 
 
-class RuleFile(BaseModel):
+class Rule(BaseModel):
     """One rule: it applies to a prompt that has words of its lists."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_.-]*$")] = Field(
+    name: Name = Field(
         description="Name, which decisions carry. A rule replaces the rule of the base that has its name."
     )
-    action: Action = Field(
+    action: PromptAction = Field(
         description="`allow`, `flag` (drawn, with a warning, for human review) or `block` (refused)."
     )
     reason: Annotated[str, Field(min_length=1, max_length=200)] = Field(
@@ -81,7 +99,7 @@ class RuleFile(BaseModel):
         default=(),
         description="Names of lists; where given, the negative prompt must have a word of one of them.",
     )
-    negative_prompt: Action = Field(
+    negative_prompt: PromptAction = Field(
         default=Action.ALLOW,
         description="The action where the words are in the negative prompt, which steers away from them.",
     )
@@ -89,6 +107,30 @@ class RuleFile(BaseModel):
         default=0.65,
         description="Least score at which the rule applies. Words as they are written have 1; words that are "
         "written in a hidden way have less.",
+    )
+
+
+class ImageRule(BaseModel):
+    """One rule about images: it applies to an image that a checker gives a score."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name = Field(
+        description="Name, which decisions carry. A rule replaces the image rule of the base with its name."
+    )
+    action: Action = Field(
+        description="`allow`, `flag` (delivered, with a warning, for human review), `blur` (delivered as a "
+        "few blurred colours) or `block` (withheld). A checker whose rules all allow is not loaded."
+    )
+    reason: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        description="What the rule is about, for whoever asked for the image."
+    )
+    checker: Name = Field(
+        default="opennsfw", description="Name of an image checker: one of `checkers`, or `opennsfw`."
+    )
+    category: str = Field(description="The checker's category.")
+    min_score: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        description="Least score in that category at which the rule applies."
     )
 
 
@@ -118,49 +160,45 @@ class PolicyFile(BaseModel):
     lists: dict[ListName, ListChange] = Field(
         default={}, description="By name of a list: terms to `add` and to `remove`."
     )
-    rules: tuple[RuleFile, ...] = Field(default=(), description="Rules.")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule of a policy. Attributes are those of `RuleFile`, and:
-
-    Attributes:
-        always: Whether it belongs to the tier that no policy can change.
-    """
-
-    name: str
-    action: Action
-    reason: str
-    lists: tuple[str, ...]
-    with_lists: tuple[str, ...]
-    unless: tuple[str, ...]
-    steered_from: tuple[str, ...]
-    negative_prompt: Action
-    min_score: float
-    always: bool
+    rules: tuple[Rule, ...] = Field(default=(), description="Rules about prompts.")
+    checkers: dict[Name, CheckerConfig] = Field(
+        default={}, description="By name: image checkers, each with its `kind`."
+    )
+    image_rules: tuple[ImageRule, ...] = Field(default=(), description="Rules about images.")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules with their lists.
+    """Rules with their lists and image checkers.
 
     Attributes:
         name: "off", "standard", "strict", or the path of its file.
-        rules: In order; those of the tier that is always active first.
+        always_rules: Rules of the tier that no policy can change.
+        rules: Other rules, in order.
         lists: Name -> terms.
         always_lists: Name -> terms as the rules of that tier read them.
+        image_rules: Rules about images that ask for something, in order.
+        checkers: Name -> config of each image checker that these rules name.
+        folder: Folder that the paths of checkers are relative to.
     """
 
     name: str
+    always_rules: tuple[Rule, ...]
     rules: tuple[Rule, ...]
     lists: Mapping[str, tuple[str, ...]]
     always_lists: Mapping[str, tuple[str, ...]]
+    image_rules: tuple[ImageRule, ...] = ()
+    checkers: Mapping[str, CheckerConfig] = field(default_factory=dict)
+    folder: Path = Path()
 
     @cached_property
     def version(self) -> str:
-        """The name, and a hash of all rules and lists: equal versions decide equally."""
-        content = [[asdict(rule) for rule in self.rules], dict(self.lists), dict(self.always_lists)]
+        """The name, and a hash of all rules, lists and configs: equal versions decide equally about prompts,
+        and about images with the same scores."""
+        rules = [[rule.model_dump(mode="json") for rule in some] for some in (self.always_rules, self.rules)]
+        content: list[Any] = [*rules, dict(self.lists), dict(self.always_lists)]
+        content.append([rule.model_dump(mode="json") for rule in self.image_rules])
+        content.append({name: config.model_dump(mode="json") for name, config in self.checkers.items()})
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{Path(self.name).name} {digest[:12]}"
 
@@ -180,14 +218,49 @@ def load_policy(level: str | Path) -> Policy:
     Raises:
         InvalidRequest: There is no such file, or it is no policy.
     """
-    level = str(level)
-    own = shipped_lists()
-    always = _rules(_read_file(RULES / "always.toml"), always=True)
-    if level in LEVELS:
-        rules = () if level == "off" else _rules(_read_file(RULES / f"{level}.toml"))
-        return Policy(level, always + rules, own, own)
-    path = Path(level)
-    file = _read_file(path)
+    path, own = Path(level), shipped_lists()
+    always = _read_file(RULES / "always.toml").rules
+    if str(level) in LEVELS:
+        file = PolicyFile.model_validate({"schema": 1, "base": "none" if str(level) == "off" else level})
+    else:
+        file = _read_file(path)
+    lists = _lists(path, file, own)
+    base = None if file.base == "none" else _read_file(RULES / f"{file.base}.toml")
+    if reserved := {rule.name for rule in always} & {rule.name for rule in file.rules}:
+        raise _fault(path, f"the rule {min(reserved)} is always active and cannot be replaced")
+    rules = _over(path, () if base is None else base.rules, file.rules)
+    for rule in rules:
+        for name in (*rule.lists, *rule.with_lists, *rule.unless, *rule.steered_from):
+            if name not in lists:
+                raise _fault(
+                    path, f"the rule {rule.name} names the list {name}; lists are {', '.join(lists)}"
+                )
+    image_rules = _over(path, () if base is None else base.image_rules, file.image_rules)
+    try:
+        checkers = _named_checkers(image_rules, file.checkers)
+    except ValueError as error:
+        raise _fault(path, str(error)) from None
+    grown = {
+        name: terms if name == BENIGN else tuple(dict.fromkeys((*terms, *lists[name])))
+        for name, terms in own.items()
+    }
+    effective = tuple(rule for rule in image_rules if rule.action is not Action.ALLOW)
+    return Policy(str(level), always, rules, lists, grown, effective, checkers, path.parent)
+
+
+R = TypeVar("R", bound=Rule | ImageRule)
+
+
+def _over(path: Path, base: tuple[R, ...], own: tuple[R, ...]) -> tuple[R, ...]:
+    """The rules of a base that the file does not replace, and those of the file."""
+    names = [rule.name for rule in own]
+    if len({*names}) < len(names):
+        raise _fault(path, "two rules have the same name")
+    return (*(rule for rule in base if rule.name not in names), *own)
+
+
+def _lists(path: Path, file: PolicyFile, own: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Limner's own lists with the changes of a file."""
     lists = dict(own)
     if file.lists_dir is not None:
         folder = path.parent / file.lists_dir
@@ -200,34 +273,30 @@ def load_policy(level: str | Path) -> Policy:
             raise _fault(path, f"the list {name} has no term {missing[0]!r} to remove")
         kept = tuple(term for term in present if term not in change.remove)
         lists[name] = tuple(dict.fromkeys((*kept, *change.add)))
-    base = () if file.base == "none" else _rules(_read_file(RULES / f"{file.base}.toml"))
-    added = _rules(file)
-    names = [rule.name for rule in added]
-    if reserved := {rule.name for rule in always} & {*names}:
-        raise _fault(path, f"the rule {min(reserved)} is always active and cannot be replaced")
-    if len({*names}) < len(names):
-        raise _fault(path, "two rules have the same name")
-    rules = (*(rule for rule in base if rule.name not in names), *added)
+    return lists
+
+
+def _named_checkers(
+    rules: tuple[ImageRule, ...], given: Mapping[str, CheckerConfig]
+) -> dict[str, CheckerConfig]:
+    """The configs of the checkers that rules name. Raises ValueError where one, or a category, is unknown."""
+    known = {"opennsfw": OpenNSFWConfig(), **given}
+    named: dict[str, CheckerConfig] = {}
     for rule in rules:
-        for name in (*rule.lists, *rule.with_lists, *rule.unless, *rule.steered_from):
-            if name not in lists:
-                raise _fault(
-                    path, f"the rule {rule.name} names the list {name}; lists are {', '.join(lists)}"
-                )
-    grown = {
-        name: terms if name == BENIGN else tuple(dict.fromkeys((*terms, *lists[name])))
-        for name, terms in own.items()
-    }
-    return Policy(level, always + rules, lists, grown)
-
-
-def policy_of(level: str | Path) -> Policy | None:
-    """The policy of a process that serves nobody else: None for "off". Raises as `load_policy`."""
-    return None if str(level) == "off" else load_policy(level)
-
-
-def _rules(file: PolicyFile, *, always: bool = False) -> tuple[Rule, ...]:
-    return tuple(Rule(**dict(rule), always=always) for rule in file.rules)
+        config = known.get(rule.checker)
+        if config is None:
+            raise ValueError(
+                f"the image rule {rule.name} names the checker {rule.checker}; "
+                f"checkers are {', '.join(known)}"
+            )
+        if rule.category not in config.categories:
+            raise ValueError(
+                f"the image rule {rule.name} names the category {rule.category!r}; "
+                f"{rule.checker} has {', '.join(config.categories)}"
+            )
+        if rule.action is not Action.ALLOW:
+            named[rule.checker] = config
+    return named
 
 
 def _read_file(path: Path) -> PolicyFile:

@@ -17,6 +17,7 @@ from typing import Any
 from limner.errors import PromptRefused
 from limner.request.resolve import PictureSpec, ResolvedRequest
 
+from .decisions import BaseDecision, BaseFinding
 from .matching import Hit, Matcher
 from .policy import BENIGN, Action, Policy, Rule
 
@@ -57,57 +58,24 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A rule that applies.
+class Finding(BaseFinding):
+    """A rule that applies. The score is from 0 to 1: how surely the text says it.
 
     Attributes:
-        rule: Its name.
-        action: What it asks for.
-        score: From 0 to 1, how surely the text says it.
         spans: The words.
-        reason: One sentence about them.
     """
 
-    rule: str
-    action: Action
-    score: float
     spans: tuple[Span, ...]
-    reason: str
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What a policy says.
-
-    Attributes:
-        action: The most severe action of the findings; allow without any.
-        version: Name and hash of the policy.
-        findings: The rules that apply, the most severe first.
-    """
-
-    action: Action
-    version: str
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def rule(self) -> str | None:
-        """The rule that decided; None where none applies."""
-        return self.findings[0].rule if self.findings else None
-
-    @property
-    def score(self) -> float:
-        """Its score; 0 where none applies."""
-        return self.findings[0].score if self.findings else 0.0
+class Decision(BaseDecision[Finding]):
+    """What a policy says about the texts of an image."""
 
     @property
     def spans(self) -> tuple[Span, ...]:
         """The words that it is about."""
         return self.findings[0].spans if self.findings else ()
-
-    @property
-    def reason(self) -> str:
-        """Why."""
-        return self.findings[0].reason if self.findings else "no rule applies"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -151,16 +119,12 @@ def check_texts(texts: Iterable[PromptText], policy: Policy) -> Decision:
     """What a policy says about the texts of one image. Subject and act may be in different ones."""
     texts = [text for text in dict.fromkeys(texts) if text.text]
     findings: list[Finding] = []
-    matches: list[_Match] = []
-    searched = None
-    for rule in policy.rules:
-        lists = policy.always_lists if rule.always else policy.lists
-        if lists is not searched:
-            matches = [_Match(text, hit) for text in texts for hit in _hits(text, lists)]
-            searched = lists
+    for rules, lists in ((policy.always_rules, policy.always_lists), (policy.rules, policy.lists)):
+        matches = [_Match(text, hit) for text in texts for hit in _hits(text, lists)] if rules else []
         wanted = [one for one in matches if not one.text.negative]
         unwanted = [one for one in matches if one.text.negative]
-        findings += _apply(rule, wanted, unwanted)
+        for rule in rules:
+            findings += _apply(rule, wanted, unwanted)
     findings = [one for one in findings if one.action is not Action.ALLOW]
     findings.sort(key=lambda one: (-one.action.severity, -one.score))
     return Decision(findings[0].action if findings else Action.ALLOW, policy.version, tuple(findings))
@@ -220,7 +184,7 @@ def _finding(
     if score >= rule.min_score:
         spans = tuple(dict.fromkeys(one.span for group in groups for one in group))
         words = ", ".join(dict.fromkeys(f"{span.text!r} ({span.source})" for span in spans))
-        yield Finding(rule.name, action, score, spans, f"{rule.reason}: {words}")
+        yield Finding(rule.name, action, score, f"{rule.reason}: {words}", spans)
 
 
 def _of(lists: Sequence[str], matches: Sequence[_Match]) -> list[_Match]:

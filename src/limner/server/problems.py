@@ -29,6 +29,7 @@ STATUS = {
     "invalid_prompt": 422,
     "prompt_refused": 422,
     "invalid_picture": 422,
+    "image_refused": 422,
     "unsupported_model": 422,
     "invalid_checkpoint": 422,
     "pickle_refused": 422,

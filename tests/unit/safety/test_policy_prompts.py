@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.prompt_policy import MINORS, TRANSFORMATIONS, benign, obfuscations
 from limner.errors import InvalidRequest, PromptRefused
-from limner.safety.policy import Action, PolicyFile, RuleFile, load_policy
+from limner.safety.checker_config import CompVisConfig, OnnxConfig, OpenNSFWConfig
+from limner.safety.policy import Action, ImageRule, PolicyFile, Rule, load_policy
 from limner.safety.prompts import PromptText, check_prompt, check_texts
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -171,7 +172,7 @@ def test_there_is_no_such_file(tmp_path):
 
 def test_the_guide_describes_every_field():
     guide = (ROOT / "docs/guides/safety.md").read_text(encoding="utf-8")
-    for model in (PolicyFile, RuleFile):
+    for model in (PolicyFile, Rule, ImageRule, OpenNSFWConfig, CompVisConfig, OnnxConfig):
         for name, field in model.model_fields.items():
             assert f"| `{field.alias or name}` | {field.description} |" in guide
 

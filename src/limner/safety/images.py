@@ -1,0 +1,188 @@
+"""What a policy says about images, and what then leaves.
+
+    policy = load_policy("standard")
+    checkers = load_checkers(policy)
+    [decision] = check_images([np.asarray(picture)], policy, checkers)
+    picture = released(picture, decision)
+
+Without torch, but for a checker that needs it.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from limner.errors import ImageRefused, InternalError, NumericalError
+from limner.images.picture import Picture
+
+from .checker_config import CheckerConfig
+from .checkers import ImageChecker, load_checker
+from .decisions import BaseDecision, BaseFinding
+from .policy import Action, Policy
+
+NOTE = "image_safety"  # key of the decision in a record's notes
+_CELLS = 8  # colours along the longer side of a blurred image
+_DONE = {Action.FLAG: "flags", Action.BLUR: "blurs", Action.BLOCK: "blocks"}
+
+
+@dataclass(frozen=True)
+class ImageFinding(BaseFinding):
+    """A rule that applies to an image. The score is the checker's.
+
+    Attributes:
+        checker: Name of the checker.
+        checker_version: Its version.
+        category: The category of the score.
+    """
+
+    checker: str
+    checker_version: str
+    category: str
+
+    def text(self) -> str:
+        """The rule, its reason and the score, in words."""
+        return f"{self.rule} ({self.checker} {self.category} {self.score:.3g}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class ImageDecision(BaseDecision[ImageFinding]):
+    """What a policy says about an image.
+
+    Attributes:
+        scores: Checker -> category -> score, of every checker that the policy names.
+        checkers: Checker -> its version.
+    """
+
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    checkers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each rule that flags or blurs the image."""
+        by = f"the safety policy {self.version}"
+        kept = [one for one in self.findings if one.action is not Action.BLOCK]
+        return tuple(f"{by} {_DONE[one.action]} the image by its rule {one.text()}" for one in kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The decision as plain data, for JSON."""
+        return {
+            "action": self.action.value,
+            "rule": self.rule,
+            "score": self.score,
+            "version": self.version,
+            "reason": self.reason,
+            "findings": [asdict(finding) for finding in self.findings],
+            "scores": {name: dict(scores) for name, scores in self.scores.items()},
+            "checkers": dict(self.checkers),
+        }
+
+    def raise_if_blocked(self) -> None:
+        """Raise ImageRefused if the action is block."""
+        if self.action is Action.BLOCK:
+            raise ImageRefused(
+                f"the safety policy {self.version} blocks the image by its rule {self.findings[0].text()}",
+                hint="try another seed or prompt; `limner safety check picture` shows what a policy says",
+            )
+
+
+def load_checkers(policy: Policy) -> dict[str, ImageChecker]:
+    """The checkers that the image rules of a policy need, by name; none if it has no such rules.
+
+    A process loads each once, whatever number of policies name it.
+
+    Raises:
+        LimnerError: As `load_checker`.
+    """
+    return {name: _loaded(name, config, policy.folder) for name, config in policy.checkers.items()}
+
+
+@lru_cache(maxsize=8)
+def _loaded(name: str, config: CheckerConfig, folder: Path) -> ImageChecker:
+    return load_checker(name, config, folder)
+
+
+def check_images(
+    images: Sequence[NDArray[np.uint8]], policy: Policy, checkers: Mapping[str, ImageChecker]
+) -> list[ImageDecision]:
+    """What a policy says about each of some images.
+
+    Args:
+        images: RGB images [H, W, 3], of any sizes.
+        checkers: Those that `load_checkers` returns for the policy.
+
+    Raises:
+        NumericalError: A score is NaN or infinite.
+        InternalError: A checker does not score every image in every category that the rules name.
+    """
+    scores = {name: checkers[name].check(images) for name in policy.checkers}
+    for name, found in scores.items():
+        if len(found) != len(images):
+            raise InternalError(f"the image checker {name} scored {len(found)} of {len(images)} images")
+        for value in (value for one in found for value in one.values()):
+            if not math.isfinite(value):  # which no rule would apply to
+                raise NumericalError(f"the image checker {name} gave an image the score {value}")
+    versions = {name: checkers[name].version for name in policy.checkers}
+    return [
+        _decide(policy, {name: found[index] for name, found in scores.items()}, versions)
+        for index in range(len(images))
+    ]
+
+
+def _decide(
+    policy: Policy, scores: Mapping[str, Mapping[str, float]], versions: Mapping[str, str]
+) -> ImageDecision:
+    findings = []
+    for rule in policy.image_rules:
+        score = scores[rule.checker].get(rule.category)
+        if score is None:
+            raise InternalError(f"the image checker {rule.checker} gave no score for {rule.category!r}")
+        if score >= rule.min_score:
+            findings.append(
+                ImageFinding(
+                    rule=rule.name,
+                    action=rule.action,
+                    score=score,
+                    reason=rule.reason,
+                    checker=rule.checker,
+                    checker_version=versions[rule.checker],
+                    category=rule.category,
+                )
+            )
+    findings.sort(key=lambda one: (-one.action.severity, -one.score))
+    action = findings[0].action if findings else Action.ALLOW
+    return ImageDecision(action, policy.version, tuple(findings), scores, versions)
+
+
+def released(picture: Picture, decision: ImageDecision) -> Picture:
+    """The image that may leave: as it is, or blurred. Its record has the decision, and a warning for each
+    rule that flags or blurs it.
+
+    Raises:
+        ImageRefused: The decision is to block it.
+    """
+    decision.raise_if_blocked()
+    record = picture.record
+    notes = {**record.notes, NOTE: json.dumps(decision.to_dict(), ensure_ascii=False, separators=(",", ":"))}
+    warnings = tuple(dict.fromkeys((*record.warnings, *decision.warnings)))
+    image = blurred(picture) if decision.action is Action.BLUR else picture
+    return Picture(image, record.model_copy(update={"notes": notes, "warnings": warnings}))
+
+
+def blurred(image: Image.Image) -> Image.Image:
+    """An RGB image of the same size made of the mean colours of 8 areas along the longer side, and no more.
+
+    It holds at most 64 colours of the original, so that nothing finer can be recovered from it.
+    """
+    image = image.convert("RGB")
+    longer = max(image.size)
+    width, height = (max(1, round(_CELLS * side / longer)) for side in image.size)
+    cells = image.resize((width, height), Image.Resampling.BOX)
+    return cells.resize(image.size, Image.Resampling.BICUBIC)
