@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     report = Report("safety", "What safety costs", " ".join((__doc__ or "").split("\n\n", 1)[1].split()))
     columns = ("stage", *(f"{size}² pixels" for size in sizes))
-    rows = [(name, *(found[name].text(" ms") for found in sizes.values())) for name in stages]
+    rows = [(name, *(found[name].text(" ms", digits=4) for found in sizes.values())) for name in stages]
     report.tables.append(Table("Processor time per image", columns, rows))
     versions = [(name, checker.version) for name, checker in loaded.items()]
     report.tables.append(Table("Versions of the checkers", ("checker", "version"), versions))
