@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, Generic, TypeVar
 
 from limner.errors import InvalidCheckpoint, OutputError
@@ -313,9 +314,10 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     temporary = _temporary(path)
     not_empty = OutputError(f"{path} is not empty", hint="choose another folder, or ask to overwrite it")
     try:
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"{path} is a file, expected a folder or nothing")
-        if not overwrite and path.is_dir() and any(path.iterdir()):
+        with suppress(FileNotFoundError):
+            if not S_ISDIR(path.stat().st_mode):  # one look: another process may move it away at any time
+                raise OutputError(f"{path} is a file, expected a folder or nothing")
+        if not overwrite and _has_entries(path):
             raise not_empty
         temporary.mkdir(parents=True)
         yield temporary
@@ -326,7 +328,7 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             except OSError as error:  # a folder that is not empty cannot be renamed over
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                if not overwrite and any(path.iterdir()):
+                if not overwrite and _has_entries(path):
                     raise not_empty from None
             old = _temporary(path)
             with suppress(FileNotFoundError):  # another process has moved it away meanwhile
@@ -336,6 +338,13 @@ def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise _output_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _has_entries(path: Path) -> bool:
+    """Whether a folder is there and not empty."""
+    with suppress(FileNotFoundError):
+        return any(path.iterdir())
+    return False
 
 
 def _temporary(path: Path) -> Path:
