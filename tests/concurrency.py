@@ -5,6 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
+from tests.waiting import DEADLINE
+
 T = TypeVar("T")
 
 
@@ -13,7 +15,7 @@ def at_once(*works: Callable[[], T]) -> list[T]:
     begin = Barrier(len(works))
 
     def run(work: Callable[[], T]) -> T:
-        begin.wait(30)
+        begin.wait(DEADLINE)
         return work()
 
     with ThreadPoolExecutor(len(works)) as pool:

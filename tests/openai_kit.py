@@ -2,8 +2,6 @@
 
 import base64
 import io
-import time
-from collections.abc import Callable
 
 from PIL import Image
 
@@ -23,14 +21,6 @@ def record_of(content: str) -> Record:
     record = read_record(io.BytesIO(base64.b64decode(content)))
     assert record is not None
     return record
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 2.0) -> None:
-    """Wait until a condition holds, which is to be soon."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def photo(format: str = "PNG", size: tuple[int, int] = PHOTO_SIZE) -> bytes:

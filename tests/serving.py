@@ -8,7 +8,6 @@ import asyncio
 import io
 import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
@@ -33,6 +32,7 @@ from limner.service.storage import ImageStore
 from limner.service.worker import Worker
 from limner.settings.serve import ServeSettings
 from limner.studio import DIST
+from tests.waiting import DEADLINE, until
 
 
 class _Previewed(Progress):
@@ -48,7 +48,7 @@ class Painter:
     """What a worker draws with.
 
     Attributes:
-        step_seconds: Seconds that each step takes.
+        step_seconds: Seconds that each step takes. It may be changed while something is drawn.
         failures: Prompt -> what a request with it fails with.
         previews: Whether steps have previews, unlike those of a `FakeEngine`.
         steps: Number of steps that were taken.
@@ -77,6 +77,7 @@ class _PaintingEngine(FakeEngine):
 
     def _take_step(self, job: Any, index: int, step: int, steps: int) -> None:
         self._painter.steps += 1
+        self._step_seconds = self._painter.step_seconds
         publish = job.handle.publish
 
         def with_preview(progress: Progress) -> None:
@@ -155,21 +156,19 @@ def serving(
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    until = time.monotonic() + 20
-    while not server.started and thread.is_alive() and time.monotonic() < until:
-        time.sleep(0.005)
-    assert server.started, "the server has not started"
+    until(lambda: server.started or not thread.is_alive(), "the start of the server")
+    assert server.started, "the server has ended"
     state: ServerState = app.state.limner
     try:
         with (
             worker_of(chosen, painter) if working else nullcontext(),
-            httpx.Client(base_url=url, timeout=20) as client,
+            httpx.Client(base_url=url, timeout=DEADLINE + 10) as client,
         ):
             yield Served(url, state, client, loops[0], painter)
     finally:
         state.hub.end_subscriptions()
         server.should_exit = True
-        thread.join(20)
+        thread.join(DEADLINE)
 
 
 @contextmanager
@@ -184,11 +183,11 @@ def worker_of(settings: ServeSettings, painter: Painter | None = None) -> Iterat
         yield worker
     finally:
         worker.stop()
-        thread.join(20)
+        thread.join(DEADLINE)
         ledger.close()
 
 
-def submit(client: httpx.Client, wait: int = 20, headers: Any = None, **request: Any) -> dict[str, Any]:
+def submit(client: httpx.Client, wait: int = DEADLINE, headers: Any = None, **request: Any) -> dict[str, Any]:
     """A set of the native API whose jobs have ended.
 
     Args:

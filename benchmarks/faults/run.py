@@ -58,8 +58,8 @@ def run(
     Args:
         make: Makes a request of a number.
         options: Options of `limner serve`.
-        pause: Seconds between kills, on average. Each waits until its process is there again, and one of an
-            API process until a request is on its way.
+        pause: Seconds between kills, on average. Each waits until its process is there again and another
+            request has been accepted, and one of an API process until a request is on its way.
     """
     rng, began = random.Random(seed), time.monotonic()
     kinds: list[Kind] = ["worker"] * worker_kills + ["api"] * api_kills
@@ -67,17 +67,19 @@ def run(
     done = {"worker": 0, "api": 0}
     with Service(data, *options) as service:
         with Clients(lambda: service.url, make, count=clients, seed=seed) as load:
-            until(lambda: load.promises, 60, "the first accepted request")
+            accepted = 0
             for number, kind in enumerate(kinds, 1):
+                until(lambda before=accepted: len(load.promises) > before, 180, "an accepted request")  # type: ignore[misc]
+                accepted = len(load.promises)
                 time.sleep(rng.expovariate(1.0 / pause))
-                until(lambda kind=kind: service.pids(kind), 60, f"another {kind} process")  # type: ignore[misc]
+                until(lambda kind=kind: service.pids(kind), 180, f"another {kind} process")  # type: ignore[misc]
                 if kind == "api":
                     _wait_for_a_request(load, rng)
                 done[kind] += service.kill(kind)
                 if number % 10 == 0:
                     say(f"{number} kills, {len(load.promises)} requests accepted")
         with httpx.Client(timeout=30.0) as client:
-            until(lambda: _ended(client, service.url), 300, "the end of all jobs")
+            until(lambda: _ended(client, service.url), 600, "the end of all jobs")
     ledger = Ledger.open(f"sqlite:///{data / 'ledger.sqlite3'}")
     try:
         findings = check(ledger, ImageStore.in_folder(data / "pictures"), load.promises, alone)

@@ -39,7 +39,7 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, timeout: float = 60.0) -> None:
+    def start(self, timeout: float = 180.0) -> None:
         """Start it, and wait until it answers."""
         command = [sys.executable, "-m", "limner", "serve", "--data", str(self.data)]
         command += ["--port", str(self._port), *self._options]
@@ -87,7 +87,7 @@ class Service:
                 self.process.stdout.close()
             self.process = None
 
-    def stop(self, timeout: float = 60.0) -> int:
+    def stop(self, timeout: float = 180.0) -> int:
         """Stop it as an operator does, and return its exit code."""
         if self.process is None:
             return 0

@@ -69,7 +69,7 @@ class Hub:
 
     def _file(self, repo: str, revision: str, name: str) -> tuple[int, dict[str, str], bytes]:
         if self.slow is not None:
-            self.slow.wait(30)
+            self.slow.wait(300)
         if repo in self.gated:
             return 403, {"X-Error-Code": "GatedRepo"}, b""
         if repo not in self.repos:

@@ -26,12 +26,13 @@ from limner.nn.ip_adapter_config import IPAdapterConfig
 from limner.nn.unet_config import attended_layers
 from limner.weights.save import write_json
 from limner.weights.tensors import write_tensors
+from tests.waiting import until
 
 PICTURE = image_source(Image.new("RGB", (64, 64), "gray"))
 NETWORK = {"controls": [{"model": "someone/edges", "image": PICTURE}]}
 ADAPTER = {"image_prompts": [{"model": "someone/adapters:models/plain.safetensors", "images": [PICTURE]}]}
 REFINER = {"refiner": "someone/picturebook", "refiner_start": 0.5}
-SOON = 20.0  # seconds: much more than is needed, and less than files wait for at a slow hub
+SOON = 120.0  # seconds: much more than is needed, and less than files wait for at a slow hub
 
 
 @pytest.fixture
@@ -72,16 +73,9 @@ def ask(**fields: object) -> GenerationRequest:
     return GenerationRequest.of({"prompt": "a red house", "steps": 2, "seed": 1, **fields})
 
 
-def wait_for(met: object) -> None:
-    deadline = time.monotonic() + SOON
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def fetching(repos: Hub, handle: Handle) -> Handle:
     """One whose file was asked for."""
-    wait_for(lambda: any("/resolve/" in path for path in repos.asked))
+    until(lambda: any("/resolve/" in path for path in repos.asked))
     assert not handle.done()
     return handle
 
@@ -119,7 +113,7 @@ def test_it_is_fetched_once_however_many_ask_and_then_found_without_the_hub(mode
 
 def test_cancelled_or_late_while_it_is_fetched(model, repos, slow):
     engine = Engine(model)
-    late = engine.submit(ask(**NETWORK), timeout=0.3)
+    late = engine.submit(ask(**NETWORK), timeout=1.5)
     cancelled, kept = (fetching(repos, engine.submit(ask(seed=seed, **NETWORK))) for seed in (2, 3))
     began, busy = time.monotonic(), time.process_time()
     with pytest.raises(DeadlineExceeded):
@@ -127,7 +121,7 @@ def test_cancelled_or_late_while_it_is_fetched(model, repos, slow):
     waited = time.monotonic() - began
     assert time.process_time() - busy < 0.5 * waited + 0.2  # it sleeps, and does not spin
     assert cancelled.cancel()
-    wait_for(lambda: engine.stats().cancelled)
+    until(lambda: engine.stats().cancelled)
     with pytest.raises(CancelledError):
         cancelled.result()
     assert not kept.done()  # which waits for the same file
@@ -141,7 +135,7 @@ def test_an_engine_is_closed_while_a_network_is_fetched(model, repos, slow):
     handle = fetching(repos, engine.submit(ask(**NETWORK)))
     began = time.monotonic()
     engine.close()
-    assert time.monotonic() - began < 5.0  # which is not when the file is there
+    assert time.monotonic() - began < SOON  # which is not when the file is there
     assert handle.cancelled()
     assert engine.drain(SOON)
 

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from tests.openai_kit import opened, photo, record_of
+from tests.waiting import DEADLINE
 
 
 def test_images_with_their_seeds_and_usage(sdk):
@@ -80,13 +81,13 @@ def test_an_address_is_absolute_and_needs_no_key(sdk, live):
     [one] = answer.data
     assert one.b64_json is None
     assert one.url.startswith(f"{live.url}/v1/")
-    got = httpx.get(one.url)
+    got = httpx.get(one.url, timeout=DEADLINE)
     assert (got.status_code, got.headers["content-type"]) == (200, "image/webp")
     assert opened(got.content).size == (64, 64)
-    again = httpx.get(one.url, headers={"if-none-match": got.headers["etag"]})
+    again = httpx.get(one.url, headers={"if-none-match": got.headers["etag"]}, timeout=DEADLINE)
     assert again.status_code == 304
-    assert httpx.get(one.url, headers={"range": "bytes=0-3"}).content == got.content[:4]
-    assert httpx.head(one.url).headers["content-length"] == str(len(got.content))
+    assert httpx.get(one.url, headers={"range": "bytes=0-3"}, timeout=DEADLINE).content == got.content[:4]
+    assert httpx.head(one.url, timeout=DEADLINE).headers["content-length"] == str(len(got.content))
 
 
 def test_another_address_leads_nowhere(sdk):
@@ -101,10 +102,10 @@ def test_another_address_leads_nowhere(sdk):
         one.url[:-1] + ("0" if one.url[-1] != "0" else "1"),
         one.url.replace("/files/", "/files/..%2f"),
     ):
-        answer = httpx.get(other)
+        answer = httpx.get(other, timeout=DEADLINE)
         assert answer.status_code == 404
         assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert httpx.get(one.url.partition("?")[0]).status_code == 400
+    assert httpx.get(one.url.partition("?")[0], timeout=DEADLINE).status_code == 400
 
 
 def test_a_stream_has_previews_and_ends_with_the_image(sdk):
@@ -173,7 +174,7 @@ def test_what_is_wrong_is_said_before_a_stream_begins(sdk):
 
 def test_an_event_stream_on_the_wire(live):
     body = {"prompt": "x", "size": "64x64", "stream": True, "steps": 2}
-    with httpx.stream("POST", f"{live.url}/v1/images/generations", json=body) as answer:
+    with httpx.stream("POST", f"{live.url}/v1/images/generations", json=body, timeout=DEADLINE) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         [block, end] = answer.read().decode().split("\n\n")
     name, data = block.split("\n")

@@ -11,6 +11,7 @@ import pytest
 
 from limner.images.opening import open_image
 from tests.openai_kit import mask, opened, photo, record_of
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture(params=["bytes", "tuple", "wrong type", "file", "path", "list", "jpeg"])
@@ -96,11 +97,11 @@ def test_all_names_and_bodies_of_an_edit_lead_to_the_same(live):
     data = f"data:image/png;base64,{base64.b64encode(photo()).decode()}"
     typed = {"prompt": "x", "seed": 3, "steps": 2}
     answers = [
-        httpx.post(url, data=given, files={name: ("p.png", photo(), "image/png")})
+        httpx.post(url, data=given, files={name: ("p.png", photo(), "image/png")}, timeout=DEADLINE)
         for name in ("image", "image[]", "image[0]")
     ]
     answers += [
-        httpx.post(url, json={**typed, **more})
+        httpx.post(url, json={**typed, **more}, timeout=DEADLINE)
         for more in ({"image": data}, {"images": [{"image_url": data}]}, {"image": [data]})
     ]
     assert [one.status_code for one in answers] == [200] * 6
@@ -131,7 +132,7 @@ def part(name: str, value: bytes, more: str = "") -> bytes:
 def test_damaged_forms_and_files_are_never_a_fault_of_the_server(live):
     chance, statuses = random.Random(5), Counter()
     formats = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
-    with httpx.Client(timeout=20) as http:
+    with httpx.Client(timeout=DEADLINE) as http:
         for number in range(48):
             files = {"image": photo(formats[number % 6]), "mask": mask()}
             if number % 2:

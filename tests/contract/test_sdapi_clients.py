@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.serving import serving
+from tests.waiting import DEADLINE
 
 SIZE = {"width": 64, "height": 64, "steps": 4}
 
@@ -90,15 +91,15 @@ def test_sillytavern(client):
 
 def test_open_webui(served):
     url, header = served.url + "/", {"authorization": ""}
-    assert httpx.get(f"{url}/sdapi/v1/options", headers=header).status_code == 200
-    options = httpx.get(f"{url}/sdapi/v1/options", headers=header).json()
-    models = httpx.get(f"{url}/sdapi/v1/sd-models", headers=header).json()
+    assert httpx.get(f"{url}/sdapi/v1/options", headers=header, timeout=DEADLINE).status_code == 200
+    options = httpx.get(f"{url}/sdapi/v1/options", headers=header, timeout=DEADLINE).json()
+    models = httpx.get(f"{url}/sdapi/v1/sd-models", headers=header, timeout=DEADLINE).json()
     assert [{"id": one["title"], "name": one["model_name"]} for one in models]
     options["sd_model_checkpoint"] = models[0]["title"]
-    answer = httpx.post(f"{url}/sdapi/v1/options", json=options, headers=header)
+    answer = httpx.post(f"{url}/sdapi/v1/options", json=options, headers=header, timeout=DEADLINE)
     assert answer.status_code == 200
     body = {"prompt": "a red boat", "batch_size": 2, "width": 64, "height": 64, "steps": 4}
-    made = httpx.post(f"{url}/sdapi/v1/txt2img", json=body, headers=header, timeout=30).json()
+    made = httpx.post(f"{url}/sdapi/v1/txt2img", json=body, headers=header, timeout=DEADLINE).json()
     assert len(made["images"]) == 2
     assert json.loads(made["info"])["seed"] >= 0
 

@@ -10,9 +10,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.faults.service import Service, until
+from benchmarks.faults.service import Service
 from limner.service.secret import KEY_FILE
 from limner.service.webhooks import verify
+from tests.waiting import DEADLINE, until
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 REQUEST = {"prompt": "a secret zebra", "width": 64, "height": 64, "steps": 4, "num_images": 3}
@@ -58,16 +59,20 @@ def service(tmp_path_factory, received):
             answer = httpx.post(
                 f"{running.url}/api/v1/jobs",
                 json={"request": REQUEST, "webhook": {"url": f"http://{host}/hook", "secret": SECRET}},
-                headers={"prefer": "wait=20", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"},
-                timeout=30,
+                headers={"prefer": f"wait={DEADLINE}", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"},
+                timeout=DEADLINE + 10,
             )
             assert answer.status_code == 200, answer.text
             running.made = answer.json()
             yield running
 
 
+def get(service, path):
+    return httpx.get(f"{service.url}{path}", timeout=DEADLINE)
+
+
 def scraped(service):
-    text = httpx.get(f"{service.url}/metrics").text
+    text = get(service, "/metrics").text
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -81,23 +86,23 @@ def total(service, name):
 
 
 def test_seconds_and_cost_are_the_same_in_jobs_usage_records_and_metrics(service):
-    until(lambda: total(service, "limner_images_total") == 3, 10, "the worker's report")
-    jobs = httpx.get(f"{service.url}/api/v1/sets/{service.made['id']}").json()["jobs"]
+    until(lambda: total(service, "limner_images_total") == 3, "the worker's report")
+    jobs = get(service, f"/api/v1/sets/{service.made['id']}").json()["jobs"]
     seconds, cost = sum(job["device_seconds"] for job in jobs), sum(job["cost"] for job in jobs)
     assert seconds > 0
     assert cost == pytest.approx(seconds * PRICE)
     assert total(service, "limner_device_seconds_total") == pytest.approx(seconds)
     assert total(service, "limner_cost_total") == pytest.approx(cost)
     assert {dict(key[1:])["currency"] for key in scraped(service) if key[0] == "limner_cost_total"} == {"EUR"}
-    usage = httpx.get(f"{service.url}/api/v1/usage").json()
+    usage = get(service, "/api/v1/usage").json()
     rows = usage["items"] if isinstance(usage, dict) else usage
     assert sum(row["cost"] for row in rows) == pytest.approx(cost)
-    image = httpx.get(f"{service.url}/api/v1/images/{jobs[0]['image']['id']}").json()
+    image = get(service, f"/api/v1/images/{jobs[0]['image']['id']}").json()
     assert image["record"]["notes"]["cost"] == f"{jobs[0]['cost']:.6f} EUR"
 
 
 def test_the_metrics_follow_the_jobs(service):
-    until(lambda: total(service, "limner_images_total") == 3, 10, "the worker's report")
+    until(lambda: total(service, "limner_images_total") == 3, "the worker's report")
     read = scraped(service)
     assert read["limner_jobs_finished_total", ("outcome", "done"), ("reason", "")] == 3
     assert read["limner_job_wait_seconds_count", ("lane", "interactive")] == 3
@@ -110,7 +115,7 @@ def test_the_metrics_follow_the_jobs(service):
 
 def test_the_end_of_the_set_is_reported_with_its_signature(service, received):
     _, posts_of = received
-    until(lambda: posts_of("/hook"), 10, "the webhook")
+    until(lambda: posts_of("/hook"), "the webhook")
     [(_, headers, body)] = posts_of("/hook")
     assert verify(SECRET, headers, body)
     assert json.loads(body)["data"]["states"] == {"done": 3}
@@ -123,7 +128,7 @@ def test_spans_of_the_api_and_the_worker_belong_to_the_client_s_trace(service, r
         bodies = b"".join(body for _, _, body in posts_of("/v1/traces") if bytes.fromhex(TRACE) in body)
         return [name for name in (b"POST /api/v1/jobs", b"queue", b"draw") if name in bodies]
 
-    until(lambda: len(names()) == 3, 10, "the spans")
+    until(lambda: len(names()) == 3, "the spans")
     assert not any(b"zebra" in body for _, _, body in posts_of("/v1/traces"))
 
 
@@ -146,7 +151,7 @@ def test_a_lost_signing_key_is_noticed_before_anything_starts(service, tmp_path)
             (copy / name).write_bytes((service.data / name).read_bytes())
     options = ["--device", "fake", "--data", str(copy), "--port", "0"]
     command = [sys.executable, "-m", "limner", "serve", *options]
-    came = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    came = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
     assert came.returncode == 2
     assert f"error: the signing key {copy / KEY_FILE} is missing" in came.stderr
     assert "limner webhooks secret --new" in came.stderr

@@ -11,8 +11,9 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.faults.service import Service, until
+from benchmarks.faults.service import Service
 from limner.service.ledger.ledger import Ledger
+from tests.waiting import DEADLINE, until
 
 FAKE = ("--device", "fake:0.02", "--log-level", "warning")
 REQUEST = {"prompt": "a boat", "width": 64, "height": 64, "steps": 4}
@@ -20,22 +21,29 @@ REQUEST = {"prompt": "a boat", "width": 64, "height": 64, "steps": 4}
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    with Service(tmp_path_factory.mktemp("served") / "data", *FAKE) as running:
+    """One whose lost jobs are not found by their leases."""
+    data = tmp_path_factory.mktemp("served") / "data"
+    with Service(data, *FAKE, "--set", "lease_seconds=600") as running:
         yield running
 
 
 def submit(service, **more):
-    answer = httpx.post(f"{service.url}/api/v1/jobs", json={"request": {**REQUEST, **more}}, timeout=30)
+    body = {"request": {**REQUEST, **more}}
+    answer = httpx.post(f"{service.url}/api/v1/jobs", json=body, timeout=DEADLINE)
     assert answer.is_success, answer.text
     return answer.json()
 
 
+def get(service, path):
+    return httpx.get(f"{service.url}{path}", timeout=DEADLINE)
+
+
 def state_of(service, made):
-    return [job["state"] for job in httpx.get(f"{service.url}/api/v1/sets/{made['id']}").json()["jobs"]]
+    return [job["state"] for job in get(service, f"/api/v1/sets/{made['id']}").json()["jobs"]]
 
 
-def done(service, made, seconds=30):
-    until(lambda: set(state_of(service, made)) == {"done"}, seconds, "the end of the jobs")
+def done(service, made):
+    until(lambda: set(state_of(service, made)) == {"done"}, "the end of the jobs")
 
 
 def serve(*options, **environment):
@@ -44,7 +52,7 @@ def serve(*options, **environment):
         [sys.executable, "-m", "limner", "serve", "--device", "fake", *map(str, options)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE,
         env={**os.environ, **environment},
     )
     assert "Traceback" not in came.stderr
@@ -58,20 +66,18 @@ def test_a_job_is_drawn(service):
 
 
 def test_a_worker_that_is_killed_in_the_middle_of_an_image_is_replaced(service):
-    made = submit(service, steps=60)
-    until(lambda: state_of(service, made) == ["running"], 30, "the claim")
+    made = submit(service, steps=200)
+    until(lambda: state_of(service, made) == ["running"], "the claim")
     time.sleep(0.1)
-    began = time.monotonic()
     assert service.kill("worker")
     done(service, made)
-    assert time.monotonic() - began < 20  # its lease is 30 s
-    [attempts] = [httpx.get(f"{service.url}/api/v1/jobs/{job['id']}/attempts").json() for job in made["jobs"]]
+    [attempts] = [get(service, f"/api/v1/jobs/{job['id']}/attempts").json() for job in made["jobs"]]
     assert [one["outcome"] for one in attempts] == ["lost", "done"]
 
 
 def test_a_connection_waits_while_the_api_process_starts_again(service):
     assert service.kill("api")
-    answer = httpx.get(f"{service.url}/health/live", timeout=30)  # the socket is the supervisor's
+    answer = get(service, "/health/live")  # the socket is the supervisor's
     assert answer.status_code == 200
 
 
@@ -84,11 +90,11 @@ def test_clients_of_openais_api_get_their_images_while_processes_are_killed(serv
             streamed = pool.submit(lambda: [event.type for event in stream])
             time.sleep(0.4)
             assert service.kill("worker")
-            assert streamed.result(60) == ["image_generation.completed"]
+            assert streamed.result(DEADLINE) == ["image_generation.completed"]
             called = pool.submit(sdk.images.generate, prompt="a boat", **more)
             time.sleep(0.4)
             assert service.kill("api")
-            assert [one.seed for one in called.result(60).data] == [3]
+            assert [one.seed for one in called.result(DEADLINE).data] == [3]
 
 
 def test_a_second_server_on_the_same_folder_is_refused(service):
@@ -136,30 +142,29 @@ def test_stopping_finishes_what_has_begun_answers_who_waits_and_keeps_the_rest(t
     answers = []
 
     def wait(url):
-        body = {"request": {**REQUEST, "steps": 50}}
-        answers.append(httpx.post(f"{url}/api/v1/jobs", json=body, headers={"prefer": "wait=30"}, timeout=60))
+        body, headers = {"request": {**REQUEST, "steps": 250}}, {"prefer": f"wait={DEADLINE}"}
+        answers.append(httpx.post(f"{url}/api/v1/jobs", json=body, headers=headers, timeout=DEADLINE))
 
-    with Service(tmp_path / "data", *FAKE) as service:
+    device = ("--device", "fake:0.04", "--log-level", "warning")
+    with Service(tmp_path / "data", *device) as service:
         thread = threading.Thread(target=wait, args=(service.url,))
         thread.start()
-        running = f"{service.url}/api/v1/jobs?state=running"
-        until(lambda: httpx.get(running).json()["items"], 30, "the claim")
+        until(lambda: get(service, "/api/v1/jobs?state=running").json()["items"], "the claim")
         rest = submit(service, num_images=8)
-        with httpx.stream("GET", f"{service.url}/api/v1/events", timeout=30) as stream:
+        with httpx.stream("GET", f"{service.url}/api/v1/events", timeout=DEADLINE) as stream:
             lines = stream.iter_lines()
             next(lines)
             pids = service.pids("worker") + service.pids("api")
             with ThreadPoolExecutor(1) as pool:
                 stopped = pool.submit(service.stop)
-                ready = f"{service.url}/health/ready"
-                until(lambda: httpx.get(ready).status_code == 503, 10, "the answer that it is being stopped")
+                until(lambda: get(service, "/health/ready").status_code == 503, "the answer that it stops")
                 late = submit(service)  # the API takes jobs for the next start until the workers have ended
                 assert stopped.result() == 0
             assert '"done"' in "".join(lines)  # the stream has ended, after it told of what was finished
-        thread.join(30)
+        thread.join(DEADLINE)
     assert answers[0].status_code == 200
     assert [job["state"] for job in answers[0].json()["jobs"]] == ["done"]
-    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 5, "the end of its processes")
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "the end of its processes")
     ledger = Ledger.open(f"sqlite:///{tmp_path / 'data' / 'ledger.sqlite3'}")
     jobs = ledger.get_set(rest["id"]).jobs
     ledger.close()
@@ -174,10 +179,10 @@ def test_processes_end_when_their_supervisor_is_killed_and_jobs_go_on_with_the_n
     service = Service(tmp_path / "data", *FAKE, "--set", "drain_seconds=0.1")
     service.start()
     made = submit(service, steps=100)
-    until(lambda: state_of(service, made) == ["running"], 30, "the claim")
+    until(lambda: state_of(service, made) == ["running"], "the claim")
     pids = service.pids("worker") + service.pids("api")
     assert len(pids) == 2
     service.kill_all()
-    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 20, "the end of its processes")
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), "the end of its processes")
     with service:
         done(service, made)

@@ -20,6 +20,7 @@ from limner.files import (
     whole_folder,
     write_first_free,
 )
+from tests.waiting import DEADLINE
 
 
 def test_stamp_changes_with_size_time_and_file(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_threads_that_read_at_once_share_one_value(tmp_path: Path) -> None:
     barrier = threading.Barrier(2)
 
     def read(path: Path) -> list[str]:
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=DEADLINE)
         return [path.read_text()]
 
     cache: StampCache[list[str]] = StampCache(read)

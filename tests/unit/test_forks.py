@@ -12,12 +12,13 @@ from limner.model.adapters import Words
 from limner.model.image_prompts import ImagePromptLibrary
 from limner.nn.unet_config import UNetConfig
 from limner.request import GenerationRequest
+from tests.waiting import DEADLINE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 def exit_code(work):
-    """The exit code of a forked process that does `work`; None if it takes more than 20 seconds."""
+    """The exit code of a forked process that does `work`; None if it takes longer than `DEADLINE`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads is what is tested
         child = os.fork()
@@ -27,7 +28,7 @@ def exit_code(work):
         except BaseException:
             os._exit(1)
         os._exit(0)
-    end = time.monotonic() + 20
+    end = time.monotonic() + DEADLINE
     while time.monotonic() < end:
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
@@ -53,7 +54,7 @@ def test_a_lock_that_was_held_is_free_in_the_child(make):
 
     def work():
         assert one._lock is not held
-        assert one._lock.acquire(timeout=5)
+        assert one._lock.acquire(timeout=DEADLINE / 2)
 
     with held:
         assert exit_code(work) == 0
@@ -66,7 +67,7 @@ def test_a_fake_engine_draws_in_the_child():
     next(iter(handle))  # its thread is at work
 
     def work():
-        assert engine.submit(request).result(timeout=15).seeds == (1,)
+        assert engine.submit(request).result(timeout=DEADLINE / 2).seeds == (1,)
 
     assert exit_code(work) == 0
     assert handle.result().seeds == (1,)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import pytest
 from limner.engine.fake import FakeEngine
 from limner.errors import DeadlineExceeded, EngineClosed, InvalidRequest, NumericalError, QueueFull
 from limner.request import GenerationRequest
+from tests.waiting import DEADLINE, until
 
 if TYPE_CHECKING:
     from limner.engine.protocol import EngineProtocol
@@ -32,7 +32,7 @@ def test_it_has_the_protocols_form_and_draws():
     assert one != other
     assert engine.submit(ask()).result().images[0].getpixel((0, 0)) == one
     assert result.images[0].record.request.seed == 1
-    assert engine.drain(10)
+    assert engine.drain(DEADLINE)
     assert (engine.stats().done, engine.stats().waiting, engine.stats().running) == (2, 0, 0)
 
 
@@ -49,7 +49,7 @@ def test_cancelling_deadlines_and_failures():
     seen = []
     failures = {"a bad one": NumericalError("no")}
     with FakeEngine(step_seconds=0.01, subscribers=[seen.append], failures=failures) as engine:
-        late = engine.submit(ask(steps=1000), timeout=0.05)
+        late = engine.submit(ask(steps=1000), timeout=1.0)  # until when those behind it wait
         cancelled = engine.submit(ask(steps=1000))
         partly = engine.submit(ask(num_images=2))
         failing = engine.submit(ask(prompt="a bad one"))
@@ -73,8 +73,7 @@ def test_cancelling_deadlines_and_failures():
 def start(engine, **fields):
     """Submit a request, and wait until it is being drawn."""
     handle = engine.submit(ask(**fields))
-    while engine.stats().waiting:
-        time.sleep(0.001)
+    until(lambda: not engine.stats().waiting)
     return handle
 
 
@@ -90,18 +89,21 @@ def test_the_queue_is_bounded():
 
 
 def test_ids_are_distinct():
-    with FakeEngine(step_seconds=0.01) as engine:
-        engine.submit(ask(), id="one")
+    with FakeEngine(step_seconds=0.05) as engine:
+        first = engine.submit(ask(steps=1000), id="one")
         with pytest.raises(InvalidRequest, match="one"):
             engine.submit(ask(), id="one")
+        first.cancel()
 
 
 def test_priority_goes_first():
     order = []
     with FakeEngine(step_seconds=0.02) as engine:
-        start(engine).when_done(lambda: order.append("first"))
+        first = start(engine, steps=1000)
+        first.when_done(lambda: order.append("first"))
         for name, priority in (("low", -1), ("high", 5)):
             engine.submit(ask(), priority=priority).when_done(lambda name=name: order.append(name))
+        first.cancel()
     assert order == ["first", "high", "low"]
 
 

@@ -4,11 +4,13 @@ import io
 import json
 import zipfile
 
+from tests.waiting import DEADLINE
+
 JOB = {"request": {"prompt": "a zebra", "steps": 2, "width": 64, "height": 64}}
 
 
 def drawn(served, key):
-    answer = served.client.post("/api/v1/jobs", json=JOB, headers={**key, "prefer": "wait=10"})
+    answer = served.client.post("/api/v1/jobs", json=JOB, headers={**key, "prefer": f"wait={DEADLINE}"})
     assert answer.status_code == 200
     return answer.json()
 

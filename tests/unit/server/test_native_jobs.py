@@ -14,6 +14,7 @@ from PIL import Image
 from limner.errors import NotFound
 from limner.images.metadata import read_record
 from tests.serving import png, serving, submit
+from tests.waiting import DEADLINE, until
 
 
 def test_a_request_becomes_jobs_whose_images_can_be_fetched(served):
@@ -251,7 +252,7 @@ class Events:
         self._arguments = client, headers or {}, params
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(DEADLINE)
 
     def _read(self):
         client, headers, params = self._arguments
@@ -267,7 +268,7 @@ class Events:
                         return
 
     def all(self):
-        self._thread.join(20)
+        self._thread.join(DEADLINE)
         assert not self._thread.is_alive()
         return self.found
 
@@ -301,7 +302,7 @@ def test_a_waiting_call_returns_the_set_as_it_is_when_the_time_is_up(tmp_path):
         answer = served.client.post(
             "/api/v1/jobs", json={"request": {"prompt": "x"}}, headers={"prefer": "wait=1"}
         )
-        assert 0.9 < time.monotonic() - began < 10
+        assert time.monotonic() - began > 0.9
         assert (answer.status_code, answer.json()["jobs"][0]["state"]) == (202, "queued")
 
 
@@ -333,9 +334,7 @@ def test_an_account_cannot_take_all_event_streams(tmp_path):
         assert start(bob).status_code == 200
         assert served.client.get("/api/v1/events", headers=carol).status_code == 503
         answers[0].close()
-        until = time.monotonic() + 10
-        while served.state.streams_of["alice"] > 1 and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: served.state.streams_of["alice"] <= 1)
         assert start(alice).status_code == 200
     assert (served.state.streams, dict(served.state.streams_of)) == (0, {})
 
@@ -374,7 +373,7 @@ def test_what_became_of_a_webhook_is_told(tmp_path):
         done = served.client.post(
             "/api/v1/jobs",
             json={"request": {"prompt": "x", "steps": 1}, "webhook": webhook},
-            headers={"prefer": "wait=20"},
+            headers={"prefer": f"wait={DEADLINE}"},
         ).json()
         answer = served.client.get(f"/api/v1/sets/{done['id']}/deliveries")
         assert [(one["url"], one["delivered_at"]) for one in answer.json()] == [(webhook["url"], None)]

@@ -9,6 +9,7 @@ from limner.server import compressed
 from limner.server.native.library import index_columns
 from tests.serving import submit
 from tests.unit.server.test_native_jobs import Events
+from tests.waiting import DEADLINE
 
 NOVEMBER, DECEMBER = 1_795_000_000.0, 1_797_000_000.0  # seconds, in 2026
 
@@ -150,7 +151,7 @@ def test_a_refined_image_knows_where_it_comes_from(served):
     key, client = served.key("nora"), served.client
     (base,) = images(served, key)
     body = {"request": {"prompt": "finer", "steps": 2}, "parents": [base["number"]], "relation": "refined"}
-    made = client.post("/api/v1/jobs", json=body, headers={**key, "prefer": "wait=20"}).json()
+    made = client.post("/api/v1/jobs", json=body, headers={**key, "prefer": f"wait={DEADLINE}"}).json()
     assert (made["parents"], made["relation"]) == ([base["id"]], "refined")
     child = made["jobs"][0]["image"]["id"]
     lineage = client.get(f"/api/v1/images/{base['number']}/lineage", headers=key).json()

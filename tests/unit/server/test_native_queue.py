@@ -6,6 +6,7 @@ import pytest
 
 from limner.engine.fake import FakeEngine
 from tests.serving import serving, submit
+from tests.waiting import DEADLINE, until
 
 BOAT = {"prompt": "a boat", "steps": 2, "seed": 40, "num_images": 2}
 
@@ -130,23 +131,24 @@ def test_a_stopped_job_is_replaced_by_the_next_seed_which_is_next(idle):
 
 
 def test_a_running_job_is_stopped_and_its_replacement_drawn(tmp_path, monkeypatch):
-    begun, go_on = threading.Event(), threading.Event()
+    begun = threading.Event()
     take_step = FakeEngine._take_step
 
-    def step(self, *arguments):
-        begun.set()
-        assert go_on.wait(60)
-        take_step(self, *arguments)
+    def step(self, job, *arguments):
+        """The first step of all takes until the worker hears that its job is cancelled."""
+        if not begun.is_set():
+            begun.set()
+            until(job.handle.done)
+        take_step(self, job, *arguments)
 
     monkeypatch.setattr(FakeEngine, "_take_step", step)
     with serving(tmp_path) as served:
         made = posted(served, {}, num_images=1)
-        assert begun.wait(60)
+        assert begun.wait(DEADLINE)
         body = {"instead_of": [made["jobs"][0]["id"]]}
         answer = served.client.post(f"/api/v1/sets/{made['id']}/jobs", json=body).json()
         assert answer["jobs"][0]["cancel_requested"]
-        go_on.set()
-        ended = served.client.get(f"/api/v1/sets/{made['id']}", params={"wait": 60}, timeout=70).json()
+        ended = served.client.get(f"/api/v1/sets/{made['id']}", params={"wait": DEADLINE}).json()
         assert [one["state"] for one in ended["jobs"]] == ["cancelled", "done"]
         assert ended["jobs"][1]["image"]["seed"] == 41
 
@@ -156,5 +158,5 @@ def test_an_ended_set_goes_on_when_it_is_extended(tmp_path):
         done = submit(served.client, seed=5)
         path = f"/api/v1/sets/{done['id']}"
         assert served.client.post(f"{path}/jobs", json={"count": 1}).status_code == 202
-        ended = served.client.get(path, params={"wait": 60}).json()
+        ended = served.client.get(path, params={"wait": DEADLINE}).json()
         assert [one["image"]["seed"] for one in ended["jobs"]] == [5, 6]

@@ -1,7 +1,6 @@
 """Search, prompt memory and taste by the native API, with the networks that ship with Limner."""
 
 import random
-import time
 
 import pytest
 from PIL import Image
@@ -11,6 +10,7 @@ from limner.errors import NotFound
 from limner.picturebook.world import World, render
 from limner.service.judges import Judges
 from tests.serving import Painter, png, serving, submit
+from tests.waiting import DEADLINE, until
 
 JUDGES = Judges()
 LOOKS = [("boat", "red")] * 3 + [("boat", "blue")] * 2
@@ -57,11 +57,9 @@ def drawn(served, scenes):
     for prompt, (kind, colour) in zip(scenes, LOOKS, strict=True):
         made = submit(served.client, headers=key, prompt=prompt, width=128, height=128, seed=7)
         shows[made["jobs"][0]["image"]["number"]] = f"{colour} {kind}"
-    until = time.monotonic() + 60
     first = str(next(iter(shows)))
-    while search(served, key, like=first)["total"] < len(shows):
-        assert time.monotonic() < until, "the images are not indexed"
-        time.sleep(0.1)
+    all_found = lambda: search(served, key, like=first)["total"] == len(shows)  # noqa: E731
+    until(all_found, "the index of all images", 5 * DEADLINE)  # torch and the networks are loaded first
     return key, shows
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -14,6 +13,7 @@ from starlette.testclient import TestClient
 from limner.server.observation import Traced
 from limner.service.tracing import Tracing, current_traceparent
 from tests.serving import serving
+from tests.waiting import DEADLINE, until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CLIENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -28,13 +28,6 @@ def logged(caplog):
     before, logger.propagate = logger.propagate, True
     yield lambda: [one.fields for one in list(caplog.records) if one.name == "limner.access"]
     logger.propagate = before
-
-
-def until(condition):
-    end = time.monotonic() + 5
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 def scraped(served):
@@ -53,7 +46,7 @@ def test_the_access_log_names_routes_and_callers_but_no_content(served, logged):
     served.client.get(f"/api/v1/sets/{set_id}")
     served.client.get("/no/such%0Aroute")
     served.client.get("/health/live")
-    assert until(lambda: len(logged()) >= 4)
+    until(lambda: len(logged()) >= 4)
     first, second, third, fourth = logged()[:4]
     assert (first["method"], first["route"], first["status"]) == ("POST", "/api/v1/jobs", 202)
     assert (first["request_id"], first["account"]) == ("r-17", "local")
@@ -64,11 +57,12 @@ def test_the_access_log_names_routes_and_callers_but_no_content(served, logged):
 
 
 def test_a_job_can_be_followed_in_the_metrics(served):
-    before = scraped(served)
-    assert served.client.post("/api/v1/jobs", json=JOB, headers={"prefer": "wait=10"}).status_code == 200
+    until(lambda: all(one.state == "done" for one in served.ledger.list_jobs(None)))  # of other tests
+    before, waiting = scraped(served), {"prefer": f"wait={DEADLINE}"}
+    assert served.client.post("/api/v1/jobs", json=JOB, headers=waiting).status_code == 200
     submitted = ("limner_jobs_submitted_total", ("client", "native"), ("lane", "interactive"))
     done = ("limner_jobs_finished_total", ("outcome", "done"), ("reason", ""))
-    assert until(lambda: scraped(served).get(done, 0) == before.get(done, 0) + 1)
+    until(lambda: scraped(served).get(done, 0) == before.get(done, 0) + 1)
     after = scraped(served)
     assert after[submitted] == before.get(submitted, 0) + 1
     assert after["limner_queue_jobs", ("lane", "interactive")] == 0
@@ -93,8 +87,8 @@ def test_open_event_streams_are_a_gauge(served):
     with served.client.stream("GET", "/api/v1/events") as stream:
         lines = stream.iter_lines()
         next(lines)
-        assert until(lambda: scraped(served)["limner_event_streams",] == 1)
-    assert until(lambda: scraped(served)["limner_event_streams",] == 0)
+        until(lambda: scraped(served)["limner_event_streams",] == 1)
+    until(lambda: scraped(served)["limner_event_streams",] == 0)
 
 
 @pytest.mark.parametrize("header", [CLIENT, None, "nonsense"])

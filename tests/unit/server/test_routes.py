@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -18,6 +17,7 @@ from PIL import Image
 from limner.service.ledger.ledger import Ledger
 from limner.settings.serve import ServeSettings
 from tests.serving import worker_of
+from tests.waiting import DEADLINE
 
 PROGRAM = """
 import socket, sys, uvicorn
@@ -59,13 +59,13 @@ def png() -> bytes:
 def test_no_route_fails_or_loads_torch(process):
     running, url, settings = process
     source = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
-    with httpx.Client(base_url=url, timeout=30) as client:
+    with httpx.Client(base_url=url, timeout=DEADLINE + 10) as client:
         description = client.get("/api/v1/openapi.json").json()
         ledger = Ledger.open(settings.ledger_url)
         client.headers["authorization"] = f"Bearer {ledger.create_key('local')[1]}"
         with worker_of(settings):
             body = {"request": {"prompt": "a (boat:1.2)", "steps": 2, "image": source}}
-            done = client.post("/api/v1/jobs", json=body, headers={"prefer": "wait=20"}).json()
+            done = client.post("/api/v1/jobs", json=body, headers={"prefer": f"wait={DEADLINE}"}).json()
             assert done["ended"], done
             body = {"prompt": "a boat", "size": "64x64", "stream": True, "partial_images": 1}
             drawn = client.post("/v1/images/generations", json=body)
@@ -112,7 +112,4 @@ def test_no_route_fails_or_loads_torch(process):
     assert "pydantic_core" in loaded, "the maps say what is loaded"
     assert not re.search(r"libtorch|/torch/|libcudart|openvino", loaded)
     running.send_signal(signal.SIGTERM)
-    until = time.monotonic() + 10
-    while running.poll() is None:
-        assert time.monotonic() < until, "it does not stop"
-        time.sleep(0.05)
+    running.wait(DEADLINE)

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.serving import serving
+from tests.waiting import DEADLINE
 
 STUDIO = {"x-limner": "studio"}
 
@@ -19,7 +20,7 @@ def locked(tmp_path_factory):
 
 @pytest.fixture
 def browser(locked):
-    with httpx.Client(base_url=locked.url, headers={"sec-fetch-dest": "empty"}) as client:
+    with httpx.Client(base_url=locked.url, headers={"sec-fetch-dest": "empty"}, timeout=DEADLINE) as client:
         yield client
 
 
@@ -104,7 +105,7 @@ def test_unknown_keys_are_refused_and_no_browser_asks_for_a_password(locked, bro
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Bearer realm="limner"'
     assert "set-cookie" not in answer.headers
-    program = httpx.get(f"{locked.url}/api/v1/account")
+    program = httpx.get(f"{locked.url}/api/v1/account", timeout=DEADLINE)
     assert "Basic" in program.headers["www-authenticate"]
 
 
@@ -120,7 +121,9 @@ def test_a_cookie_is_good_only_as_it_was_signed_and_while_it_lasts(locked, brows
         "x",
     )
     for one in forged:
-        answer = httpx.get(f"{locked.url}/api/v1/account", headers={"cookie": f"{name}={one}"})
+        answer = httpx.get(
+            f"{locked.url}/api/v1/account", headers={"cookie": f"{name}={one}"}, timeout=DEADLINE
+        )
         assert answer.status_code == 401, one
     now = time.time()
     monkeypatch.setattr("limner.server.sessions.time.time", lambda: now + 31 * 86400)

@@ -1,12 +1,12 @@
 """A service that is stopping: which requests it still accepts, and how jobs end that a client waits for."""
 
 import asyncio
-import time
 
 import httpx
 import pytest
 
 from tests.serving import Painter, serving, worker_of
+from tests.waiting import DEADLINE, until
 
 OPENAI = ("/v1/images/generations", {"prompt": "x", "steps": 2})
 STREAM = ("/v1/images/generations", {"prompt": "x", "steps": 2, "stream": True})
@@ -20,13 +20,6 @@ def served(tmp_path):
         yield running
 
 
-def wait_until(condition, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.01)
-
-
 def states(served):
     return [job.state for job in served.ledger.list_jobs(None)]
 
@@ -35,7 +28,7 @@ def posted(served, path, body, **more):
     """The answers of calls that wait when the service stops, without a worker being left."""
 
     async def post():
-        async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=served.url, timeout=DEADLINE) as client:
             task = asyncio.create_task(client.post(path, json=body, **more))
             while not served.state.waiting:
                 await asyncio.sleep(0.01)
@@ -58,25 +51,26 @@ def test_a_stream_that_waits_at_the_end_has_an_error_and_its_jobs_are_cancelled(
     answer = posted(served, *STREAM)
     assert answer.text.startswith("event: error")
     assert "about to stop" in answer.text
-    wait_until(lambda: states(served) == ["cancelled"])
+    until(lambda: states(served) == ["cancelled"])
 
 
 def test_a_set_of_the_native_api_that_is_waited_for_stays_queued_and_is_named(served):
-    answer = posted(served, *NATIVE, headers={"prefer": "wait=20"})
+    answer = posted(served, *NATIVE, headers={"prefer": f"wait={DEADLINE}"})
     assert answer.status_code == 202
     assert [job["state"] for job in answer.json()["jobs"]] == ["queued"]
     assert states(served) == ["queued"]
 
 
 def test_what_would_be_waited_for_is_refused_while_all_workers_drain(tmp_path):
+    painter = Painter(step_seconds=0.2)
     with (
-        serving(tmp_path, working=False) as served,
-        worker_of(served.state.settings, Painter(step_seconds=0.2)) as worker,
+        serving(tmp_path, working=False, drain_seconds=600) as served,
+        worker_of(served.state.settings, painter) as worker,
     ):
         running = served.client.post("/api/v1/jobs", json={"request": {"prompt": "x", "steps": 250}}).json()
-        wait_until(lambda: states(served) == ["running"])
+        until(lambda: painter.steps)
         worker.stop()
-        wait_until(lambda: served.state.hub.stopping)
+        until(lambda: served.state.hub.stopping)
         for path, body in (OPENAI, STREAM, SDAPI):
             answer = served.client.post(path, json=body)
             assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True), answer.text

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 
 import pytest
 
@@ -10,6 +9,7 @@ from limner.errors import DeadlineExceeded
 from limner.server.waiting import encoded, finished_set, follow
 from limner.service.events import JobChanged
 from tests.serving import serving
+from tests.waiting import DEADLINE, until, until_in_loop
 
 
 @pytest.fixture
@@ -27,16 +27,9 @@ def states(served, set_id):
     return [job.state for job in served.state.ledger.get_set(set_id).jobs]
 
 
-def wait_until(condition, seconds=10.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.01)
-
-
 def run(served, work):
     """The result of a coroutine, run in the server's event loop."""
-    return asyncio.run_coroutine_threadsafe(work, served.loop).result(30)
+    return asyncio.run_coroutine_threadsafe(work, served.loop).result(DEADLINE)
 
 
 def test_a_set_is_waited_for(slow):
@@ -48,11 +41,12 @@ def test_a_set_is_waited_for(slow):
 
 
 def test_waiting_ends_after_its_time_and_the_jobs_go_on(slow):
-    posted = post(slow, steps=4)
+    posted = post(slow, steps=250)
     with pytest.raises(DeadlineExceeded):
         run(slow, finished_set(slow.state, posted["id"], timeout=0.1))
     assert states(slow, posted["id"])[0] in ("queued", "running")
-    wait_until(lambda: states(slow, posted["id"]) == ["done"])
+    slow.painter.step_seconds = 0.0
+    until(lambda: states(slow, posted["id"]) == ["done"])
 
 
 def test_following_ends_with_the_set_and_has_its_changes(slow):
@@ -64,34 +58,38 @@ def test_following_ends_with_the_set_and_has_its_changes(slow):
 
 @pytest.mark.parametrize("waiting", [1, 2])
 def test_who_hangs_up_stops_only_what_nobody_else_waits_for(slow, waiting):
-    posted = post(slow, steps=12)
+    posted = post(slow, steps=250)
 
     async def cancelled() -> None:
         tasks = [asyncio.create_task(finished_set(slow.state, posted["id"])) for _ in range(waiting)]
-        await asyncio.sleep(0.3)
+        await until_in_loop(lambda: slow.state.waiting.get(posted["id"]) == waiting)
         tasks[0].cancel()
         await asyncio.wait(tasks[:1])
+        if waiting > 1:
+            slow.painter.step_seconds = 0.0
         for task in tasks[1:]:
             assert (await task).ended
 
     run(slow, cancelled())
-    wait_until(lambda: states(slow, posted["id"])[0] in ("cancelled", "done"))
+    until(lambda: states(slow, posted["id"])[0] in ("cancelled", "done"))
     assert states(slow, posted["id"]) == (["cancelled"] if waiting == 1 else ["done"])
 
 
 def test_a_client_that_hangs_up_does_not_stop_what_was_submitted_for_good(slow):
     host, port = slow.url.removeprefix("http://").split(":")
-    body = b'{"request": {"prompt": "durable", "steps": 4}}'
+    body = b'{"request": {"prompt": "durable", "steps": 250}}'
     head = (
         "POST /api/v1/jobs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        f"prefer: wait=30\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"prefer: wait=600\r\ncontent-length: {len(body)}\r\n\r\n"
     )
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=DEADLINE) as connection:
         connection.sendall(head.encode() + body)
-        wait_until(lambda: slow.state.waiting)
+        until(lambda: slow.state.waiting)
     [posted] = slow.state.ledger.list_sets(None)
-    wait_until(lambda: states(slow, posted.id) == ["done"])
-    wait_until(lambda: not slow.state.waiting)
+    until(lambda: not slow.state.waiting)
+    assert states(slow, posted.id)[0] in ("queued", "running")
+    slow.painter.step_seconds = 0.0
+    until(lambda: states(slow, posted.id) == ["done"])
 
 
 def test_a_jpeg_keeps_the_record_of_its_master(slow):

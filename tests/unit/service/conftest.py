@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Column, update
 
 from limner.service.identity import LOCAL_ACCOUNT, Principal
 from limner.service.jobs import JobSet, NewJob, StoredImage, Submission
@@ -82,6 +83,17 @@ def submit(ledger: Ledger) -> Callable[..., JobSet]:
         return ledger.accept(principal, Submission(jobs, {"prompt": "boat"}, **more))
 
     return accept
+
+
+@pytest.fixture
+def set_back(ledger: Ledger) -> Callable[[Column[float], float], None]:
+    """Sets a time of all rows of a table back by some seconds, as if these had passed."""
+
+    def move(column: Column[float], seconds: float) -> None:
+        with ledger._db.write() as tx:
+            tx.execute(update(column.table).values({column: column - seconds}))
+
+    return move
 
 
 @pytest.fixture

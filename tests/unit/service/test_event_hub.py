@@ -12,6 +12,8 @@ from limner.service.channel import Frame, error_data, read_frame
 from limner.service.events import JobChanged, JobProgress
 from limner.service.hub import Hub, WorkerInfo
 from limner.service.subscription import QUEUED
+from tests.waiting import DEADLINE
+from tests.waiting import until_in_loop as until
 
 
 class Events:
@@ -61,7 +63,7 @@ class Worker:
         self._writer.write(Frame(type, data, parts).encode())
 
     async def next(self):
-        return await asyncio.wait_for(read_frame(self._reader), 5)
+        return await asyncio.wait_for(read_frame(self._reader), DEADLINE)
 
     async def close(self):
         self._writer.close()
@@ -79,13 +81,7 @@ async def running(events, path=None, **more):
 
 
 async def take(subscription, count):
-    return [await asyncio.wait_for(anext(subscription), 5) for _ in range(count)]
-
-
-async def until(condition):
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
+    return [await asyncio.wait_for(anext(subscription), DEADLINE) for _ in range(count)]
 
 
 def progress(job="job1", step=1, account="anna", set_id="set1", **more):
@@ -211,7 +207,6 @@ def test_only_the_newest_progress_of_a_job_waits(tmp_path):
 
 def test_progress_that_comes_after_the_end_of_its_job_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(hub_module, "_POLL", 0.01)
-    monkeypatch.setattr(hub_module, "_KEPT", 0.1)
 
     async def scenario():
         async with running(Events(), tmp_path / "hub.sock") as hub:
@@ -221,6 +216,7 @@ def test_progress_that_comes_after_the_end_of_its_job_is_forgotten(tmp_path, mon
             hub.forget("bert")
             assert hub.latest("job2") is None
             assert hub.latest("job1")
+            monkeypatch.setattr(hub_module, "_KEPT", 0.0)
             await until(lambda: hub.latest("job1") is None)
             await worker.close()
 
@@ -327,7 +323,7 @@ def test_what_is_no_worker_is_shut_out(sent, tmp_path):
         async with running(Events(), tmp_path / "hub.sock") as hub:
             reader, writer = await asyncio.open_unix_connection(tmp_path / "hub.sock")
             writer.write(sent)
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), DEADLINE) == b""
             assert hub.workers == ()
             writer.close()
             await writer.wait_closed()
@@ -417,15 +413,15 @@ def test_a_batch_has_all_changes_before_all_progress():
         events = Events()
         events.add("queued")
         async with running(events) as hub, hub.subscribe("anna", after=0) as watched:
-            first = await watched.batch(5)
+            first = await watched.batch(DEADLINE)
             assert [one.change for one in first] == ["queued"]
             assert await watched.batch(0.01) == []
             events.add("started", "done")
             hub.changed()
-            found = await watched.batch(5)
+            found = await watched.batch(DEADLINE)
             watched.offer(JobProgress("anna", "set1", "job2", 0, 1, 4, 1.0))
             while len(found) < 3:
-                found += await watched.batch(5)
+                found += await watched.batch(DEADLINE)
             assert [getattr(one, "change", one.__class__.__name__) for one in found] == [
                 "started",
                 "done",
@@ -433,7 +429,7 @@ def test_a_batch_has_all_changes_before_all_progress():
             ]
             hub.end_subscriptions()
             await asyncio.sleep(0.01)
-            assert await watched.batch(5) is None
+            assert await watched.batch(DEADLINE) is None
 
     asyncio.run(scenario())
 
@@ -447,7 +443,7 @@ def test_a_batch_of_a_slow_watcher_misses_nothing():
             hub.changed()
             found = []
             while len(found) < QUEUED + 50:
-                found += await watched.batch(5)
+                found += await watched.batch(DEADLINE)
             assert [one.seq for one in found] == list(range(1, QUEUED + 51))
 
     asyncio.run(scenario())

@@ -8,6 +8,7 @@ from sqlalchemy import text
 
 from limner.errors import LedgerUnavailable
 from limner.service.ledger.database import Database
+from tests.waiting import DEADLINE, until
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def in_a_row(database, actions):
             with database.write() as tx:
                 if index == 0:
                     first_inside.set()
-                    assert all_waiting.wait(10)
+                    assert all_waiting.wait(DEADLINE)
                 action(tx)
             assert f"n{index}" in names(database)  # it is there when the transaction has ended
         except Exception as error:
@@ -47,14 +48,13 @@ def in_a_row(database, actions):
 
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(actions)]
     threads[0].start()
-    assert first_inside.wait(10)
+    assert first_inside.wait(DEADLINE)
     for thread in threads[1:]:
         thread.start()
-    while database._group._waiting < len(actions) - 1:
-        first_inside.wait(0.001)
+    until(lambda: database._group._waiting == len(actions) - 1)
     all_waiting.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(DEADLINE)
     return errors
 
 

@@ -12,6 +12,7 @@ from limner.service.hub import WorkerInfo
 from limner.service.identity import Principal
 from limner.service.jobs import Completion, NewJob, StoredImage, Submission
 from limner.service.ledger.ledger import Ledger
+from limner.service.search import indexing
 from limner.service.search.indexing import Indexer
 from limner.service.search.searches import Searches
 from limner.service.storage import ImageStore
@@ -103,7 +104,8 @@ def test_images_get_vectors_while_nothing_is_drawn(service):
     assert sorted(service.hub.calls) == [("embed_images", 2), ("embed_images", 8), ("embed_text", 1)]
 
 
-def test_while_all_workers_draw_one_image_is_taken_in_seconds(service):
+def test_while_all_workers_draw_one_image_is_taken_in_seconds(service, monkeypatch):
+    monkeypatch.setattr(indexing, "_BUSY_SECONDS", 3600.0)
     service.draw(*[b"image"] * 10)
     service.hub.draw(4)
     pauses = rounds(service, 20)

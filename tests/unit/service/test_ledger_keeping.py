@@ -9,7 +9,8 @@ from limner.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
 from limner.service.identity import LOCAL_ACCOUNT, Principal, Quotas
 from limner.service.jobs import Completion, JobError
 from limner.service.ledger.retention import ERASED, Freed
-from limner.service.ledger.schema import metadata
+from limner.service.ledger.schema import deliveries, events, images, jobs, metadata, sets, uploads, workers
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture
@@ -161,17 +162,17 @@ def test_a_draft_is_not_overwritten_from_an_old_version(ledger, anna, bert):
 # -- webhooks and workers --
 
 
-def test_the_end_of_a_set_is_delivered_once_until_it_is_recorded(ledger, anna, submit, stored):
+def test_the_end_of_a_set_is_delivered_once_until_it_is_recorded(ledger, anna, submit, stored, set_back):
     hook = {"url": "https://example.org/hook", "secret": "s"}
     made = submit(anna, 2, webhook=hook)
     first, second = ledger.claim("w", lease_seconds=10, limit=2)
     ledger.finish(first.job.id, 1, Completion(stored(first.job.id), 1.0))
     assert ledger.due_deliveries() == []
     ledger.fail(second.job.id, 1, JobError("invalid_request", "no"), retryable=False)
-    (due,) = ledger.due_deliveries(hold_seconds=0.1)
+    (due,) = ledger.due_deliveries(hold_seconds=60.0)
     assert (due.set_id, due.webhook, due.attempts) == (made.id, hook, 1)
     assert ledger.due_deliveries() == []
-    time.sleep(0.15)  # whoever held it has died
+    set_back(deliveries.c.due_at, 60)  # whoever held it has died
     (again,) = ledger.due_deliveries()
     assert (again.id, again.attempts) == (due.id, 2)
     ledger.record_delivery(due.id, status=503, error="503 Service Unavailable", retry_in=0.0)
@@ -191,7 +192,7 @@ def test_a_webhook_can_be_given_up(ledger, anna, submit):
     assert [row.action for row in ledger.audit_log(subject=made.id)][-1] == "webhook.given_up"
 
 
-def test_workers_are_listed_while_they_report(ledger):
+def test_workers_are_listed_while_they_report(ledger, set_back):
     ledger.heartbeat("w1", device="cpu", warm=["a"], details={"pid": 1})
     ledger.heartbeat("w2", device="cuda:0")
     ledger.heartbeat("w1", device="cpu", warm=["a", "b"], details={"pid": 1})
@@ -199,8 +200,8 @@ def test_workers_are_listed_while_they_report(ledger):
     assert (one.id, one.warm, one.details, two.device) == ("w1", ["a", "b"], {"pid": 1}, "cuda:0")
     ledger.forget_workers(workers_gone=["w2"])
     assert [worker.id for worker in ledger.list_workers()] == ["w1"]
-    time.sleep(0.05)
-    assert ledger.list_workers(seen_within=0.01) == []
+    set_back(workers.c.seen_at, 60)
+    assert ledger.list_workers(seen_within=60) == []
 
 
 # -- forgetting --
@@ -216,28 +217,28 @@ def test_a_deleted_image_leaves_its_job(ledger, anna, bert, draw):
     assert ledger.spent("anna").stored_bytes == 0
 
 
-def test_old_images_expire_and_known_keys_are_the_others(ledger, anna, bert, draw):
+def test_old_images_expire_and_known_keys_are_the_others(ledger, anna, bert, draw, set_back):
     old = draw(anna, 2)
     keys = {job.image.key for job in old.jobs}
-    time.sleep(0.1)
+    set_back(images.c.created_at, 600)
     new = draw(bert)
-    assert ledger.expire_images(older_than=0.1, account_id="bert") == []
-    assert set(ledger.expire_images(older_than=0.1)) == keys
+    assert ledger.expire_images(older_than=600, account_id="bert") == []
+    assert set(ledger.expire_images(older_than=600)) == keys
     fresh = new.jobs[0].image.key
     assert ledger.known_keys([*keys, fresh, "stale/1.png"]) == {fresh}
 
 
-def test_unused_uploads_expire_unless_a_job_is_open(ledger, anna, bert, submit):
+def test_unused_uploads_expire_unless_a_job_is_open(ledger, anna, bert, submit, set_back):
     for name in ("anna", "bert"):
         ledger.add_upload(name, "ab" * 32, 10, "image/png")
         ledger.add_upload(name, name[0] * 64, 10, "image/png")
     made = submit(anna)
-    time.sleep(0.1)
-    assert ledger.expire_uploads(unused_for=0.05) == ["b" * 64]  # the other one is anna's too
+    set_back(uploads.c.used_at, 600)
+    assert ledger.expire_uploads(unused_for=600) == ["b" * 64]  # the other one is anna's too
     ledger.cancel(account_id="anna", set_id=made.id)
     used = submit(anna, uploads=("a" * 64,))  # which keeps it for as long again
     ledger.cancel(account_id="anna", set_id=used.id)
-    assert ledger.expire_uploads(unused_for=0.09) == ["ab" * 32]
+    assert ledger.expire_uploads(unused_for=600) == ["ab" * 32]
     assert ledger.has_upload("anna", "a" * 64)
 
 
@@ -261,15 +262,16 @@ def test_content_is_deleted_only_while_no_account_has_it(ledger, anna):
         assert not ledger.has_upload("anna", digest)  # it waits until the content is gone
 
     ledger.delete_unowned(["c" * 64], delete)
-    late.join(10)
+    late.join(DEADLINE)
     assert ledger.has_upload("anna", "c" * 64)
 
 
-def test_old_sets_are_forgotten_with_all_that_is_theirs(ledger, anna, draw, submit):
+def test_old_sets_are_forgotten_with_all_that_is_theirs(ledger, anna, draw, submit, set_back):
     done = draw(anna, 2, webhook={"url": "https://example.org"})
     waiting = submit(anna)
-    time.sleep(0.1)
-    freed = ledger.forget_sets(older_than=0.05)
+    set_back(sets.c.created_at, 600)
+    set_back(jobs.c.finished_at, 600)
+    freed = ledger.forget_sets(older_than=600)
     assert set(freed.keys) == {job.image.key for job in done.jobs}
     assert [one.id for one in ledger.list_sets("anna")] == [waiting.id]
     *of_jobs, of_library = ledger.events("anna", after=0)
@@ -282,11 +284,11 @@ def test_old_sets_are_forgotten_with_all_that_is_theirs(ledger, anna, draw, subm
     assert ledger.delete_set(waiting.id, account_id="anna") == Freed()
 
 
-def test_forgotten_events_do_not_give_their_numbers_to_new_ones(ledger, anna, submit):
+def test_forgotten_events_do_not_give_their_numbers_to_new_ones(ledger, anna, submit, set_back):
     submit(anna, 3)
     last = ledger.last_event()
-    time.sleep(0.05)
-    assert ledger.forget_events(older_than=0.01) == 2
+    set_back(events.c.at, 600)
+    assert ledger.forget_events(older_than=600) == 2
     submit(anna)
     assert [event.seq for event in ledger.events(None, after=last)] == [last + 1]
 

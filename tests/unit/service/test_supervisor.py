@@ -15,6 +15,7 @@ from limner.service.jobs import NewJob, Submission
 from limner.service.ledger.ledger import Ledger
 from limner.service.supervisor import Supervisor, _devices, _how_it_died, _visible
 from limner.settings.serve import ServeSettings
+from tests.waiting import DEADLINE, until
 
 ORDERLY = """
 import threading
@@ -56,16 +57,8 @@ def run(tmp_path, monkeypatch):
     yield start
     for made, thread in started:
         made.stop()
-        thread.join(30)
+        thread.join(DEADLINE)
         assert not thread.is_alive()
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-    return found
 
 
 def test_a_process_that_dies_is_started_again_and_its_claims_are_given_up(run, tmp_path):
@@ -96,7 +89,7 @@ def test_an_error_at_the_start_is_the_services_own(run):
     )
     failing += 'line.failed(ModelNotFound("there is no boat", hint="build one"))\nsys.exit(2)\n'
     _, thread, _, errors = run(worker=failing)
-    thread.join(30)
+    thread.join(DEADLINE)
     [error] = errors
     assert isinstance(error, ModelNotFound)
     assert (error.message, error.hint) == ("there is no boat", "build one")
@@ -104,7 +97,7 @@ def test_an_error_at_the_start_is_the_services_own(run):
 
 def test_a_process_that_never_gets_ready_ends_the_service(run):
     _, thread, _, errors = run(api="import sys\nsys.exit(7)\n")
-    thread.join(30)
+    thread.join(DEADLINE)
     [error] = errors
     assert isinstance(error, InternalError)
     assert "died 3 times before it was ready, the last time with code 7" in error.message
@@ -118,14 +111,14 @@ def test_what_a_process_prints_does_not_disturb_the_line(run):
 
 
 def test_processes_get_time_to_end_and_no_more(run):
-    stubborn = ORDERLY + "import time\nline.ready()\nstopping.wait()\ntime.sleep(60)\n"
-    made, thread, urls, errors = run(worker=stubborn)
+    stubborn = ORDERLY + "import time\nline.ready()\nstopping.wait()\ntime.sleep(600)\n"
+    made, thread, urls, errors = run(worker=stubborn, drain_seconds=600)
     until(lambda: urls and all(one.ready for one in made._children))
     made.stop()
     time.sleep(0.3)
     assert thread.is_alive()
     made.stop()  # the second time it ends at once
-    thread.join(10)
+    thread.join(DEADLINE)
     assert not thread.is_alive()
     assert errors == []
 
@@ -148,7 +141,7 @@ stopping.wait()
 
 def test_other_addresses_need_a_key(run):
     _, thread, _, errors = run(host="0.0.0.0")
-    thread.join(30)
+    thread.join(DEADLINE)
     [error] = errors
     assert isinstance(error, InvalidRequest)
     assert error.fields == ("host",)
