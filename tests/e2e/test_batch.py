@@ -3,8 +3,6 @@
 import csv
 import io
 import json
-import os
-import pty
 import shutil
 import signal
 import subprocess
@@ -14,6 +12,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 from PIL import Image
+
+from tests.terminals import Terminal
+from tests.waiting import DEADLINE
 
 LIMNER = Path(sysconfig.get_path("scripts")) / "limner"
 TEXT = "text_encoder/model.safetensors"
@@ -290,19 +291,16 @@ def test_a_picture_whose_line_was_not_finished_is_kept(batch, write, tmp_path):
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_is_finished(limner, tiny, tmp_path):
     """On a terminal, with paths to a pipe: progress, then how to go on."""
-    terminal, theirs = pty.openpty()
-    process, command = start(tmp_path, tiny, 60, stderr=theirs)
-    os.close(theirs)
+    terminal = Terminal()
+    process, command = start(tmp_path, tiny, 60, stderr=terminal.theirs)
+    terminal.hand_over()
     assert process.stdout is not None
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)
     with process.stdout as pipe:  # `communicate` would pass over what `readline` has read ahead
         rest = pipe.read()
-    process.wait(timeout=60)
-    said = bytearray()
-    while chunk := read(terminal):
-        said += chunk
-    os.close(terminal)
+    process.wait(timeout=DEADLINE)
+    said = terminal.close()
     assert process.returncode == 130, said
     assert b"of 60 images" in said
     assert b"stopped:" in said
@@ -315,13 +313,6 @@ def test_ctrl_c_keeps_what_is_finished(limner, tiny, tmp_path):
     assert limner(*command).code == 0
     assert len(journal(DEEP)) == 60
     assert pictures_are_those_of_the_journal(DEEP)
-
-
-def read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 4096)
-    except OSError:
-        return b""
 
 
 # Failing

@@ -4,15 +4,12 @@ import hashlib
 import io
 import json
 import os
-import pty
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import sysconfig
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +20,8 @@ from PIL import Image, PngImagePlugin
 from limner.catalogue.hashes import file_hash
 from limner.catalogue.shipped import SHIPPED
 from limner.weights.tensors import write_tensors
+from tests.terminals import Terminal
+from tests.waiting import DEADLINE, until
 
 LIMNER = Path(sysconfig.get_path("scripts")) / "limner"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -416,29 +415,22 @@ def test_each_of_several_pictures_can_be_drawn_again_alone(tiny, limner):
 @pytest.mark.usefixtures("interruptible")
 def test_the_command_on_a_terminal_stopped_by_ctrl_c(tiny, tmp_path):
     """Progress goes to the terminal, paths to the pipe; what is finished is kept, and whole."""
-    terminal, theirs = pty.openpty()
+    terminal = Terminal()
     command = [LIMNER, "generate", "a house", "--model", tiny, "--steps", "40", "-n", "200", "--seed", "3"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, text=True)
-    os.close(theirs)
-    said = bytearray()
-
-    def listen():  # from the start: a terminal that nobody reads is soon full, and holds up who writes to it
-        while chunk := read(terminal):
-            said.extend(chunk)
-
-    listener = threading.Thread(target=listen)
-    listener.start()
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=terminal.theirs, text=True
+    )
+    terminal.hand_over()
     assert process.stdout is not None
     first = process.stdout.readline()
-    seen = len(said)  # the first picture is done: the bar after it tells that we are in mid-generation
-    while b"200 images" not in said[seen:]:
-        time.sleep(0.01)
+    # The first picture is done: the bar after it tells that we are in mid-generation.
+    seen = len(terminal.said)
+    until(lambda: b"200 images" in terminal.said[seen:])
     process.send_signal(signal.SIGINT)
-    listener.join(timeout=60)
     with process.stdout as pipe:  # `communicate` would pass over what `readline` has read ahead
         rest = pipe.read()
-    process.wait(timeout=60)
-    os.close(terminal)
+    process.wait(timeout=DEADLINE)
+    said = terminal.close()
 
     assert process.returncode == 130
     assert b"of 8000" in said
@@ -451,14 +443,6 @@ def test_the_command_on_a_terminal_stopped_by_ctrl_c(tiny, tmp_path):
     for path in paths:
         with Image.open(tmp_path / path) as picture:
             picture.load()
-
-
-def read(terminal: int) -> bytes:
-    """What is there; nothing once the other side is closed, which Linux reports as an error."""
-    try:
-        return os.read(terminal, 4096)
-    except OSError:
-        return b""
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.waiting import DEADLINE
+
 LIMNER = Path(sysconfig.get_path("scripts")) / "limner"
 
 
@@ -113,7 +115,7 @@ def test_ctrl_c_keeps_a_sheet_of_what_is_finished(tiny, tmp_path):
     assert process.stdout is not None
     assert process.stdout.readline() == "pictures/grid-1/00001-1.png\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, out) == (130, "pictures/grid-1.png\n"), err
     assert "stopped: a sheet with 1 of 8 images is kept" in err
     with Image.open(tmp_path / "pictures/grid-1.png") as sheet:

@@ -19,6 +19,7 @@ from limner.catalogue.contents import describe_tensors
 from limner.catalogue.facts import model_facts
 from limner.catalogue.shipped import SHIPPED, SHIPPED_NETWORKS
 from limner.errors import InvalidCheckpoint, InvalidRequest, ModelNotFound, PickleRefused, UnsupportedModel
+from tests.clocks import time_with
 
 QUERY = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 CONTEXT = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -198,7 +199,7 @@ def test_a_name_finds_its_entry(catalogue, tmp_path):
 
 def test_a_new_file_is_found_by_its_name_after_a_moment(catalogue, tmp_path, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module, "time", time_with(monotonic=lambda: clock[0]))
     with pytest.raises(ModelNotFound):
         catalogue.find("lora", "brand new")
     (first,) = [one for one in catalogue.entries("lora") if one.family == "sd1"][:1]

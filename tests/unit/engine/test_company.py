@@ -12,6 +12,7 @@ from limner.images.opening import image_source
 from tests.unit.model.test_adapting import LAYER, write_lora
 from tests.unit.model.test_controlling import write_controlnet
 from tests.unit.model.test_image_prompts import write_adapter, write_encoder
+from tests.waiting import until
 
 ASK = {"prompt": "a cat", "negative_prompt": "fog", "width": 64, "height": 64, "steps": 4, "seed": 1}
 
@@ -96,7 +97,8 @@ def test_any_of_them_can_leave_and_the_others_stay(model, asks):
     handles = {}
 
     def leave(event):
-        if isinstance(event, StepDone) and event.job in leaving & handles.keys():
+        if isinstance(event, StepDone) and event.job in leaving:
+            until(lambda: event.job in handles)
             handles[event.job].cancel()
 
     with Engine(model, subscribers=[leave]) as engine:

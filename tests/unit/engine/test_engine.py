@@ -35,6 +35,7 @@ from limner.model.loading import find
 from limner.model.model import Model
 from limner.request import GenerationRequest
 from limner.request.resolve import ResolvedRequest
+from tests.waiting import DEADLINE, until
 
 PLENTY = 1 << 40
 
@@ -63,7 +64,7 @@ class _SpiedBackend:
             return attribute
 
         def forward(*args, **more):
-            assert self._spy.gate.wait(20)
+            assert self._spy.gate.wait(DEADLINE)
             self._spy.forwards.append((name, args[0]))
             if self._spy.fault is not None:
                 self._spy.fault(name, *args)
@@ -171,8 +172,10 @@ def test_guidance_of_every_kind_shares_forward_passes(spy):
         ask(guidance_skip=10.0),
     ]
     expected = [alone(spy.model, request) for request in requests]
+    spy.gate.clear()
     with Engine(spy.spied) as engine:
         handles = [engine.submit(request) for request in requests]
+        spy.gate.set()
         drawn = [handle.result().images[0] for handle in handles]
     for one, other in zip(expected, drawn, strict=True):
         assert far(one, other) <= 1
@@ -192,15 +195,19 @@ def test_exact_pictures_are_the_same_bit_for_bit(spy):
 
 
 def test_requests_share_forward_passes_and_join_at_any_step(spy):
-    spy.gate.clear()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(name, *_):
+        if len(spy.count("denoise")) == 2:
+            begun.set()
+            assert go_on.wait(DEADLINE)
+
+    spy.fault = hold
     with Engine(spy.spied) as engine:
         first = engine.submit(ask(steps=6))
-        steps = iter(first)
-        spy.gate.set()
-        next(steps)
-        spy.gate.clear()
+        assert begun.wait(DEADLINE)
         others = [engine.submit(ask(seed=seed, prompt=f"{seed} houses")) for seed in range(2, 5)]
-        spy.gate.set()
+        go_on.set()
         for handle in [first, *others]:
             handle.result()
     rows = spy.count("denoise")
@@ -218,11 +225,13 @@ def test_no_more_rows_run_together_than_the_limit_says(spy):
         def rows_of(self, model, height, width):
             return 4
 
+    spy.gate.clear()
     with Engine(spy.spied, limits=Four(PLENTY)) as engine:
         handles = [engine.submit(ask(seed=seed)) for seed in range(7)]
         order = []
         for index, handle in enumerate(handles):
             handle.when_done(lambda index=index: order.append(index))
+        spy.gate.set()
     assert order == list(range(7))  # oldest first
     assert max(spy.count("denoise")) == 4
 
@@ -253,11 +262,21 @@ def test_priority_goes_first(spy):
     assert order.index("high") < order.index("low")
 
 
+def open_for_listener(spy, handle):
+    """Open the gate, once somebody hears of every step."""
+
+    def wait_and_open():
+        until(lambda: handle._listeners)
+        spy.gate.set()
+
+    threading.Thread(target=wait_and_open).start()
+
+
 def test_progress_tells_every_step_and_hands_over_each_picture(spy):
     spy.gate.clear()
     engine = Engine(spy.spied)
     handle = engine.submit(ask(num_images=2))
-    threading.Timer(0.05, spy.gate.set).start()
+    open_for_listener(spy, handle)
     told = list(handle)
     assert [(p.image, p.step) for p in told if p.picture is None and p.image == 1] == [(1, 1), (1, 2), (1, 3)]
     pictures = [p.picture for p in told if p.picture is not None]
@@ -269,17 +288,21 @@ def test_progress_tells_every_step_and_hands_over_each_picture(spy):
     assert [p.picture for p in handle] == pictures  # whoever comes late still gets them
 
 
-def test_asyncio(model):
+def test_asyncio(spy):
     async def draw():
-        engine = Engine(model)
+        engine = Engine(spy.spied)
+        spy.gate.clear()
         one, other = engine.submit(ask()), engine.submit(ask(seed=2))
+        open_for_listener(spy, one)
         steps = [progress.step async for progress in one]
         result = await other
+        spy.gate.clear()
         given_up = asyncio.ensure_future(_result(engine.submit(ask(steps=200))))
         await asyncio.sleep(0.05)
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await given_up
+        spy.gate.set()
         await asyncio.get_running_loop().run_in_executor(None, engine.drain)
         return steps, result, engine.stats()
 
@@ -294,22 +317,30 @@ async def _result(handle):
 
 
 def test_cancelling_takes_effect_within_a_step(spy):
+    begun = threading.Event()
+
+    def hold(name, *_):
+        if len(spy.count("denoise")) == 2:
+            begun.set()
+            until(handle.done)
+
+    spy.fault = hold
     spy.gate.clear()
     engine = Engine(spy.spied)
     handle, other = engine.submit(ask(steps=500)), engine.submit(ask(steps=4, seed=2))
-    steps = iter(handle)
     spy.gate.set()
-    next(steps)
-    assert handle.cancel()
+    assert begun.wait(DEADLINE)
     at = len(spy.forwards)
+    assert handle.cancel()
     other.result()
-    assert engine.drain(20)
+    assert engine.drain(DEADLINE)
     with pytest.raises(CancelledError):
         handle.result()
     assert handle.cancelled()
     assert not other.cancel()
-    # The pass that was running may still hold its rows; those after it do not.
-    assert {len(x) for name, x in spy.forwards[at + 1 :] if name == "denoise"} == {2}
+    # The pass that was running still holds its rows; those after it do not.
+    assert [len(x) for name, x in spy.forwards if name == "denoise"] == [4, 4, 2, 2]
+    assert [len(x) for name, x in spy.forwards[at:] if name == "denoise"] == [2, 2]
     assert engine.stats().cancelled == 1
 
 
@@ -428,7 +459,7 @@ def test_the_queue_is_bounded(spy):
         engine.submit(ask())
     spy.gate.set()
     first.cancel()
-    assert engine.drain(20)
+    assert engine.drain(DEADLINE)
     with pytest.raises(EngineClosed):
         engine.submit(ask())
 
@@ -466,10 +497,7 @@ def test_nothing_runs_before_the_first_request_nor_long_after_the_last(model):
         return [thread for thread in threading.enumerate() if thread.name.startswith(kinds)]
 
     def wait_for_the_end():
-        deadline = time.monotonic() + 10
-        while threads() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert not threads()
+        until(lambda: not threads())
 
     wait_for_the_end()  # of the thread that tests before this one have used
     engine = Engine(model)

@@ -17,6 +17,7 @@ from limner.errors import InternalError, InvalidRequest, LimnerError
 from limner.generation.story import picture_of
 from limner.images.opening import image_source
 from limner.request import GenerationRequest
+from tests.waiting import DEADLINE
 
 FIELDS = {"prompt": "a red house", "steps": 3, "width": 64, "height": 64, "seed": 1}
 
@@ -59,14 +60,14 @@ def held_up(model):
 
     def answer(calls):
         begun.set()
-        assert held.wait(20)
+        assert held.wait(DEADLINE)
         return model.answer(calls)
 
     other = replace(model)
     object.__setattr__(other, "answer", answer)
     call = _first_call(model)
     threading.Thread(target=engine_of(model.backend.device).answer, args=(other, [call])).start()
-    assert begun.wait(20)
+    assert begun.wait(DEADLINE)
     return held
 
 
@@ -94,7 +95,7 @@ def test_ids_are_distinct_while_requests_are_unfinished(model):
         with pytest.raises(InvalidRequest, match="'one'"):
             engine.submit(ask(), id="one")
         first.cancel()
-        engine.drain(20)
+        engine.drain(DEADLINE)
     with Engine(model) as engine:
         assert engine.submit(ask()).id != engine.submit(ask()).id
 
@@ -111,13 +112,17 @@ def test_close_returns_what_it_has_cancelled(model):
 def test_a_single_image_is_cancelled_before_and_after_it_has_begun(model):
     events = []
     alone = [model.generate(request=ask(seed=seed, steps=12)).images[0] for seed in (1, 3)]
-    with Engine(model, subscribers=[events.append]) as engine:
+
+    def leave(event):
+        events.append(event)
+        if isinstance(event, StepDone) and (event.image, event.step) == (2, 1):
+            assert handle.cancel(image=2)
+
+    with Engine(model, subscribers=[leave]) as engine:
+        held = held_up(model)
         handle = engine.submit(ask(num_images=4, steps=12), id="one")
         assert handle.cancel(image=4)
-        for progress in handle:
-            if progress.image == 2:
-                assert handle.cancel(image=2)
-                break
+        held.set()
         result = handle.result()
     assert not handle.cancelled()
     assert result.cancelled == (2, 4)
@@ -227,7 +232,7 @@ def test_calls_that_somebody_waits_for_go_first_and_are_given_up_after_a_while(m
         engine.answer(model, [_first_call(model)], timeout=0.0)
     held.set()
     for one in asking:
-        one.join(20)
+        one.join(DEADLINE)
     assert order == ["first", "in turn"]
 
 

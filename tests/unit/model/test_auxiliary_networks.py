@@ -26,6 +26,7 @@ from limner.request.estimate import picture_bytes
 from limner.weights.control import read_control
 from limner.weights.save import save_control, write_json
 from limner.weights.tensors import write_tensors
+from tests.clocks import time_with
 
 PICTURE = image_source(Image.new("RGB", (64, 64), "gray"))
 ASK = {"prompt": "a cat", "seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -168,7 +169,7 @@ def test_the_same_network_has_room_once_for_all_and_idle_ones_make_room(model, n
 def test_many_large_networks_are_kept_while_they_are_in_use(model, monkeypatch):
     now, read = 100.0, []
     monkeypatch.setattr(auxiliary, "_KEPT_BYTES", 1000)
-    monkeypatch.setattr(auxiliary.time, "monotonic", lambda: now)
+    monkeypatch.setattr(auxiliary, "time", time_with(monotonic=lambda: now))
 
     def use(name, numbers=200):
         def load():

@@ -5,6 +5,7 @@ import time
 import httpx
 import pytest
 
+from tests.clocks import time_with
 from tests.serving import serving
 from tests.waiting import DEADLINE
 
@@ -126,7 +127,7 @@ def test_a_cookie_is_good_only_as_it_was_signed_and_while_it_lasts(locked, brows
         )
         assert answer.status_code == 401, one
     now = time.time()
-    monkeypatch.setattr("limner.server.sessions.time.time", lambda: now + 31 * 86400)
+    monkeypatch.setattr("limner.server.sessions.time", time_with(time=lambda: now + 31 * 86400))
     assert browser.get("/api/v1/account").status_code == 401
 
 
@@ -137,7 +138,7 @@ def test_a_session_in_use_is_prolonged_and_ends_with_its_key_at_the_latest(locke
     short = sign_in(browser, locked.key("anna", expires_in=3600.0)).json()["ends_at"]
     assert now + 3500 < short < now + 3700
     sign_in(browser, locked.key("anna"))
-    monkeypatch.setattr("limner.server.sessions.time.time", lambda: now + 16 * 86400)
+    monkeypatch.setattr("limner.server.sessions.time", time_with(time=lambda: now + 16 * 86400))
     later = browser.get("/api/v1/session")
     assert later.json()["ends_at"] > first
     assert "set-cookie" in later.headers

@@ -8,6 +8,7 @@ from limner.errors import InvalidRequest, LedgerError
 from limner.service.health import Health, health_gauges, queue_gauges, worker_gauges
 from limner.service.ledger.reading import Load
 from limner.service.metrics import Metrics
+from tests.clocks import time_with
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Parts:
 def clock(monkeypatch):
     """Seconds of `time.monotonic`, which the test moves on."""
     now = [1000.0]
-    monkeypatch.setattr("limner.service.health.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("limner.service.health.time", time_with(monotonic=lambda: now[0]))
     return now
 
 

@@ -21,6 +21,7 @@ from limner.service.ledger.database import file_system
 from limner.service.ledger.ledger import Ledger
 from limner.service.ledger.schema import HEAD, metadata
 from tests import postgres
+from tests.clocks import time_with
 from tests.concurrency import at_once
 
 
@@ -180,7 +181,7 @@ def test_a_new_file_that_another_writes_is_waited_for(tmp_path, monkeypatch):
             other.execute("COMMIT")
 
     with monkeypatch.context() as patch:
-        patch.setattr(database.time, "sleep", pause)
+        patch.setattr(database, "time", time_with(sleep=pause))
         Ledger.open(f"sqlite:///{path}").close()
     assert len(pauses) == 3
     other.close()
