@@ -1,8 +1,9 @@
 """`limner`: its commands, and how their errors are reported.
 
-Exit codes: 0 success, 1 some lines of a batch failed, `limner detect` saw an image without a watermark or
-`limner verify` one that is not as it was signed or drawn, 2 an error with a message and a hint, 3 refused by
-the safety policy, 130 stopped by Ctrl-C. A traceback is a bug.
+Exit codes: 0 success, 1 some lines of a batch failed, `limner detect` saw an image without a watermark,
+`limner verify` one that is not as it was signed or drawn, or `limner audit verify` a log that is not what was
+signed, 2 an error with a message and a hint, 3 refused by the safety policy, 130 stopped by Ctrl-C. A traceback is
+a bug.
 """
 
 import sys
@@ -58,6 +59,9 @@ COMMANDS = {
         ),
         "usage": _Entry("Show what was used: images, device seconds and cost.", "usage_report:usage"),
         "prompts": _Entry("Search the prompts that an account of limner serve has drawn.", "prompts:app"),
+        "audit": _Entry(
+            "Show, verify and export the audit log of a service, and prove what is in it.", "audit:app"
+        ),
         "webhooks": _Entry("Print or renew the secret that webhooks are signed with.", "webhooks:app"),
     },
     _FILES: {

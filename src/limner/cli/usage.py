@@ -10,7 +10,15 @@ from typer.exceptions import TyperException
 
 from . import terminal
 
-_GROUPS = (["train"], ["models"], ["accounts"], ["webhooks"], ["keys"], ["jobs"])  # commands with subcommands
+_GROUPS = (
+    ["train"],
+    ["models"],
+    ["accounts"],
+    ["webhooks"],
+    ["keys"],
+    ["jobs"],
+    ["audit"],
+)  # commands with subcommands
 
 
 def usage_error(error: TyperException, arguments: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ ledger.sqlite3   the ledger, unless it is elsewhere
 pictures/        masters, thumbnails and steps
 uploads/         input images by their content
 run/             the lock, and the socket between the processes
-keys/            the signing key
+keys/            the signing key, and the key of the audit log
 search/          what images are searched by, for each account; a cache
 models/          single files that `limner models pull` has fetched, by kind
 """

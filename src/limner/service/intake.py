@@ -48,7 +48,7 @@ from limner.settings.serve import ServeSettings
 
 from .health import check_room
 from .identity import Principal
-from .jobs import Job, JobSet, Lane, NewJob, Relation, Submission
+from .jobs import Job, JobSet, Lane, LoggedPrompts, NewJob, Relation, Submission
 from .ledger.ledger import Ledger
 from .ledger.reading import Load
 from .ledger.submitting import Extended
@@ -71,6 +71,7 @@ FORMATS = {
 _LOAD_SECONDS = 0.25
 _MODELS = 8  # names that a hint has
 _RESTART_SECONDS = 10.0  # that a service which is started again usually takes
+_PROMPTS = ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt")
 _LIMITS = tuple(one.name for one in fields(RequestPolicy))
 
 
@@ -369,6 +370,7 @@ class Intake:
                 traceparent=current_traceparent(),
                 warnings=(*warnings, *prepared.warnings),
                 uploads=_uploads_of(prepared.request),
+                prompts=self.logged_prompts(prepared.request),
             )
             return self._ledger.accept(principal, submission)
 
@@ -511,6 +513,14 @@ class Intake:
             self.prepare(principal, GenerationRequest.of({**params, name: run[0], "num_images": len(run)}))
             for run in runs
         ]
+
+    def logged_prompts(self, request: GenerationRequest) -> LoggedPrompts | None:
+        """What the audit log keeps of the prompts of a request; None: nothing."""
+        if self._settings.prompt_log == "none":
+            return None
+        given = {name: getattr(request, name) for name in _PROMPTS}
+        texts = {name: text for name, text in given.items() if text}
+        return LoggedPrompts(self._settings.prompt_log, texts) if texts else None
 
     def read_image(self, data: bytes, field: str = "image") -> Upload:
         """Check an image that was sent by itself. Raises as `read_upload`."""

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from limner.settings.values import PromptLog
+
 JobKind = Literal["generate", "train", "animate", "campaign"]
 Lane = Literal["interactive", "batch"]
 JobState = Literal["queued", "paused", "running", "done", "failed", "cancelled", "dead"]
@@ -52,6 +54,19 @@ class NewJob:
 
 
 @dataclass(frozen=True)
+class LoggedPrompts:
+    """Prompts for the audit log.
+
+    Attributes:
+        keep: What the log keeps of them.
+        texts: The prompts, by the field of the request.
+    """
+
+    keep: PromptLog
+    texts: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Submission:
     """A set of jobs to be accepted in one transaction.
 
@@ -71,6 +86,7 @@ class Submission:
         uploads: Hashes of the account's uploads that the jobs need.
         parents: Images of the account that these are made from: ids, or numbers.
         relation: What they are of their parents; None without any.
+        prompts: What the audit log keeps of the prompts; None: nothing.
     """
 
     jobs: tuple[NewJob, ...]
@@ -88,6 +104,7 @@ class Submission:
     uploads: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     relation: Relation | None = None
+    prompts: LoggedPrompts | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Deletes images, uploads and sets past their time, files that nothing refers to, and whole accounts.
 
 The ledger forgets first and the files follow. A process that dies in between leaves files that nothing refers
-to, and the next collection finds them. Usage and audit rows stay: they hold ids and sums, no content.
+to, and the next collection finds them. Usage and audit rows stay: they hold ids and sums, and prompts only as
+`limner.service.audit.sealing` leaves them.
 """
 
 import json
@@ -86,6 +87,8 @@ class Retention:
                 self._delete(freed.keys, "expired")
                 sets += freed.sets
                 images += len(freed.keys)
+        if (days := settings.keep_prompts_days) is not None:
+            ledger.forget_prompts(older_than=days * _DAY)
         events = ledger.forget_events(older_than=_KEEP_EVENTS)
         deleted = Deleted(images, uploads, sets, events)
         if deleted != Deleted():

@@ -23,34 +23,54 @@ def signing_key(data: Path, *, create: bool) -> bytes:
         InvalidRequest: It is missing, or the file holds something else.
         OutputError: It cannot be written.
     """
-    path = data / KEY_FILE
+    return read_secret(
+        data / KEY_FILE,
+        "signing key",
+        create=create,
+        missing="restore the file from a backup, or make a new key with `limner webhooks secret --new`; "
+        "receivers of webhooks then need the new secret",
+    )
+
+
+def new_signing_key(data: Path) -> bytes:
+    """Make a signing key, in place of one that is there. Only the owner can read its file."""
+    return new_secret(data / KEY_FILE, "signing key")
+
+
+def read_secret(path: Path, name: str, *, create: bool, missing: str) -> bytes:
+    """The secret of a file: 32 bytes in hex.
+
+    Args:
+        name: What it is, for errors.
+        create: Whether to make it if there is none.
+        missing: Hint of the error if there is none.
+
+    Raises:
+        InvalidRequest: It is missing, or the file holds something else.
+        OutputError: It cannot be written.
+    """
     try:
         text = path.read_text(encoding="ascii")
     except FileNotFoundError:
         if create:
-            return new_signing_key(data)
+            return new_secret(path, name)
         raise InvalidRequest(
-            f"the signing key {path} is missing, but this service has signed with it",
-            hint="restore the file from a backup, or make a new key with `limner webhooks secret --new`; "
-            "receivers of webhooks then need the new secret",
+            f"the {name} {path} is missing, but this service has signed with it", hint=missing
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the signing key {path} cannot be read: {error}") from error
+        raise InvalidRequest(f"the {name} {path} cannot be read: {error}") from error
     try:
         key = bytes.fromhex(text.strip())
     except ValueError:
         key = b""
     if len(key) != _BYTES:
-        raise InvalidRequest(
-            f"{path} holds no signing key of {_BYTES} bytes",
-            hint="restore the file from a backup, or make a new key with `limner webhooks secret --new`",
-        )
+        raise InvalidRequest(f"{path} holds no {name} of {_BYTES} bytes", hint=missing)
     return key
 
 
-def new_signing_key(data: Path) -> bytes:
-    """Make a signing key, in place of one that is there. Only the owner can read its file."""
-    path, key = data / KEY_FILE, secrets.token_bytes(_BYTES)
+def new_secret(path: Path, name: str) -> bytes:
+    """Make a secret, in place of one that is there. Only the owner can read its file. Raises OutputError."""
+    key = secrets.token_bytes(_BYTES)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with whole_file(path) as temporary:
@@ -59,7 +79,7 @@ def new_signing_key(data: Path) -> bytes:
             temporary.write_text(key.hex() + "\n", encoding="ascii")
             _flush(temporary)
     except OSError as error:
-        raise OutputError(f"the signing key {path} cannot be written: {error.strerror}") from error
+        raise OutputError(f"the {name} {path} cannot be written: {error.strerror}") from error
     return key
 
 

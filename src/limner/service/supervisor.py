@@ -3,7 +3,7 @@ again when they die.
 
 It holds the listening socket, so that connections wait while the API process starts again, and the lock of
 the data folder. Every two seconds it has the ledger queue lost jobs again;
-the claims of a worker that dies it gives up at once. It imports no torch.
+the claims of a worker that dies it gives up at once. It sequences the audit log. It imports no torch.
 """
 
 import glob
@@ -28,6 +28,7 @@ from limner.errors import InternalError, InvalidRequest, LimnerError
 from limner.safety.policy import load_policy
 from limner.settings.serve import ServeSettings
 
+from .audit.sequencer import AuditLog, Sequencer
 from .channel import error_of
 from .data_folder import claimed
 from .ledger.ledger import Ledger
@@ -177,6 +178,7 @@ class Supervisor:
         with claimed(settings.data), listen(settings.host, settings.port) as listening, self._signals():
             self._children = [*self._workers(), self._api_process(listening)]
             reconciler: threading.Thread | None = None
+            sequencer: Sequencer | None = None
             ledger: Ledger | None = None
             try:
                 for child in self._children:  # they import while the ledger is opened
@@ -184,6 +186,8 @@ class Supervisor:
                 ledger = Ledger.open(settings.ledger_url)
                 self._check_access(ledger)
                 signing_key(settings.data, create=ledger.last_event() == 0)
+                log = AuditLog(ledger, settings)
+                log.record_policy()
                 Tracing.start(enabled=settings.telemetry, process="serve").close()
                 store = ImageStore.in_folder(settings.data / "pictures")
                 store.check()
@@ -195,6 +199,8 @@ class Supervisor:
                     target=self._reconcile, args=(ledger,), name="limner-reconciler", daemon=True
                 )
                 reconciler.start()
+                sequencer = Sequencer(log)
+                sequencer.start()
                 self._watch(ledger, f"http://{address_of(listening)}")
             finally:
                 self._stopping.set()
@@ -202,6 +208,8 @@ class Supervisor:
                 self._end()
                 if reconciler is not None:
                     reconciler.join(_GRACE)
+                if sequencer is not None:
+                    sequencer.stop(_GRACE)
                 if ledger is not None:
                     ledger.close()
 

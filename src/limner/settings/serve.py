@@ -53,6 +53,7 @@ from .values import (
     Names,
     Paths,
     Prices,
+    PromptLog,
     QuotaTable,
     Words,
     check_base_url,
@@ -71,6 +72,7 @@ Group = Literal[
     "Access",
     "Safety",
     "Storage and retention",
+    "Audit",
     "Webhooks",
     "Cost and observation",
 ]
@@ -338,6 +340,28 @@ class ServeSettings(BaseSettings):
         "Free bytes of the disk below which the service is not ready and takes no jobs, such as `256MiB`.",
         shown="`256MiB`",
         ge=0,
+    )
+
+    prompt_log: PromptLog = _setting(
+        "Audit",
+        "hashed",
+        "What the audit log keeps of prompts: `none`; `hashed`, so that a prompt can be compared but not "
+        "read; `encrypted`, readable with the key in `data`; `plain`, readable in the ledger. Erasing an "
+        "account makes its prompts unreadable, and the log still verifies.",
+    )
+    keep_prompts_days: float | None = _setting(
+        "Audit",
+        None,
+        "Days after which prompts in the audit log become unreadable; hashed and encrypted ones by months.",
+        shown="kept",
+        gt=0,
+    )
+    audit_checkpoints: Path | None = _setting(
+        "Audit",
+        None,
+        "Folder that signed checkpoints of the audit log are copied to, once a minute if it has grown. Best "
+        "on another machine: with a copy, nobody can cut off or exchange the log unnoticed.",
+        shown="not copied",
     )
 
     webhook_hosts: Words = _setting(

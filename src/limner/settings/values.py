@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -38,6 +38,9 @@ QUOTA_NAMES = (
     "queued_jobs",
 )
 """Names of `limner.service.identity.Quotas`."""
+
+PromptLog = Literal["none", "hashed", "encrypted", "plain"]
+"""What the audit log keeps of the prompts of a request."""
 
 
 def split_words(value: Any) -> Any:

@@ -86,7 +86,7 @@ class Accounts(Writing):
     ) -> Account:
         """Change an account; None leaves a value as it is. Raises NotFound."""
         _check(account_id, 1.0 if weight is None else weight)
-        values = {
+        values: dict[str, Any] = {
             "role": role,
             "weight": weight,
             "quotas": None if quotas is None else quotas_value(quotas),

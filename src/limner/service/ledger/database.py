@@ -44,7 +44,7 @@ from limner.errors import InvalidRequest, LedgerError, LedgerUnavailable
 from limner.service.identity import LOCAL_ACCOUNT
 
 from .grouping import GroupCommit
-from .schema import HEAD, accounts, counters
+from .schema import COUNTERS, HEAD, accounts, counters
 
 if TYPE_CHECKING:
     from psycopg import Cursor
@@ -320,8 +320,10 @@ def _fill(connection: Connection, now: float) -> None:
                 disabled=False,
             )
         )
-    if connection.execute(select(counters.c.name).where(counters.c.name == "events")).first() is None:
-        connection.execute(insert(counters).values(name="events", value=0))
+    known = set(connection.execute(select(counters.c.name)).scalars())
+    for name in COUNTERS:
+        if name not in known:
+            connection.execute(insert(counters).values(name=name, value=0))
 
 
 def _parsed(url: str) -> URL:

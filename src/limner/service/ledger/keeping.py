@@ -311,7 +311,7 @@ class Keeping(Writing):
             ).first()
             if row is not None and values["due_at"] is None:
                 action = "webhook.delivered" if error is None else "webhook.given_up"
-                details = {"status": status, "error": error, "attempts": row.attempts}
+                details = {"status": status, "attempts": row.attempts}
                 self._audit(tx, now, "ledger", action, row.set_id, **details)
 
     def list_deliveries(self, set_id: str) -> list[Delivery]:

@@ -2,11 +2,12 @@
 
 It can be used from any thread and from many processes at once. Its parts: `submitting` (callers), `claiming`
 and `ending` (workers), `reading` and `queue`, `library`, `albums` and `searching` (finished images),
-`accounts`, `usage`, `keeping` (uploads, drafts, webhooks, workers) and `retention`.
+`accounts`, `usage`, `keeping` (uploads, drafts, webhooks, workers), `retention` and `auditing`.
 """
 
 from .accounts import Accounts
 from .albums import Albums
+from .auditing import Auditing
 from .claiming import Claiming
 from .database import Database
 from .keeping import Keeping
@@ -18,7 +19,9 @@ from .submitting import Submitting
 from .usage import Usage
 
 
-class Ledger(Submitting, Claiming, Queueing, Retention, Library, Albums, Searching, Accounts, Usage, Keeping):
+class Ledger(
+    Submitting, Claiming, Queueing, Retention, Library, Albums, Searching, Accounts, Usage, Keeping, Auditing
+):
     """A ledger in SQLite or PostgreSQL."""
 
     @classmethod

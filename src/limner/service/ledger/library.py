@@ -210,9 +210,9 @@ class Library(Writing):
                 rows = [row for row in found if (row.deleted_at is not None) != deleted]
                 change: Literal["deleted", "restored"] = "deleted" if deleted else "restored"
                 changed |= self._mark(tx, rows, now, change, {}, deleted_at=now if deleted else None)
-                for owner, numbers in by_account(rows).items():
-                    actor = account_id or "operator"
-                    self._audit(tx, now, actor, f"images.{change}", owner, images=len(numbers))
+                for owner in by_account(rows):
+                    actor, its = account_id or "operator", [row.id for row in rows if row.account_id == owner]
+                    self._audit(tx, now, actor, f"images.{change}", owner, images=its)
         return Marked(len(changed), unknown)
 
     def _mark(

@@ -6,7 +6,7 @@ leaves files without rows, which garbage collection of the stores finds (`Readin
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, null, or_, select, update
@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, n
 from limner.errors import Conflict, NotFound
 from limner.service.identity import LOCAL_ACCOUNT
 
+from .auditing import ERASED, Auditing
 from .library import by_account, find_image
 from .reading import Reading
 from .schema import (
@@ -22,7 +23,6 @@ from .schema import (
     albums,
     api_keys,
     attempts,
-    audit,
     deliveries,
     drafts,
     events,
@@ -38,9 +38,6 @@ from .schema import (
 from .writing import parts
 
 _LOG = logging.getLogger("limner.ledger")
-
-ERASED = "erased"
-"""Account that the usage of erased accounts is counted under."""
 
 _OPEN = ("queued", "paused", "running")
 
@@ -60,7 +57,7 @@ class Freed:
     sets: int = 0
 
 
-class Retention(Reading):
+class Retention(Reading, Auditing):
     """Deleting, expiring, exporting and erasing."""
 
     def delete_image(self, name: str, *, account_id: str | None = None) -> str:
@@ -106,14 +103,15 @@ class Retention(Reading):
         self, tx: Connection, now: float, which: ColumnElement[bool], order: Any, limit: int, action: str
     ) -> list[str]:
         """Delete images, the first by `order`, and return the keys of their files."""
-        columns = [images.c.seq, images.c.account_id, images.c.key]
+        columns = [images.c.seq, images.c.id, images.c.account_id, images.c.key]
         rows = tx.execute(select(*columns).where(which).order_by(order).limit(limit).with_for_update()).all()
         for part in parts([row.seq for row in rows]):
             tx.execute(delete(images).where(images.c.seq.in_(part)))
         its = by_account(rows)
         self._library_events(tx, "deleted", its, now)
-        for account_id, numbers in its.items():
-            self._audit(tx, now, "ledger", action, account_id, images=len(numbers))
+        for account_id in its:
+            gone = [row.id for row in rows if row.account_id == account_id]
+            self._audit(tx, now, "ledger", action, account_id, images=gone)
         return [row.key for row in rows]
 
     def expire_uploads(self, *, unused_for: float, limit: int = 1000) -> list[str]:
@@ -151,7 +149,7 @@ class Retention(Reading):
             ids = list(tx.execute(old.order_by(sets.c.seq).limit(limit)).scalars())
             keys = [key for part in parts(ids) for key in self._drop_sets(tx, sets.c.id.in_(part))]
             if ids:
-                details = {"sets": len(ids), "older_than": older_than}
+                details: dict[str, Any] = {"sets": ids, "older_than": older_than}
                 self._audit(tx, now, "ledger", "sets.forgotten", "all", **details)
         return Freed(tuple(keys), sets=len(ids))
 
@@ -221,7 +219,6 @@ class Retention(Reading):
             ("webhook", deliveries, deliveries.c.account_id == account_id),
             ("usage", usage, usage.c.account_id == account_id),
             ("event", events, events.c.account_id == account_id),
-            ("audit", audit, or_(audit.c.actor == account_id, audit.c.subject == account_id)),
         )
         with self._db.read() as connection:
             for kind, table, which in kinds:
@@ -231,6 +228,8 @@ class Retention(Reading):
                         hidden = {"secret": "hidden"} if "secret" in values["webhook"] else {}
                         values["webhook"] = {**values["webhook"], **hidden}
                     yield kind, values
+        for entry in self.audit_of_account(account_id):
+            yield "audit", asdict(entry)
 
     def get_account_row(self, account_id: str) -> dict[str, Any]:
         """An account's row as a dictionary. Raises NotFound."""
@@ -243,7 +242,8 @@ class Retention(Reading):
     def erase_account(self, account_id: str, *, actor: str = "operator") -> Freed:
         """Erase an account and everything of it. Jobs that run are dropped: their workers lose them.
 
-        Its usage stays, summed under the account "erased", and so do audit entries without its name.
+        Its usage stays, summed under the account "erased", and so do audit entries, without its name and
+        prompts.
 
         Returns:
             The files without an owner.
@@ -262,21 +262,16 @@ class Retention(Reading):
             keys = self._drop_sets(tx, sets.c.account_id == account_id)
             mine = select(uploads.c.sha256).where(uploads.c.account_id == account_id)
             hashes = list(tx.execute(mine).scalars())
-            key_ids = list(
-                tx.execute(select(api_keys.c.id).where(api_keys.c.account_id == account_id)).scalars()
-            )
             for table in (albums, uploads, drafts, preferences, api_keys, shares, events):
                 tx.execute(delete(table).where(table.c.account_id == account_id))
             tx.execute(
                 update(usage).where(usage.c.account_id == account_id).values(account_id=ERASED, key_id=null())
             )
-            its = or_(audit.c.actor == account_id, audit.c.subject.in_([account_id, *key_ids]))
-            tx.execute(update(audit).where(its).values(details={}))
-            for column in (audit.c.actor, audit.c.subject):
-                tx.execute(update(audit).where(column == account_id).values({column: ERASED}))
+            alias = self._erase_from_audit(tx, account_id)
             tx.execute(delete(accounts).where(accounts.c.id == account_id))
-            details = {"images": len(keys), "uploads": len(hashes)}
-            self._audit(tx, self._db.time(tx), actor, "account.erased", ERASED, **details)
+            details: dict[str, Any] = {"images": len(keys), "uploads": len(hashes)}
+            by = alias if actor == account_id else actor
+            self._audit(tx, self._db.time(tx), by, "account.erased", alias, **details)
             freed = Freed(tuple(keys), tuple(_nobodys(tx, hashes)))
         if not self._db.clear_log():
             _LOG.warning("what was erased is still in SQLite's log, until it is written over")

@@ -4,6 +4,8 @@ Times are seconds since the epoch by the database's clock. States, lanes and kin
 `limner.service.jobs`.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -13,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -21,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "v0005"
+HEAD = "v0006"
 """Revision of the schema that this program uses: the newest script in `migrations/versions`."""
 
 metadata = MetaData(
@@ -255,18 +258,88 @@ counters = Table(
     Column("name", String, primary_key=True),
     Column("value", _Big, nullable=False),
 )
+COUNTERS = ("events", "audit")
+"""Rows of `counters`: numbers of events in PostgreSQL, and leaves of the audit log."""
+
+
+# The audit log. Entries are written into the first table in the transaction of what they record, and moved
+# into the second as the leaves of a Merkle tree, in which no name of an account stands: `auditing`.
+def _entry() -> tuple[Column[Any], ...]:
+    return (
+        Column("at", Double, nullable=False),
+        Column("actor", String, nullable=False),
+        Column("action", String, nullable=False),
+        Column("subject", String, nullable=False),
+        Column("details", _Json, nullable=False),
+    )
+
 
 audit = Table(
     "audit",
     metadata,
     Column("id", _Big, primary_key=True, autoincrement=True),
-    Column("at", Double, nullable=False),
-    Column("actor", String, nullable=False),
-    Column("action", String, nullable=False),
-    Column("subject", String, nullable=False),
-    Column("details", _Json, nullable=False),
-    Index(None, "subject"),
+    *_entry(),
+    Column("prompts", _Json),  # by the field of the request, as they were given
     sqlite_autoincrement=True,
+)
+
+audit_leaves = Table(
+    "audit_leaves",
+    metadata,
+    Column("leaf", _Big, primary_key=True, autoincrement=False),
+    Column("id", _Big, nullable=False, unique=True),
+    *_entry(),
+    Column("hash", LargeBinary, nullable=False),
+    Column("prompts", _Json),  # where they are kept as they are; the leaf has hashes of them
+    Index(None, "subject"),
+    Index(
+        "ix_audit_leaves_prompts",
+        "at",
+        sqlite_where=text("prompts IS NOT NULL"),
+        postgresql_where=text("prompts IS NOT NULL"),
+    ),
+)
+
+# Inner nodes of the tree, at every eighth level, so that a root or a proof needs few reads.
+audit_nodes = Table(
+    "audit_nodes",
+    metadata,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("number", _Big, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("size", _Big, primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    Column("note", String, nullable=False),
+)
+
+# The public keys of the log, one after the other.
+audit_signers = Table(
+    "audit_signers",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+# What the entries call an account, and what its prompts are sealed with. Both end with the account.
+audit_aliases = Table(
+    "audit_aliases",
+    metadata,
+    Column("account_id", String, primary_key=True),
+    Column("alias", String, nullable=False, unique=True),
+)
+
+audit_keys = Table(
+    "audit_keys",
+    metadata,
+    Column("account_id", String, primary_key=True),
+    Column("month", String, primary_key=True),
+    Column("key", LargeBinary, nullable=False),
 )
 
 # Fair sharing: the tags of `limner.service.ledger.order`. The row of a lane itself has the account "": its

@@ -182,7 +182,9 @@ class Submitting(Reading, Ending):
             tx, set_row, submission.jobs, now, key_id=key_id, position=position, deadline=deadline
         )
         details = {"jobs": len(made), "client": submission.client, "key": key_id}
-        self._audit(tx, now, account.id, "set.accepted", str(set_row["id"]), **details)
+        self._audit(
+            tx, now, account.id, "set.accepted", str(set_row["id"]), prompts=submission.prompts, **details
+        )
         return JobSet(
             id=str(set_row["id"]),
             account_id=account.id,

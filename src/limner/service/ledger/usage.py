@@ -1,7 +1,7 @@
-"""What was used: sums by account, key, model and day, what counts against quotas, and the audit log."""
+"""What was used: sums by account, key, model and day, and what counts against quotas."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Connection, func, select
@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 from limner.errors import InvalidRequest
 
 from .quotas import DAY, MONTH, stored_bytes
-from .schema import accounts, audit, jobs, usage
+from .schema import accounts, jobs, usage
 from .states import PAUSED, QUEUED, RUNNING
 from .writing import Writing
 
@@ -52,29 +52,8 @@ class Spent:
     running_jobs: int
 
 
-@dataclass(frozen=True)
-class AuditRow:
-    """An entry of the audit log.
-
-    Attributes:
-        id: Its number; later entries have higher ones.
-        at: Seconds since the epoch.
-        actor: Who did it: an account, a worker, "operator" or "ledger".
-        action: What was done, such as "job.done".
-        subject: What it was done to: an id.
-        details: More about it.
-    """
-
-    id: int
-    at: float
-    actor: str
-    action: str
-    subject: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Usage(Writing):
-    """Usage and audit log."""
+    """Usage."""
 
     def usage(
         self,
@@ -149,19 +128,6 @@ class Usage(Writing):
                 queued_jobs=sum(_count(connection, state, account_id) for state in (QUEUED, PAUSED)),
                 running_jobs=_count(connection, RUNNING, account_id),
             )
-
-    def audit(self, actor: str, action: str, subject: str, **details: Any) -> None:
-        """Append an entry to the audit log, for an action that does not change the ledger."""
-        with self._db.write() as tx:
-            self._audit(tx, self._db.time(tx), actor, action, subject, **details)
-
-    def audit_log(self, *, after: int = 0, subject: str | None = None, limit: int = 1000) -> list[AuditRow]:
-        """Entries of the audit log with numbers above `after`, oldest first."""
-        query = select(audit).where(audit.c.id > after).order_by(audit.c.id).limit(limit)
-        if subject is not None:
-            query = query.where(audit.c.subject == subject)
-        with self._db.read() as connection:
-            return [AuditRow(**row._mapping) for row in connection.execute(query)]
 
     def counts(self) -> dict[str, int]:
         """Number of jobs in each state, and of accounts."""

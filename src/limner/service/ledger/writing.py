@@ -1,6 +1,7 @@
 """Events and audit rows, which every change of a job writes in its own transaction."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, insert
@@ -8,6 +9,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from limner.errors import InvalidRequest
 from limner.service.events import Change, LibraryChange
+from limner.service.jobs import LoggedPrompts
 
 from .database import Database
 from .schema import audit, events
@@ -106,8 +108,24 @@ class Writing:
             tx.execute(_EVENT, rows)
 
     @staticmethod
-    def _audit(tx: Connection, now: float, actor: str, action: str, subject: str, **details: Any) -> None:
-        """Append a row to the audit log."""
-        tx.execute(
-            _AUDIT, {"at": now, "actor": actor, "action": action, "subject": subject, "details": details}
-        )
+    def _audit(
+        tx: Connection,
+        now: float,
+        actor: str,
+        action: str,
+        subject: str,
+        *,
+        prompts: LoggedPrompts | None = None,
+        **details: Any,
+    ) -> None:
+        """Append an entry to the audit log: it becomes a leaf of the tree a moment later.
+
+        Args:
+            actor: Who did it: an account, a worker, "operator", "cli" or "ledger".
+            subject: What it was done to: an id.
+            prompts: Prompts of the request, to be sealed for the account `actor`.
+            **details: More about it, which is never erased: no part of a request, and the name of an account
+                only as `account`.
+        """
+        row = {"at": now, "actor": actor, "action": action, "subject": subject, "details": details}
+        tx.execute(_AUDIT, row | {"prompts": None if prompts is None else asdict(prompts)})

@@ -1,0 +1,146 @@
+"""What an entry of the audit log says once it is a leaf: no names of accounts, no readable prompts.
+
+A leaf is never changed. So what must be erasable is not in it: accounts are called by aliases, and prompts
+are hashed or encrypted with a key of the account for each month. Erasing aliases and keys erases names and
+prompts, and the tree still verifies.
+"""
+
+import hmac
+import os
+import re
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from typing import Any
+
+from limner.service.secret import derived
+from limner.settings.values import PromptLog
+
+from .canonical import canonical
+
+VERSION = 1
+ALIAS = re.compile(r"acc_[0-9a-f]{24}")
+PROMPTS = "prompts"
+"""Name of the sealed prompts among the details of an entry."""
+
+_NONCE_BYTES = 12
+_KEY_BYTES = 32
+
+
+def entry_object(
+    entry_id: int, at: float, actor: str, action: str, subject: str, details: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The JSON object whose canonical bytes are a leaf."""
+    return {
+        "v": VERSION,
+        "id": entry_id,
+        "at": at,
+        "actor": actor,
+        "action": action,
+        "subject": subject,
+        "details": details,
+    }
+
+
+def month_of(at: float) -> str:
+    """The month of a time in UTC, such as "2026-11": each has keys of its own."""
+    return time.strftime("%Y-%m", time.gmtime(at))
+
+
+class Sealer:
+    """Encrypts prompts, and the keys that they are encrypted with.
+
+    Args:
+        key: The key of the audit log.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._wrapping = derived(key, "limner audit prompts")
+
+    def new_key(self, alias: str, month: str) -> bytes:
+        """A new key of an account for a month, encrypted."""
+        return _encrypt(self._wrapping, os.urandom(_KEY_BYTES), f"{alias} {month}")
+
+    def opens(self, wrapped: bytes, alias: str, month: str) -> bool:
+        """Whether a key was encrypted with this key of the audit log."""
+        try:
+            self._unwrapped(wrapped, alias, month)
+        except ValueError:
+            return False
+        return True
+
+    def seal(
+        self,
+        prompts: Mapping[str, str],
+        keep: PromptLog,
+        wrapped: bytes,
+        alias: str,
+        month: str,
+        entry_id: int,
+    ) -> dict[str, Any]:
+        """Prompts as they stand in a leaf.
+
+        Args:
+            prompts: Texts by the field of the request.
+            keep: What is kept of them. Where they are kept as they are, that is beside the leaf.
+            wrapped: Key of the account, as `new_key` returned it.
+
+        Raises:
+            ValueError: The key was encrypted with another key of the audit log.
+        """
+        key = self._unwrapped(wrapped, alias, month)
+        if keep == "encrypted":
+            data = _encrypt(key, canonical(prompts), f"{alias} {entry_id}")
+            return {"month": month, "encrypted": b64encode(data).decode()}
+        return {"month": month, "hashed": {name: _hashed(key, text) for name, text in prompts.items()}}
+
+    def open(
+        self, sealed: Mapping[str, Any], wrapped: bytes, alias: str, entry_id: int
+    ) -> Mapping[str, str] | None:
+        """The prompts that `seal` has encrypted; None where they were hashed.
+
+        Raises:
+            ValueError: They were encrypted with another key.
+        """
+        import json
+
+        if "encrypted" not in sealed:
+            return None
+        key = self._unwrapped(wrapped, alias, sealed["month"])
+        found: Mapping[str, str] = json.loads(
+            _decrypt(key, b64decode(sealed["encrypted"]), f"{alias} {entry_id}")
+        )
+        return found
+
+    def matches(
+        self, sealed: Mapping[str, Any], wrapped: bytes, alias: str, prompts: Mapping[str, str]
+    ) -> bool:
+        """Whether hashed prompts are these. Raises ValueError as `open`."""
+        key = self._unwrapped(wrapped, alias, sealed["month"])
+        return bool(sealed["hashed"] == {name: _hashed(key, text) for name, text in prompts.items()})
+
+    def _unwrapped(self, wrapped: bytes, alias: str, month: str) -> bytes:
+        return _decrypt(self._wrapping, wrapped, f"{alias} {month}")
+
+
+def _hashed(key: bytes, text: str) -> str:
+    return hmac.digest(key, text.encode(), "sha256").hex()
+
+
+def _encrypt(key: bytes, data: bytes, about: str) -> bytes:
+    """Nonce and ciphertext by AES-256-GCM."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + AESGCM(key).encrypt(nonce, data, about.encode())
+
+
+def _decrypt(key: bytes, data: bytes, about: str) -> bytes:
+    """What `_encrypt` has encrypted. Raises ValueError."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    try:
+        return AESGCM(key).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], about.encode())
+    except InvalidTag:
+        raise ValueError("it was encrypted with another key, or changed") from None
