@@ -143,6 +143,7 @@ def export(
         ledger.get_account(account)
         with whole_file(target) as temporary, temporary.open("wb") as file:
             count = _retention(ledger, data).export(account, file)
+        ledger.audit("cli", "account.exported", account)
     terminal.note(f"{count} files of {account}")
     typer.echo(str(target))
 

@@ -43,6 +43,7 @@ def open_ledger(data: Path | None, *, create: bool = False) -> "Iterator[Ledger]
     """
     from limner.service.data_folder import prepare
     from limner.service.ledger.ledger import Ledger
+    from limner.service.ledger.writing import ACTING
 
     settings = service_settings(data)
     file = settings.data / "ledger.sqlite3"
@@ -55,7 +56,9 @@ def open_ledger(data: Path | None, *, create: bool = False) -> "Iterator[Ledger]
             fields=("data",),
         )
     ledger = Ledger.open(settings.ledger_url)
+    acting = ACTING.set("cli")
     try:
         yield ledger
     finally:
+        ACTING.reset(acting)
         ledger.close()

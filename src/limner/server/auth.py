@@ -16,6 +16,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from limner.service.identity import LOCAL_ACCOUNT, Principal, Quotas, Scope
+from limner.service.ledger.writing import ACTING
 
 from .oidc import looks_like_token
 from .problems import Refused
@@ -134,6 +135,7 @@ async def _recognised(request: Request) -> Principal:
     """The caller with its quotas. Raises Refused."""
     caller = _with_quotas(await _authenticated(request), state_of(request).settings.quotas)
     request.state.principal = caller
+    ACTING.set(caller.account.id)
     return caller
 
 

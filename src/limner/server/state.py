@@ -55,6 +55,8 @@ class ServerState:
         listings: Entries of the catalogue, and lists of them as they are sent, by what was asked for.
         has_keys: Whether a key was found, so that callers on loopback need one, too.
         searchers: Bounds the threads that search, of which those of one account wait for each other.
+        views: What operators have looked at of other accounts, and until when that is no new entry of the
+            audit log.
         decoders: Bounds the threads that decode input images, each of which may take hundreds of megabytes.
     """
 
@@ -83,6 +85,7 @@ class ServerState:
         default_factory=lambda: ((), {}), repr=False
     )
     has_keys: bool = False
+    views: dict[tuple[str, str | None, str, str], float] = field(default_factory=dict, repr=False)
     searchers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8), repr=False)
     decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2), repr=False)
 

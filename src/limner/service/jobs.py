@@ -172,6 +172,7 @@ class ImageFile:
         key: Where the master is in the store.
         sha256: Hash of the master's bytes, in hex.
         created_at: Seconds since the epoch.
+        account_id: Whose it is.
     """
 
     id: str
@@ -179,6 +180,7 @@ class ImageFile:
     key: str
     sha256: str
     created_at: float
+    account_id: str
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ async def export_account(request: Request, caller: Reader, account_id: str) -> S
     state = state_of(request)
     checked = _own(caller, account_id)
     file = await in_thread(_exported, state, checked)
+    await in_thread(state.ledger.audit, caller.account.id, "account.exported", checked)
     headers = {"content-disposition": f'attachment; filename="limner-{checked}.zip"'}
     return StreamingResponse(_pieces(file), media_type="application/zip", headers=headers)
 

@@ -23,6 +23,7 @@ from limner.service.jobs import ImageFile
 from .access import AccountQuery, listed_account, owner_of
 from .jobs import Before, Limit
 from .library import WhichImages
+from .viewing import note_view
 from .views import ImagePage, ImageView, checked_id, http_date, image_view
 
 router = APIRouter(tags=["images"])
@@ -63,10 +64,11 @@ async def list_images(
     account: AccountQuery = None,
 ) -> ImagePage:
     """Images, newest first."""
-    server = state_of(request)
+    server, owner = state_of(request), listed_account(caller, account)
+    await note_view(request, caller, owner, "list.viewed", "images")
     found = await in_thread(
         server.ledger.list_images,
-        listed_account(caller, account),
+        owner,
         which=which if number is None else replace(which, numbers=tuple(number)),
         limit=limit,
         before=before,
@@ -79,7 +81,9 @@ async def list_images(
 async def show_image(request: Request, caller: Reader, image_id: str) -> ImageView:
     """An image with its record."""
     ledger, name = state_of(request).ledger, checked_id(image_id, "image")
-    return image_view(await in_thread(ledger.get_image, name, account_id=owner_of(caller)), whole=True)
+    found = await in_thread(ledger.get_image, name, account_id=owner_of(caller))
+    await note_view(request, caller, found.account_id, "image.viewed", found.id)
+    return image_view(found, whole=True)
 
 
 @router.get("/images/{image_id}/file", responses=_FILE)
@@ -168,7 +172,9 @@ def encoded_thumbnail(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> bytes
 async def _find_image(request: Request, caller: Principal, image_id: str) -> ImageFile:
     """The file of an image of the caller's. Raises NotFound."""
     ledger, name = state_of(request).ledger, checked_id(image_id, "image")
-    return await in_thread(ledger.find_image, name, account_id=owner_of(caller))
+    found = await in_thread(ledger.find_image, name, account_id=owner_of(caller))
+    await note_view(request, caller, found.account_id, "image.viewed", found.id)
+    return found
 
 
 def _headers(image: ImageFile, tag: str, name: str) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from limner.service.identity import Principal
 from limner.service.jobs import Job, JobSet, JobState, Lane, Relation
 
 from .access import AccountQuery, listed_account, owner_of, split_at_commas
+from .viewing import note_view
 from .views import (
     AttemptView,
     DeliveryView,
@@ -212,13 +213,14 @@ async def list_jobs(
     account: AccountQuery = None,
 ) -> JobPage:
     """Jobs, newest first or as they stand in the queue."""
-    server = state_of(request)
+    server, owner = state_of(request), listed_account(caller, account)
+    await note_view(request, caller, owner, "list.viewed", "jobs")
     if order == "queue":
         if before is not None or set_id is not None:
             raise InvalidRequest("the queue takes neither before nor set_id", fields=("before", "set_id"))
         queue, total = await in_thread(
             server.ledger.list_queue,
-            listed_account(caller, account),
+            owner,
             limit=limit,
             **({"states": tuple(state)} if state else {}),
         )
@@ -231,7 +233,7 @@ async def list_jobs(
         )
     found = await in_thread(
         server.ledger.list_jobs,
-        listed_account(caller, account),
+        owner,
         states=tuple(state or ()),
         set_id=set_id,
         limit=limit,
@@ -266,7 +268,9 @@ async def cancel_jobs(request: Request, caller: Manager) -> ChangedView:
 @router.get("/jobs/{job_id}")
 async def show_job(request: Request, caller: Reader, job_id: str) -> JobView:
     """A job with its parameters, its place in the queue and its result."""
-    return await _job(state_of(request), caller, job_id)
+    found = await _job(state_of(request), caller, job_id)
+    await note_view(request, caller, found.account_id, "job.viewed", found.id)
+    return found
 
 
 @router.get("/jobs/{job_id}/attempts")
@@ -327,6 +331,7 @@ async def list_sets(
 ) -> SetPage:
     """Sets with their jobs, newest first."""
     server, owner = state_of(request), listed_account(caller, account)
+    await note_view(request, caller, owner, "list.viewed", "sets")
     if external_id is not None:
         one = await in_thread(server.ledger.find_external, owner or caller.account.id, external_id)
         return SetPage(items=[] if one is None else [set_view(one, server.hub.latest)])
@@ -347,6 +352,7 @@ async def show_set(
     """A set with its jobs."""
     server = state_of(request)
     found = await in_thread(server.ledger.get_set, checked_id(set_id, "set"), account_id=owner_of(caller))
+    await note_view(request, caller, found.account_id, "set.viewed", found.id)
     if wait and not found.ended:
         found = await _ended_or_current(server, found, request, wait)
     return set_view(found, server.hub.latest, whole=True)

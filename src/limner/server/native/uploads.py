@@ -14,6 +14,7 @@ from limner.server.state import in_thread, state_of
 
 from .access import AccountQuery, listed_account
 from .jobs import Limit
+from .viewing import note_view
 
 router = APIRouter(tags=["uploads"])
 
@@ -80,9 +81,11 @@ async def list_uploads(
     account: AccountQuery = None,
 ) -> list[UploadView]:
     """Uploads of the account, newest first."""
+    owner = listed_account(caller, account)
+    await note_view(request, caller, owner, "list.viewed", "uploads")
     found = await in_thread(
         state_of(request).ledger.list_uploads,
-        listed_account(caller, account),
+        owner,
         limit=limit,
         before=before,
     )

@@ -13,7 +13,7 @@ from limner.errors import Conflict, NotFound, QuotaExceeded
 from .library import find_images
 from .rows import new_id
 from .schema import album_images, albums, images
-from .writing import Writing, check_name, parts
+from .writing import Writing, actor_of, check_name, parts
 
 MAX_ALBUMS = 1000
 """Number of albums of an account."""
@@ -104,7 +104,7 @@ class Albums(Writing):
             row, now = _find(tx, album_id, account_id), self._db.time(tx)
             tx.execute(delete(albums).where(albums.c.id == album_id))
             self._tell(tx, row, (), now)
-            self._audit(tx, now, account_id or "operator", "album.deleted", album_id)
+            self._audit(tx, now, actor_of(account_id), "album.deleted", album_id)
 
     def change_album(
         self, album_id: str, *, account_id: str | None, add: Sequence[str] = (), remove: Sequence[str] = ()

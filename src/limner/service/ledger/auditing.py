@@ -433,13 +433,12 @@ class Auditing(Writing):
 
     def sealed_with(self, alias: str, month: str) -> bytes | None:
         """The key that prompts of an account were sealed with in a month; None if it was erased."""
-        query = (
-            select(audit_keys.c.key)
-            .join(audit_aliases, audit_aliases.c.account_id == audit_keys.c.account_id)
-            .where(audit_aliases.c.alias == alias, audit_keys.c.month == month)
-        )
+        owner = select(audit_aliases.c.account_id).where(audit_aliases.c.alias == alias)
         with self._db.read() as connection:
-            found = connection.execute(query).scalar()
+            # The account of the service itself has no alias: it is not erased.
+            account_id = connection.execute(owner).scalar() or alias
+            its = (audit_keys.c.account_id == account_id, audit_keys.c.month == month)
+            found = connection.execute(select(audit_keys.c.key).where(*its)).scalar()
         return None if found is None else bytes(found)
 
     @staticmethod

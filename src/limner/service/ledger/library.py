@@ -25,7 +25,7 @@ from limner.service.jobs import ImageFile, LibraryImage
 
 from .rows import LIBRARY_COLUMNS, library_image
 from .schema import album_images, images, jobs, set_parents, sets
-from .writing import Writing, parts
+from .writing import Writing, actor_of, parts
 
 _LIBRARY = (
     select(*LIBRARY_COLUMNS)
@@ -151,7 +151,7 @@ class Library(Writing):
         """The file of an image, also of one in the trash, without reading its record. Raises NotFound."""
         with self._db.read() as connection:
             row = find_image(connection, name, account_id)
-        return ImageFile(row.id, row.seq, row.key, row.sha256, row.created_at)
+        return ImageFile(row.id, row.seq, row.key, row.sha256, row.created_at, row.account_id)
 
     def list_images(
         self,
@@ -211,7 +211,7 @@ class Library(Writing):
                 change: Literal["deleted", "restored"] = "deleted" if deleted else "restored"
                 changed |= self._mark(tx, rows, now, change, {}, deleted_at=now if deleted else None)
                 for owner in by_account(rows):
-                    actor, its = account_id or "operator", [row.id for row in rows if row.account_id == owner]
+                    actor, its = actor_of(account_id), [row.id for row in rows if row.account_id == owner]
                     self._audit(tx, now, actor, f"images.{change}", owner, images=its)
         return Marked(len(changed), unknown)
 

@@ -35,7 +35,7 @@ from .schema import (
     uploads,
     usage,
 )
-from .writing import parts
+from .writing import actor_of, parts
 
 _LOG = logging.getLogger("limner.ledger")
 
@@ -69,7 +69,7 @@ class Retention(Reading, Auditing):
         with self._db.write() as tx:
             row, now = find_image(tx, name, account_id), self._db.time(tx)
             tx.execute(delete(images).where(images.c.seq == row.seq))
-            self._audit(tx, now, account_id or "operator", "image.deleted", row.id, job=row.job_id)
+            self._audit(tx, now, actor_of(account_id), "image.deleted", row.id, job=row.job_id)
             self._library_events(tx, "deleted", by_account([row]), now)
         return str(row.key)
 
@@ -187,7 +187,7 @@ class Retention(Reading, Auditing):
             if tx.execute(still).first() is not None:
                 raise Conflict(f"{set_id} has jobs that have not ended", hint="cancel them first")
             keys = self._drop_sets(tx, sets.c.id == set_id)
-            self._audit(tx, self._db.time(tx), account_id or "operator", "set.deleted", set_id)
+            self._audit(tx, self._db.time(tx), actor_of(account_id), "set.deleted", set_id)
         return Freed(tuple(keys))
 
     # -- everything of an account --

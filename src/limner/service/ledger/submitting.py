@@ -19,7 +19,7 @@ from .reading import Reading
 from .rows import new_id
 from .schema import accounts, jobs, set_parents, sets, shares, uploads
 from .states import PAUSED, QUEUED, RUNNING
-from .writing import check_name
+from .writing import actor_of, check_name
 
 _SET, _JOB, _PARENTS = insert(sets), insert(jobs), insert(set_parents)
 _mine = (jobs.c.lane == bindparam("of_lane"), jobs.c.account_id == bindparam("of_account"))
@@ -385,7 +385,7 @@ class Submitting(Reading, Ending):
             if all_of is not None:
                 still = select(*CONCERNED).where(jobs.c.account_id == all_of, or_(QUEUED, PAUSED, RUNNING))
                 rows += tx.execute(still.order_by(jobs.c.seq).with_for_update()).all()
-            return self._cancel(tx, rows, self._db.time(tx), account_id or "operator")
+            return self._cancel(tx, rows, self._db.time(tx), actor_of(account_id))
 
     def _cancel(self, tx: Connection, rows: Sequence[Row[Any]], now: float, actor: str) -> list[str]:
         """Cancel jobs whose rows are locked, and return the ids of those that this affected."""
@@ -423,7 +423,7 @@ class Submitting(Reading, Ending):
                 change: Change = "paused" if new == "paused" else "queued"
                 self._events(tx, change, [row._mapping for row in rows], now)
                 for one in ids:
-                    self._audit(tx, now, account_id or "operator", f"job.{change}", one)
+                    self._audit(tx, now, actor_of(account_id), f"job.{change}", one)
             return ids
 
     def move(self, job_id: str, *, before: str | None, account_id: str | None = None) -> None:
@@ -449,7 +449,7 @@ class Submitting(Reading, Ending):
                 position = self._gap(tx, job, lane, before)
             tx.execute(update(jobs).where(jobs.c.id == job_id).values(position=position))
             self._events(tx, "moved", [job._mapping], now, {"before": before})
-            self._audit(tx, now, account_id or "operator", "job.moved", job_id, before=before)
+            self._audit(tx, now, actor_of(account_id), "job.moved", job_id, before=before)
 
     def _gap(self, tx: Connection, job: Row[Any], lane: str, before: str) -> float:
         """A position just before another job's."""
@@ -513,7 +513,7 @@ class Submitting(Reading, Ending):
             )
             self._open_shares(tx, row.account_id, lane)
             self._events(tx, "queued", [row._mapping], now, {"retried": True})
-            self._audit(tx, now, account_id or "operator", "job.retried", job_id)
+            self._audit(tx, now, actor_of(account_id), "job.retried", job_id)
             return self._job(tx, job_id, None)
 
     @staticmethod

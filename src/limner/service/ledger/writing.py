@@ -1,6 +1,7 @@
 """Events and audit rows, which every change of a job writes in its own transaction."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -21,6 +22,20 @@ _PART = 500  # values of one IN
 
 MAX_NAME = 500
 """Characters of a name that callers give, such as an idempotency key. Indexes hold no more than a few KiB."""
+
+
+ACTING: ContextVar[str] = ContextVar("acting", default="operator")
+"""Who acts, where a method is told only that objects of all accounts may be changed: the account of an
+operator, "cli", or "operator" where that is not known."""
+
+
+def actor_of(account_id: str | None) -> str:
+    """Who acts, for the audit log.
+
+    Args:
+        account_id: Account whose objects alone may be changed; None for an operator.
+    """
+    return account_id or ACTING.get()
 
 
 def check_name(field: str, name: str | None) -> None:
