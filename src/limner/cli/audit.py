@@ -45,6 +45,10 @@ NameArgument = Annotated[
     typer.Argument(metavar="ID", help="Id of an image, a job, a set or an account, or number of an entry."),
 ]
 
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="File to write. Default: standard output.", metavar="FILE")
+]
+
 
 @app.command("list")
 def list_entries(
@@ -176,9 +180,7 @@ def export(
 @app.command()
 def prove(
     name: NameArgument,
-    out: Annotated[
-        Path | None, typer.Option(help="File to write. Default: standard output.", metavar="FILE")
-    ] = None,
+    out: OutOption = None,
     data: DataOption = None,
 ) -> None:
     """Prove that an entry is in the log, without showing any other.
@@ -188,30 +190,25 @@ def prove(
     """
     with _open_log(data) as (_, log):
         document = log.prove(name)
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if out is None:
-        typer.echo(text, nl=False)
-        return
-    with whole_file(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    typer.echo(str(out))
+    _write(_document(document), out)
 
 
 @app.command()
 def checkpoint(
     since: Annotated[
         Path | None,
-        typer.Option(help="Print the proof that the log continues this checkpoint.", metavar="FILE"),
+        typer.Option(help="Write the proof that the log continues this checkpoint.", metavar="FILE"),
     ] = None,
+    out: OutOption = None,
     data: DataOption = None,
 ) -> None:
-    """Print a signed checkpoint of all entries that there are."""
+    """Write a signed checkpoint of all entries that there are."""
     with _open_log(data) as (_, log):
         if since is None:
-            typer.echo(log.checkpoint(), nl=False)
-            return
-        document = log.prove_consistency(since.read_text(encoding="utf-8"))
-    typer.echo(json.dumps(document, indent=2))
+            text = log.checkpoint()
+        else:
+            text = _document(log.prove_consistency(since.read_text(encoding="utf-8")))
+    _write(text, out)
 
 
 @app.command()
@@ -237,6 +234,20 @@ def key(
             AuditLog(ledger, settings)
         for one in ledger.audit_signers():
             typer.echo(str(one))
+
+
+def _document(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(text: str, out: Path | None) -> None:
+    """Write to a file and print its path, or write to standard output."""
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    with whole_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    typer.echo(str(out))
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 Exit codes: 0 success, 1 some lines of a batch failed, `limner detect` saw an image without a watermark,
 `limner verify` one that is not as it was signed or drawn, or `limner audit verify` a log that is not what was
-signed, 2 an error with a message and a hint, 3 refused by the safety policy, 130 stopped by Ctrl-C. A traceback is
-a bug.
+signed, 2 an error with a message and a hint, 3 refused by the safety policy, 130 stopped by Ctrl-C. A
+traceback is a bug.
 """
 
 import sys

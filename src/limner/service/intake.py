@@ -381,7 +381,7 @@ class Intake:
         except LimnerError as error:
             self._meter.count("limner_jobs_rejected_total", client=client, reason=error.code)
             if isinstance(error, PromptRefused):
-                await run_in_threadpool(self._refused, principal, error, client)
+                await run_in_threadpool(self._refused, principal, error, client, request)
             raise
         if accepted.replayed:
             self._meter.count("limner_jobs_replayed_total", client=client)
@@ -471,8 +471,19 @@ class Intake:
         self._wake()
         return retried
 
-    def _refused(self, principal: Principal, error: PromptRefused, client: str) -> None:
-        """Count and record that the safety policy has refused a request. The audit log gets no word of it."""
+    def _refused(
+        self,
+        principal: Principal,
+        error: PromptRefused,
+        client: str,
+        request: GenerationRequest | None = None,
+    ) -> None:
+        """Count and record that the safety policy has refused a request. The audit log gets its prompts as
+        the settings say, and no other word of it.
+
+        Args:
+            request: The request, where it is a new one.
+        """
         decision = error.decision
         self._meter.count(
             "limner_safety_decisions_total", stage="prompt", action="block", rule=decision["rule"]
@@ -480,7 +491,14 @@ class Intake:
         details = {name: decision[name] for name in ("rule", "score", "version")}
         account, key = principal.account.id, principal.key.id if principal.key else None
         self._ledger.audit(
-            account, "request.refused", account, fields=list(error.fields), client=client, key=key, **details
+            account,
+            "request.refused",
+            account,
+            prompts=None if request is None else self.logged_prompts(request),
+            fields=list(error.fields),
+            client=client,
+            key=key,
+            **details,
         )
 
     def _count_decisions(self, jobs: Sequence[Job]) -> None:

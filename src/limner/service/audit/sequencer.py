@@ -25,7 +25,7 @@ _BATCH = 200
 _ORIGIN_BYTES = 8
 _SERVICE = "service"
 _POLICY = (
-    *("limits", "quotas", "max_queued_jobs", "require_key", "prompt_log", "keep_prompts_days"),
+    *("safety", "limits", "quotas", "max_queued_jobs", "require_key", "prompt_log", "keep_prompts_days"),
     *("keep_images_days", "keep_uploads_days", "keep_jobs_days", "trash_days"),
 )
 
