@@ -106,7 +106,7 @@ def test_pixels_outside_of_a_mask_keep_their_bits(
     assert mask.getpixel((SIDE // 2 + 6, SIDE // 2)) == 255
     assert mask.crop((0, 0, SIDE, 20)).getextrema() == (0, 0)
     before = np.asarray(Image.open(io.BytesIO(start)).convert("RGB"))
-    after = np.asarray(picture(server, job["image"]["url"], "RGB"))
+    after = np.asarray(picture(server, f"{job['image']['url']}?exact=true", "RGB"))
     outside = np.asarray(mask.filter(ImageFilter.GaussianBlur(_BLUR))) == 0
     assert np.array_equal(before[outside], after[outside])
     inside = np.asarray(mask) == 255

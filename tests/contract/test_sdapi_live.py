@@ -26,7 +26,8 @@ TIMEOUT = 300.0  # seconds: a worker imports torch and loads the model, and draw
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    with Service(tmp_path_factory.mktemp("served") / "data") as service:
+    data = tmp_path_factory.mktemp("served") / "data"
+    with Service(data, "--set", "watermark=off") as service:  # exact pixels are compared
         until(lambda: ready(service.url), "readiness", TIMEOUT)
         yield service.url
 

@@ -135,7 +135,7 @@ def test_variables_that_kubernetes_sets_for_a_service_are_not_settings(caplog):
 def test_secrets_are_handed_over_but_never_shown():
     url = "postgresql+psycopg://limner:swordfish@db/limner"
     settings = ServeSettings.read({"LIMNER_LEDGER": url, "LIMNER_WEBHOOK_SECRET": "swordfish"})
-    assert SECRETS == ("ledger", "civitai_token", "webhook_secret")
+    assert SECRETS == ("ledger", "civitai_token", "watermark_key", "webhook_secret")
     assert "swordfish" not in f"{settings!r} {settings} {settings.shown()}"
     again = ServeSettings.from_json(settings.to_json())
     assert again == settings

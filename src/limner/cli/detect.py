@@ -11,6 +11,8 @@ from limner.errors import InvalidRequest, LimnerError
 from limner.settings import read_watermark_key
 
 from . import terminal
+from .moments import when
+from .opening import DataOption, open_ledger, service_settings
 from .signing import manifest_json, manifest_rows, read_anchors
 
 if TYPE_CHECKING:
@@ -33,16 +35,20 @@ def detect(
         ),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a file.")] = False,
+    data: DataOption = None,
 ) -> None:
     """Find the watermark, the manifest and the record of images.
 
-    Marks made with the key of LIMNER_WATERMARK_KEY, and with the published one, are found. Exit codes: 0 if
-    every image has a watermark, 1 if one has none, 2 if a file cannot be examined.
+    Marks made with the key of LIMNER_WATERMARK_KEY, and with the published one, are found; with --data, marks
+    of that service, and which of its images it is. Exit codes: 0 if every image has a watermark, 1 if one has
+    none, 2 if a file cannot be examined.
     """
-    code, keys, anchors = 0, _keys(), read_anchors()
+    code, keys, anchors = 0, _keys(data), read_anchors()
     for file in files:
         try:
             found = _examined(file, keys, anchors, scales)
+            if data is not None:
+                found["images"] = _images_of(found["watermark"], data)
         except LimnerError as error:
             terminal.error(f"{file}: {error.message}", error.hint)
             code = _UNREADABLE
@@ -109,14 +115,39 @@ def _manifest(file: Path, anchors: bytes) -> "Manifest | None":
         return None
 
 
-def _keys() -> dict[str, bytes]:
+def _images_of(mark: Mapping[str, Any] | None, data: Path) -> list[dict[str, Any]]:
+    """The images of a service that have a watermark, as `--json` prints them. Raises as `open_ledger`."""
+    if mark is None:
+        return []
+    with open_ledger(data) as ledger:
+        return [
+            {
+                "id": one.id,
+                "account": one.account_id,
+                "job": one.job_id,
+                "created_at": one.created_at,
+                "prompt": one.prompt,
+            }
+            for one in ledger.find_watermark(mark["id"])
+        ]
+
+
+def _keys(data: Path | None) -> dict[str, bytes]:
     """The keys that marks are looked for with, by whose they are.
+
+    Args:
+        data: Data folder of the service whose key is the own one; None: that of the commands.
 
     Raises:
         InvalidRequest: The key that is set is too short, or cannot be read.
     """
     from limner.safety.watermark import DEFAULT_KEY
 
+    if data is not None:
+        from limner.service.release import watermark_key
+
+        key = watermark_key(service_settings(data))
+        return {"published": key} if key == DEFAULT_KEY else {"own": key, "published": DEFAULT_KEY}
     own = read_watermark_key()
     return {"published": DEFAULT_KEY} if own is None else {"own": own.encode(), "published": DEFAULT_KEY}
 
@@ -141,6 +172,9 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("watermark", f"{mark['id']} ({mark['bits']} bits, {mark['key']} key)"))
         rows.append(("z score", f"{mark['z']:.1f}"))
         rows.append(("scale", f"{mark['scale']:g}"))
+    for image in found.get("images", ()):
+        made = when(image["created_at"])
+        rows.append(("image", f"{image['id']} of the account {image['account']}, {made} UTC"))
     rows += manifest_rows(found["manifest"])
     if record is None:
         rows.append(("record", "none"))

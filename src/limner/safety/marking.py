@@ -40,12 +40,12 @@ def marked(picture: Picture, key: bytes = DEFAULT_KEY) -> Picture:
 def id_of(record: Record, pixels: str) -> str:
     """The id of an image's watermark: the first 16 digits of a SHA-256 over its pixels and its record.
 
-    Images differ in their ids if they differ in a pixel or in anything that the record says, and the same
-    image drawn again in the same environment has the same id.
+    Images differ in their ids if they differ in a pixel or in anything that the record says of how they were
+    made: in all but its notes. The same image drawn again in the same environment has the same id.
 
     Args:
         pixels: What `limner.images.picture.pixel_hash` returns for the image before it is marked.
     """
-    said = record.model_dump(mode="json", exclude={"watermark", "pixels"})
+    said = record.model_dump(mode="json", exclude={"watermark", "pixels", "notes"})
     text = json.dumps([pixels, said], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[: ID_BITS // 4]

@@ -29,6 +29,7 @@ from limner.service.identity import LOCAL_ACCOUNT
 from limner.service.intake import Intake
 from limner.service.ledger.ledger import Ledger
 from limner.service.metrics import Metrics
+from limner.service.release import ImageRelease, watermark_key
 from limner.service.search.embedding import Embedder
 from limner.service.search.indexing import Indexer
 from limner.service.search.searches import Searches
@@ -101,7 +102,7 @@ def create_app(
         await in_thread(_warn_of_open_door, state)
         await state.hub.start(socket)
         counting = asyncio.create_task(_count_changes(state))
-        indexing = asyncio.create_task(Indexer(state.searches, state.ledger, state.store, state.hub).run())
+        indexing = asyncio.create_task(state.indexer.run())
         house = Housekeeping(
             settings,
             state.ledger,
@@ -162,12 +163,14 @@ def open_server_state(settings: ServeSettings) -> ServerState:
     store = ImageStore.in_folder(settings.data / "pictures")
     key = signing_key(settings.data, create=ledger.last_event() == 0)
     health = Health(ledger, store, settings.data, settings.min_free_bytes, lambda: hub.workers)
+    searches = Searches(ledger, settings.data / "search")
     workers = worker_gauges(lambda: hub.workers)
     metrics.sources += [queue_gauges(ledger), health_gauges(health, settings.data), workers]
     return ServerState(
         settings=settings,
         ledger=ledger,
         store=store,
+        release=ImageRelease(store, ledger, watermark_key(settings)),
         hub=hub,
         catalogue=catalogue,
         assets=assets,
@@ -182,7 +185,8 @@ def open_server_state(settings: ServeSettings) -> ServerState:
             lambda: hub.stopping,
         ),
         metrics=metrics,
-        searches=Searches(ledger, settings.data / "search"),
+        searches=searches,
+        indexer=Indexer(searches, ledger, store, hub),
         embedder=Embedder(hub),
         health=health,
         sessions=Sessions(key, settings, native.PREFIX),

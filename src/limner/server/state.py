@@ -18,9 +18,11 @@ from limner.service.hub import Hub
 from limner.service.intake import Intake
 from limner.service.ledger.ledger import Ledger
 from limner.service.metrics import Metrics
+from limner.service.release import ImageRelease
 from limner.service.search.embedding import Embedder
+from limner.service.search.indexing import Indexer
 from limner.service.search.searches import Searches
-from limner.service.storage import ImageStore
+from limner.service.storage import StoredFiles
 from limner.settings.serve import ServeSettings
 
 from .compressed import CompressedBody
@@ -36,10 +38,13 @@ class ServerState:
     """What all routes share; `app.state.limner`.
 
     Attributes:
+        store: The image store, without the contents of its files.
+        release: Reads images for callers, as they leave the service.
         assets: Uploads by their content.
         intake: Makes jobs of requests.
         metrics: What the service has counted and measured.
         searches: Searches the images of accounts.
+        indexer: Indexes them.
         embedder: Makes vectors of what is searched for.
         health: Says whether the service can do its work.
         signing_key: The service's signing key.
@@ -62,13 +67,15 @@ class ServerState:
 
     settings: ServeSettings
     ledger: Ledger
-    store: ImageStore
+    store: StoredFiles
+    release: ImageRelease
     hub: Hub
     catalogue: Catalogue
     assets: Assets
     intake: Intake
     metrics: Metrics
     searches: Searches
+    indexer: Indexer
     embedder: Embedder
     health: Health
     sessions: Sessions

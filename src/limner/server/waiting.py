@@ -19,7 +19,7 @@ from limner.images.picture import Picture, encode
 from limner.images.record import Record
 from limner.service.events import JobChanged, ServiceEvent
 from limner.service.intake import service_stops
-from limner.service.jobs import FINAL_STATES, JobSet
+from limner.service.jobs import FINAL_STATES, ImageFile, JobSet, StoredImage
 
 from .state import ServerState, in_thread
 
@@ -147,13 +147,11 @@ async def follow(
 
 
 async def delivered(
-    state: ServerState, key: str, *, format: str = "png", quality: int | None = None
+    state: ServerState, image: ImageFile | StoredImage, *, format: str = "png", quality: int | None = None
 ) -> bytes:
-    """The bytes of an image as a client gets them: the stored master, or its pixels in another format with
-    the record.
+    """The bytes of an image as a client gets them, with the watermark and the record.
 
     Args:
-        key: Where the master is in the store.
         format: "png", "jpeg" or "webp".
         quality: Of JPEG and WebP, from 0 to 100. Default: the encoder's.
 
@@ -162,15 +160,15 @@ async def delivered(
     """
     if format not in MEDIA_TYPES:
         raise InvalidRequest(f"format is {format!r}; expected {', '.join(MEDIA_TYPES)}", fields=("format",))
-    master = await in_thread(state.store.get, key)
+    file = await in_thread(state.release.file, image)
     if format == "png":
-        return master
-    return await in_thread(encoded, master, format, quality)
+        return file
+    return await in_thread(encoded, file, format, quality)
 
 
-def encoded(master: bytes, format: str, quality: int | None = None) -> bytes:
+def encoded(file: bytes, format: str, quality: int | None = None) -> bytes:
     """A PNG with a record as another format, with the record."""
-    with Image.open(io.BytesIO(master), formats=("PNG",)) as opened:
+    with Image.open(io.BytesIO(file), formats=("PNG",)) as opened:
         opened.load()  # PNG text may follow the pixels
         text = opened.info.get("limner")
         image: Image.Image = opened if format != "jpeg" else opened.convert("RGB")

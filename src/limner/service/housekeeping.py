@@ -9,7 +9,7 @@ from limner.settings.serve import ServeSettings
 from .ledger.ledger import Ledger
 from .metrics import Meter
 from .retention import Retention
-from .storage import ImageStore
+from .storage import StoredFiles
 from .webhooks import Webhooks, webhook_secret
 
 _LOG = logging.getLogger("limner.housekeeping")
@@ -35,7 +35,7 @@ class Housekeeping:
         self,
         settings: ServeSettings,
         ledger: Ledger,
-        store: ImageStore,
+        store: StoredFiles,
         meter: Meter,
         *,
         signing_key: bytes,

@@ -92,6 +92,11 @@ class Upload:
     height: int
 
     @property
+    def data_url(self) -> str:
+        """The file as a data URL."""
+        return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode()}"
+
+    @property
     def reference(self) -> str:
         """What a request holds for it."""
         return f"sha256:{self.sha256}"
@@ -559,7 +564,7 @@ class Intake:
     def _image_info(self, source: str, uploads: Mapping[str, Upload]) -> ImageInfo:
         """What is known of an upload, also of one that is not stored yet."""
         if (upload := uploads.get(source)) is not None:
-            return image_info(f"data:{upload.media_type};base64,{base64.b64encode(upload.data).decode()}")
+            return image_info(upload.data_url)
         return image_info(self._assets.locate(source))
 
     def waiting(self) -> int:

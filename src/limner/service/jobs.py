@@ -121,6 +121,10 @@ class StoredImage:
         bytes: Size of the master.
         record: The record of the image, as JSON.
         created_at: Seconds since the epoch.
+        watermark: Id of the watermark in what is delivered: 16 hexadecimal digits; None: it has none.
+        delivered_sha256: Hash of the file that is delivered, in hex; None: it is the master.
+        delivered_bytes: Its size; 0 where it is the master.
+        safety: What the safety policy says about the pixels; None: they were not checked.
     """
 
     id: str
@@ -134,6 +138,15 @@ class StoredImage:
     bytes: int
     record: Mapping[str, Any] = field(repr=False)
     created_at: float = 0.0
+    watermark: str | None = None
+    delivered_sha256: str | None = None
+    delivered_bytes: int = 0
+    safety: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def file_sha256(self) -> str:
+        """Hash of the file that is delivered, in hex."""
+        return self.delivered_sha256 or self.sha256
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,7 @@ class ImageFile:
         sha256: Hash of the master's bytes, in hex.
         created_at: Seconds since the epoch.
         account_id: Whose it is.
+        watermark, delivered_sha256: As `StoredImage`.
     """
 
     id: str
@@ -181,6 +195,13 @@ class ImageFile:
     sha256: str
     created_at: float
     account_id: str
+    watermark: str | None = None
+    delivered_sha256: str | None = None
+
+    @property
+    def file_sha256(self) -> str:
+        """Hash of the file that is delivered, in hex."""
+        return self.delivered_sha256 or self.sha256
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -21,9 +22,11 @@ from limner.errors import NotFound, StorageError
 from limner.settings.serve import ServeSettings
 
 from .data_folder import erase_index
+from .jobs import ImageFile
 from .ledger.ledger import Ledger
 from .metrics import Meter
-from .storage import ImageStore
+from .release import ImageRelease
+from .storage import StoredFiles
 
 _LOG = logging.getLogger("limner.retention")
 
@@ -34,6 +37,11 @@ _BATCH = 500
 _LOCKED = 50  # files that are deleted while the ledger takes no new ones
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FILES = {"usage": "usage", "audit": "audit"}  # of an export, where they are not called by the plural
+
+
+_OF_FILE = (  # columns of a row
+    *("id", "seq", "key", "sha256", "created_at", "account_id", "watermark", "delivered_sha256"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Retention:
     """
 
     def __init__(
-        self, ledger: Ledger, store: ImageStore, settings: ServeSettings, meter: Meter, *, uploads: Path
+        self, ledger: Ledger, store: StoredFiles, settings: ServeSettings, meter: Meter, *, uploads: Path
     ) -> None:
         self._ledger, self._store, self._settings, self._meter = ledger, store, settings, meter
         self._uploads = uploads
@@ -162,9 +170,12 @@ class Retention:
         erase_index(self._settings.data / "search", account_id)
         return Deleted(len(freed.keys), len(freed.uploads), leftovers=len(stored - {*freed.keys}))
 
-    def export(self, account_id: str, out: BinaryIO) -> int:
+    def export(self, account_id: str, out: BinaryIO, release: ImageRelease) -> int:
         """Write everything of an account as a ZIP file: the ledger's rows as JSON lines, one file for each
-        kind, and images and uploads as they are stored.
+        kind, images as they are delivered, and uploads as they are stored.
+
+        Args:
+            release: Reads the images.
 
         Returns:
             Number of files in it.
@@ -172,7 +183,7 @@ class Retention:
         Raises:
             NotFound: There is no such account.
         """
-        images: list[tuple[str, str]] = []
+        images: list[ImageFile] = []
         uploads: list[str] = []
         with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
             for kind, rows in groupby(self._ledger.export_account(account_id), lambda pair: pair[0]):
@@ -182,11 +193,11 @@ class Retention:
                     for _, row in rows:
                         file.write(json.dumps(row, default=str).encode() + b"\n")
                         if kind == "image":
-                            images.append((row["id"], row["key"]))
+                            images.append(ImageFile(*(row[name] for name in _OF_FILE)))
                         elif kind == "upload":
                             uploads.append(row["sha256"])
-            for image_id, key in images:
-                _add(archive, f"images/{image_id}.png", lambda key=key: self._store.get(key))  # type: ignore[misc]
+            for image in images:
+                _add(archive, f"images/{image.id}.png", partial(release.file, image))
             for digest in uploads:
                 _add(archive, f"uploads/{digest}", self._upload(digest).read_bytes)
             return len(archive.namelist())

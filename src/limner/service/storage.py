@@ -1,13 +1,15 @@
-"""The image store: masters, thumbnails and steps of finished images, in a folder or in object storage.
+"""The image store: masters of finished images, what is delivered of them, thumbnails and steps.
 
 A master is the PNG that a worker made, with its record. Its key holds the job and the fence of the attempt,
 so that an attempt which has lost its job never writes over the image of the one that took over:
 
     masters/ACCOUNT/JOB/FENCE.png
+    delivered/ACCOUNT/JOB/FENCE.png
     thumbnails/ACCOUNT/JOB/FENCE.webp
     steps/ACCOUNT/JOB/FENCE.webp, .json
 
-A store is a folder now. Any store of obstore has this form.
+The master has the exact pixels; what is delivered may be marked. A store is a folder now. Any store of
+obstore has this form.
 """
 
 import json
@@ -18,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -30,7 +32,7 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,127}")
 _MASTER = re.compile(r"masters/([^/]+)/([^/]+)/(\d+)\.png")
 _STAGED = re.compile(r".+#\d+")  # a file that a process which has died was writing
 
-Kind = Literal["masters", "thumbnails", "steps"]
+Kind = Literal["masters", "delivered", "thumbnails", "steps"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,19 @@ class StoredMaster:
     fence: int
     bytes: int
     modified: datetime
+
+
+class StoredFiles(Protocol):
+    """An image store without its contents: what routes may use of it. `ImageRelease` reads it for them."""
+
+    def masters(self, account_id: str | None = None) -> Iterator[StoredMaster]:
+        """As `ImageStore.masters`."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """As `ImageStore.delete`."""
+
+    def check(self) -> None:
+        """As `ImageStore.check`."""
 
 
 class ImageStore:
@@ -93,6 +108,17 @@ class ImageStore:
                 raise StorageError(f"{key} is stored already, with other bytes") from None
         self._sync(key)
         return key
+
+    def put_delivered(self, key: str, data: bytes) -> None:
+        """Store the PNG that is delivered of the master with this key. It can be made again, so it is not
+        written through to the disk. Raises StorageError as `put_master`."""
+        name = _delivered(key)
+        with _telling("write", name):
+            obstore.put(self._store, name, data)
+
+    def get_delivered(self, key: str) -> bytes:
+        """What is delivered of the master with this key. Raises as `get`."""
+        return self.get(_delivered(key))
 
     def put_thumbnail(self, key: str, data: bytes) -> str:
         """Store the thumbnail, a WebP, of the master with this key, and return its own key. It can be made
@@ -139,13 +165,15 @@ class ImageStore:
             return bytes(obstore.get(self._store, key).bytes())
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete masters with their thumbnails and steps, or single keys. What is not there is no error.
+        """Delete masters with all that belongs to them, or single keys. What is not there is no error.
 
         Raises:
             StorageError: The store cannot be written.
         """
         for key in keys:
-            every = (key, _thumbnail(key), *_strip(key)) if _MASTER.fullmatch(key) else (key,)
+            every = (
+                (key, _delivered(key), _thumbnail(key), *_strip(key)) if _MASTER.fullmatch(key) else (key,)
+            )
             for one in every:
                 with suppress(NotFound), _telling("delete", one):
                     obstore.delete(self._store, one)
@@ -225,6 +253,10 @@ def _part(text: str) -> str:
 
 def _thumbnail(key: str) -> str:
     return _beside(key, "thumbnails", "webp")
+
+
+def _delivered(key: str) -> str:
+    return _beside(key, "delivered", "png")
 
 
 def _strip(key: str) -> tuple[str, str]:

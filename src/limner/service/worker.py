@@ -35,6 +35,7 @@ from .measuring import DeviceMeter, WorkerMeter
 from .paths import PathFilter
 from .previews import Previews
 from .processes import Line
+from .release import watermark_key
 from .runs import Run, trace
 from .step_strips import StepStrip
 from .storage import ImageStore
@@ -98,6 +99,7 @@ class Worker:
             ended=self._stopped,
             trouble=self._set_problem,
             without_paths=PathFilter(settings),
+            watermark_key=watermark_key(settings) if settings.watermark else None,
         )
         self._device: DrawingDevice = make_device(settings, device, (self._on_event, self.meter), self.meter)
         self._device_meter = DeviceMeter(self.meter, self._shown, gpu=self._device.gpu)

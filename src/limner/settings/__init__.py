@@ -170,16 +170,24 @@ def read_watermark_key(environment: Mapping[str, str] = os.environ) -> str | Non
     Raises:
         InvalidRequest: It is too short, or cannot be read.
     """
-    name, source = VARIABLES["watermark_key"], default_data_dir(environment) / WATERMARK_KEY_FILE
-    key = environment.get(name, "").strip()
-    if not key:
-        name = str(source)
-        try:
-            key = source.read_text(encoding="utf-8").strip()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidRequest(f"the watermark key in {source} cannot be read: {error}") from error
+    name = VARIABLES["watermark_key"]
+    if key := environment.get(name, "").strip():
+        return _checked_key(key, name)
+    return watermark_key_in(default_data_dir(environment))
+
+
+def watermark_key_in(folder: Path) -> str | None:
+    """The key of `watermark.key` in a folder; None without one. Raises as `read_watermark_key`."""
+    source = folder / WATERMARK_KEY_FILE
+    try:
+        return _checked_key(source.read_text(encoding="utf-8").strip(), str(source))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the watermark key in {source} cannot be read: {error}") from error
+
+
+def _checked_key(key: str, name: str) -> str:
     if len(key) < _LEAST_KEY:
         raise InvalidRequest(
             f"the watermark key in {name} has {len(key)} characters; expected at least {_LEAST_KEY}",

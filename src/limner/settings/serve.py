@@ -309,6 +309,21 @@ class ServeSettings(BaseSettings):
         shown="`standard`",
     )
 
+    watermark: bool = _setting(
+        "Safety",
+        True,
+        "Whether delivered images of at least 128 pixels a side have an invisible watermark. The stored "
+        "masters keep their exact pixels.",
+    )
+    watermark_key: SecretStr | None = _setting(
+        "Safety",
+        None,
+        "Secret that watermarks are made with, of at least 16 characters. Without one everybody can find, "
+        "forge and remove them. Secret.",
+        shown="the file `watermark.key` in `data`; else the published key",
+        min_length=16,
+    )
+
     keep_images_days: float | None = _setting(
         "Storage and retention", None, "Days after which images are deleted.", shown="kept", gt=0
     )

@@ -22,7 +22,9 @@ def test_a_request_becomes_jobs_whose_images_can_be_fetched(served):
     assert [job["state"] for job in done["jobs"]] == ["done", "done"]
     for number, job in enumerate(done["jobs"]):
         answer = served.client.get(job["image"]["url"])
-        assert hashlib.sha256(answer.content).hexdigest() == job["image"]["sha256"]
+        assert hashlib.sha256(answer.content).hexdigest() == job["image"]["delivered_sha256"]
+        exact = served.client.get(job["image"]["url"], params={"exact": True})
+        assert hashlib.sha256(exact.content).hexdigest() == job["image"]["sha256"]
         record = read_record(io.BytesIO(answer.content))
         assert (record.request.prompt, record.request.seed) == ("a red boat", 7 + number)
         assert record.request.model.endswith("picturebook")

@@ -12,9 +12,11 @@ import pytest
 
 from limner.errors import Conflict, NotFound
 from limner.images.assets import Assets
+from limner.safety.watermark import DEFAULT_KEY
 from limner.service.housekeeping import Housekeeping
 from limner.service.jobs import Completion, JobError, StoredImage
 from limner.service.metrics import Metrics
+from limner.service.release import ImageRelease
 from limner.service.retention import Deleted, Retention
 from limner.service.storage import ImageStore
 from limner.settings.serve import ServeSettings
@@ -234,7 +236,8 @@ def test_an_export_holds_everything_of_one_account(ledger, store, assets, retent
     _, secret = ledger.create_key("anna", name="laptop")
     store.delete([made.jobs[1].image.key])
     out = io.BytesIO()
-    count = retention().export("anna", out)
+    release = ImageRelease(store, ledger, DEFAULT_KEY)
+    count = retention().export("anna", out, release)
     archive = zipfile.ZipFile(out)
     assert archive.testzip() is None
     names = set(archive.namelist())
@@ -259,7 +262,7 @@ def test_an_export_holds_everything_of_one_account(ledger, store, assets, retent
     assert secret.encode() not in text
     assert b"sesame" not in text
     with pytest.raises(NotFound):
-        retention().export("nobody", io.BytesIO())
+        retention().export("nobody", io.BytesIO(), ImageRelease(store, ledger, DEFAULT_KEY))
 
 
 def test_housekeeping_goes_on_after_a_failure(ledger, store, tmp_path, monkeypatch, caplog):

@@ -29,8 +29,8 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 async def export_account(request: Request, caller: Reader, account_id: str) -> StreamingResponse:
     """Everything that is kept of one's own account (operators: of any), as a ZIP file.
 
-    It holds the rows of the ledger as JSON lines, one file for each kind, and images and uploads as they are
-    stored. Keys are without their secrets.
+    It holds the rows of the ledger as JSON lines, one file for each kind, images as they are delivered, and
+    uploads as they are stored. Keys are without their secrets.
     """
     state = state_of(request)
     checked = _own(caller, account_id)
@@ -73,7 +73,7 @@ def _exported(state: ServerState, account_id: str) -> IO[bytes]:
     """A file without a name, which is gone when it is closed."""
     with ExitStack() as stack:
         file = stack.enter_context(tempfile.TemporaryFile(dir=state.settings.data))
-        retention_of(state).export(account_id, file)
+        retention_of(state).export(account_id, file, state.release)
         file.seek(0)
         stack.pop_all()  # the answer closes it
         return file

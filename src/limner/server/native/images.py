@@ -3,22 +3,22 @@
 Wherever a path has an image's id, its number does as well.
 """
 
-import io
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from PIL import Image
 from pydantic import BaseModel, Field
 
-from limner.errors import NotFound
+from limner.errors import InvalidRequest
 from limner.server.auth import Manager, Reader
+from limner.server.problems import Refused
 from limner.server.ranges import IMMUTABLE, conditional, ranged
-from limner.server.state import ServerState, in_thread, state_of
+from limner.server.state import in_thread, state_of
 from limner.server.waiting import MEDIA_TYPES, delivered
 from limner.service.identity import Principal
 from limner.service.jobs import ImageFile
+from limner.service.release import THUMBNAIL_SIDE
 
 from .access import AccountQuery, listed_account, owner_of
 from .jobs import Before, Limit
@@ -28,7 +28,6 @@ from .views import ImagePage, ImageView, checked_id, http_date, image_view
 
 router = APIRouter(tags=["images"])
 
-THUMBNAIL_SIDE = 384
 _FILE: dict[int | str, dict[str, Any]] = {200: {"content": {media: {} for media in MEDIA_TYPES.values()}}}
 _THUMBNAIL: dict[int | str, dict[str, Any]] = {200: {"content": {"image/webp": {}}}}
 
@@ -92,19 +91,28 @@ async def image_file(
     request: Request,
     caller: Reader,
     image_id: str,
-    format: Annotated[
-        Literal["png", "jpeg", "webp"], Query(description="Format; `png` is the stored file.")
-    ] = "png",
+    format: Annotated[Literal["png", "jpeg", "webp"], Query(description="Format.")] = "png",
     quality: Annotated[int | None, Query(ge=0, le=100, description="Of JPEG and WebP.")] = None,
+    exact: Annotated[
+        bool, Query(description="For operators: the master, with the exact pixels and without a watermark.")
+    ] = False,
 ) -> Response:
-    """The file of an image, with its record. Takes Range, If-None-Match and If-Range."""
+    """The file of an image, with its record and watermark. Takes Range, If-None-Match and If-Range."""
     server = state_of(request)
+    if exact and not caller.is_operator:
+        raise Refused(403, "images without their watermark are for operators", fields=("exact",))
+    if exact and format != "png":
+        raise InvalidRequest(f"format is {format}; the exact pixels are a png", fields=("exact", "format"))
     image = await _find_image(request, caller, image_id)
-    tag = f'"{image.sha256}"' if format == "png" else f'"{image.sha256}-{format}-{quality}"'
+    digest = image.sha256 if exact else image.file_sha256
+    tag = f'"{digest}"' if format == "png" else f'"{digest}-{format}-{quality}"'
     headers = _headers(image, tag, f"{image.id}.{format}")
     if (known := conditional(request, tag, headers)) is not None:
         return known
-    data = await delivered(server, image.key, format=format, quality=quality)
+    if exact:
+        data = await in_thread(server.release.exact, image, actor=caller.account.id)
+    else:
+        data = await delivered(server, image, format=format, quality=quality)
     return ranged(request, data, MEDIA_TYPES[format], tag, headers)
 
 
@@ -114,11 +122,11 @@ async def thumbnail(request: Request, caller: Reader, image_id: str) -> Response
     """A small WebP of an image, at most 384 pixels a side, without its record."""
     server = state_of(request)
     image = await _find_image(request, caller, image_id)
-    tag = f'"{image.sha256}-{THUMBNAIL_SIDE}"'
+    tag = f'"{image.file_sha256}-{THUMBNAIL_SIDE}"'
     headers = _headers(image, tag, f"{image.id}.webp")
     if (known := conditional(request, tag, headers)) is not None:
         return known
-    data = await in_thread(_thumbnail, server, image)
+    data = await in_thread(server.release.thumbnail, image)
     return ranged(request, data, "image/webp", tag, headers)
 
 
@@ -127,7 +135,7 @@ async def image_steps(request: Request, caller: Reader, image_id: str) -> StepsV
     """Small previews of an image's steps in one WebP: at most 32, of at most 96 pixels a side."""
     server = state_of(request)
     image = await _find_image(request, caller, image_id)
-    layout = await in_thread(server.store.get_strip_layout, image.key)
+    layout = await in_thread(server.release.steps_layout, image)
     if layout is None:
         return StepsView(steps=[], sprite=None, tile=(0, 0))
     steps = [StepView(**one) for one in layout["steps"]]
@@ -144,7 +152,7 @@ async def image_steps_sprite(request: Request, caller: Reader, image_id: str) ->
     headers = _headers(image, tag, f"{image.id}-steps.webp")
     if (known := conditional(request, tag, headers)) is not None:
         return known
-    return ranged(request, await in_thread(server.store.get_strip, image.key), "image/webp", tag, headers)
+    return ranged(request, await in_thread(server.release.steps_sprite, image), "image/webp", tag, headers)
 
 
 @router.delete("/images/{image_id}", status_code=204)
@@ -159,14 +167,6 @@ async def delete_image(request: Request, caller: Manager, image_id: str) -> Resp
     await in_thread(delete)
     server.hub.changed()
     return Response(status_code=204)
-
-
-def encoded_thumbnail(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> bytes:
-    """An image at most `THUMBNAIL_SIDE` pixels a side, as a WebP. The image itself is made smaller."""
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    encoded = io.BytesIO()
-    image.convert(mode).save(encoded, "WEBP", quality=80, method=4)
-    return encoded.getvalue()
 
 
 async def _find_image(request: Request, caller: Principal, image_id: str) -> ImageFile:
@@ -184,18 +184,3 @@ def _headers(image: ImageFile, tag: str, name: str) -> Mapping[str, str]:
         "cache-control": IMMUTABLE,
         "content-disposition": f'inline; filename="{name}"',
     }
-
-
-def _thumbnail(state: ServerState, image: ImageFile) -> bytes:
-    """The thumbnail of an image, made at the first call and kept."""
-    if (kept := state.store.get_thumbnail(image.key)) is not None:
-        return kept
-    with Image.open(io.BytesIO(state.store.get(image.key)), formats=("PNG",)) as opened:
-        data = encoded_thumbnail(opened, "RGBA" if "A" in opened.getbands() else "RGB")
-    state.store.put_thumbnail(image.key, data)
-    try:
-        state.ledger.find_image(image.id)
-    except NotFound:  # deleted in the meantime, and its thumbnail must not be left over
-        state.store.delete([image.key])
-        raise
-    return data

@@ -22,8 +22,7 @@ from limner.request import GenerationRequest
 from limner.server.auth import Reader
 from limner.server.compressed import GZIP_LEVEL, CompressedBody
 from limner.server.state import ServerState, in_decoder, in_thread, state_of
-
-from .images import encoded_thumbnail
+from limner.service.release import encoded_thumbnail
 
 router = APIRouter(tags=["models"])
 

@@ -268,7 +268,7 @@ async def _image(state: ServerState, account_id: str, name: str) -> Embedded:
             return path.read_bytes()
         image = state.ledger.find_image(checked_id(name, "image"), account_id=account_id)
         known = state.searches.run(account_id, lambda search: search.vector(image.number))
-        return state.store.get(image.key) if known is None else known
+        return state.release.inside(image) if known is None else known
 
     found = await to_thread.run_sync(stored, limiter=state.searchers)
     return found if isinstance(found, Embedded) else await state.embedder.image(found)

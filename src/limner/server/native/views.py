@@ -53,11 +53,17 @@ class ImageView(BaseModel):
     index: int = Field(description="Number of the image in the set, from 0.")
     url: str = Field(description="Path of its file: PNG, with the record in it.")
     thumbnail_url: str = Field(description="Path of its thumbnail.")
-    sha256: str = Field(description="SHA-256 of the stored file, in hex.")
-    pixels_sha256: str = Field(description="SHA-256 of its pixels, as RGB or RGBA bytes row by row.")
+    sha256: str = Field(description="SHA-256 of the stored master, in hex.")
+    pixels_sha256: str = Field(description="SHA-256 of the master's pixels, as RGB or RGBA bytes row by row.")
+    delivered_sha256: str = Field(
+        description="SHA-256 of the file that is delivered, in hex: the master's where it has no watermark."
+    )
+    watermark: str | None = Field(
+        default=None, description="Id of the watermark in what is delivered; null where it has none."
+    )
     width: int = Field(description="Width in pixels.")
     height: int = Field(description="Height in pixels.")
-    bytes: int = Field(description="Size of the stored file.")
+    bytes: int = Field(description="Size of the stored master.")
     created_at: Seconds
     prompt: str | None = Field(default=None, description="Its prompt.")
     seed: int | None = Field(default=None, description="Its seed.")
@@ -256,6 +262,8 @@ def image_view(image: LibraryImage, *, whole: bool = False) -> ImageView:
         thumbnail_url=f"{path}/thumbnail",
         sha256=image.sha256,
         pixels_sha256=image.pixels_sha256,
+        delivered_sha256=image.file_sha256,
+        watermark=image.watermark,
         width=image.width,
         height=image.height,
         bytes=image.bytes,

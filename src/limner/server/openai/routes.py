@@ -118,7 +118,7 @@ async def image_file(
     if link is None or not link.is_valid(signature, state.signing_key):
         raise NotFound("there is no image at this address, or its address is no longer valid")
     image = await in_thread(state.ledger.find_image, link.image_id)
-    tag = f'"{image.sha256}-{link.format}-{compression}"'
+    tag = f'"{image.file_sha256}-{link.format}-{compression}"'
     headers = {
         "etag": tag,
         "cache-control": "private, max-age=31536000, immutable",
@@ -128,7 +128,7 @@ async def image_file(
     if (known := conditional(request, tag, headers)) is not None:
         return known
     quality = quality_of(link.format, compression).get("quality")
-    data = await delivered(state, image.key, format=link.format, quality=quality)
+    data = await delivered(state, image, format=link.format, quality=quality)
     return ranged(request, data, MEDIA_TYPES[link.format], tag, headers)
 
 

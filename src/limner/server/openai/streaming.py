@@ -107,8 +107,8 @@ class ImageStream:
         self._sent.add(job.id)
         call = self.call
         if call.partial_images and not self._partials.get(job.id):
-            master = await in_thread(self.state.store.get, image.key)
-            yield await self._partial_text(job.id, job.index, master, (image.width, image.height))
+            file = await in_thread(self.state.release.file, image)
+            yield await self._partial_text(job.id, job.index, file, (image.width, image.height))
         content = await content_of(self.state, call, image)
         usage = usage_of(call, [image], await in_thread(self.count, image))
         yield completed_event(call, job.index, image, content, usage, self.accepted.warnings)
@@ -141,7 +141,7 @@ class EventStream(StreamingResponse):
 async def content_of(state: ServerState, call: ImageCall, image: StoredImage) -> str:
     """The file of an image in base64."""
     quality = quality_of(call.output_format, call.output_compression).get("quality")
-    data = await delivered(state, image.key, format=call.output_format, quality=quality)
+    data = await delivered(state, image, format=call.output_format, quality=quality)
     return await in_thread(in_base64, data)
 
 

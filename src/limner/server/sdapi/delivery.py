@@ -16,15 +16,15 @@ from .running import Unfinished
 from .translate import Delivery
 
 
-def delivered(master: bytes, delivery: Delivery) -> bytes:
-    """A stored master as it is to be sent: the file itself, or its pixels in another format.
+def delivered(file: bytes, delivery: Delivery) -> bytes:
+    """An image as it is to be sent: the file itself, or its pixels in another format.
 
     Args:
-        master: A PNG with its record.
+        file: A PNG with its record, as it leaves the service.
     """
     if delivery.format == "png" and delivery.parameters:
-        return master
-    with Image.open(io.BytesIO(master), formats=("PNG",)) as opened:
+        return file
+    with Image.open(io.BytesIO(file), formats=("PNG",)) as opened:
         opened.load()  # PNG text may follow the pixels
         text = opened.info.get("limner")
         image: Image.Image = opened.convert("RGB") if delivery.format == "jpeg" else opened.copy()

@@ -174,8 +174,8 @@ async def _picture(
 ) -> tuple[bytes, Record] | None:
     """The file and the record of a job's image; None where it has none."""
     if job.image is not None:
-        master = await in_thread(state.store.get, job.image.key)
-        data = await in_thread(delivery.delivered, master, how)
+        file = await in_thread(state.release.file, job.image)
+        data = await in_thread(delivery.delivered, file, how)
         return data, Record.model_validate(job.image.record)
     if not is_stopped(job) or job.id not in run.unfinished:
         return None
@@ -183,6 +183,8 @@ async def _picture(
     if image is None:
         return None
     picture = await in_thread(delivery.unfinished, job, image, models)
+    if state.settings.watermark:
+        picture = await in_thread(state.release.unstored, picture)
     data = await in_thread(lambda: delivery.delivered(encode(picture, "PNG"), how))
     return data, picture.record
 

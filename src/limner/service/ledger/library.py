@@ -35,7 +35,13 @@ _LIBRARY = (
 )
 """Images with what their jobs and sets know of them."""
 
-_OF_FILE = [images.c[name] for name in ("seq", "id", "account_id", "job_id", "key", "sha256", "created_at")]
+_OF_FILE = [
+    images.c[name]
+    for name in (
+        *("seq", "id", "account_id", "job_id", "key", "sha256", "created_at"),
+        *("watermark", "delivered_sha256"),
+    )
+]
 
 MAX_RELATIVES = 200
 """Number of images of a lineage in each direction."""
@@ -151,7 +157,26 @@ class Library(Writing):
         """The file of an image, also of one in the trash, without reading its record. Raises NotFound."""
         with self._db.read() as connection:
             row = find_image(connection, name, account_id)
-        return ImageFile(row.id, row.seq, row.key, row.sha256, row.created_at, row.account_id)
+        return ImageFile(
+            row.id,
+            row.seq,
+            row.key,
+            row.sha256,
+            row.created_at,
+            row.account_id,
+            row.watermark,
+            row.delivered_sha256,
+        )
+
+    def find_watermark(
+        self, digits: str, *, account_id: str | None = None, limit: int = 10
+    ) -> list[LibraryImage]:
+        """The images whose watermark has an id that begins with these hexadecimal digits, newest first."""
+        its = (images.c.watermark >= digits, images.c.watermark < f"{digits}g")
+        mine = [] if account_id is None else [images.c.account_id == account_id]
+        with self._db.read() as connection:
+            query = _LIBRARY.where(*its, *mine).order_by(images.c.seq.desc()).limit(limit)
+            return _whole(connection, connection.execute(query).all())
 
     def list_images(
         self,

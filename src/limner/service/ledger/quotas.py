@@ -69,8 +69,11 @@ def check_quotas(tx: Connection, account: Account, new: Sequence[NewJob], now: f
 def stored_bytes(tx: Connection, account_id: str) -> int:
     """Bytes of an account's images and uploads."""
     return sum(
-        int(tx.execute(select(func.sum(table.c.bytes)).where(table.c.account_id == account_id)).scalar() or 0)
-        for table in (images, uploads)
+        int(tx.execute(select(func.sum(size)).where(table.c.account_id == account_id)).scalar() or 0)
+        for table, size in (
+            (images, images.c.bytes + images.c.delivered_bytes),
+            (uploads, uploads.c.bytes),
+        )
     )
 
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "v0006"
+HEAD = "v0007"
 """Revision of the schema that this program uses: the newest script in `migrations/versions`."""
 
 metadata = MetaData(
@@ -184,8 +184,13 @@ images = Table(
     Column("created_at", Double, nullable=False),
     Column("kept", Boolean, nullable=False, server_default=false()),
     Column("deleted_at", Double),  # put into the trash
+    Column("watermark", String),  # id
+    Column("delivered_sha256", String),
+    Column("delivered_bytes", _Big, nullable=False, server_default=text("0")),
+    Column("safety", _Json),  # what the policy says about the pixels
     Index(None, "account_id", "seq"),
     Index(None, "created_at"),
+    Index(None, "watermark"),
     # All that the compact index of a library needs: records make the rows of the table large.
     Index("ix_images_library", "account_id", "deleted_at", "seq", "kept", "width", "height", "created_at"),
     Index(
