@@ -102,6 +102,16 @@ def test_input_images_and_embeddings_are_compared_by_their_content(limner, tiny,
     assert [one["name"] for one in replay["differences"]] == ["embedding sketchy"]
 
 
+def test_a_model_is_loaded_as_recorded_unless_options_say_otherwise(limner, tiny):
+    drawn = ("generate", "a", "--model", tiny, *SIZE, "--out", "a.png")
+    assert limner(*drawn, "--prediction-type", "epsilon").code == 0
+    assert limner("verify", "a.png", "--replay").code == 0
+    found = limner("verify", "a.png", "--replay", "--prediction-type", "v_prediction")
+    assert found.code == 1
+    assert "explained by\tprediction_type was epsilon, is v_prediction" in found.out.splitlines()
+    assert "identical to a.png, bit for bit" in limner("generate", "--from", "a.png", "--out", "b.png").err
+
+
 def test_what_cannot_be_drawn_again(limner, tiny):
     Image.new("RGB", (64, 64)).save("plain.png")
     refused = limner("verify", "plain.png", "--replay")

@@ -100,8 +100,8 @@ class Original:
         return replace(self, record=self.record.model_copy(update={"request": request}))
 
     def loading(self, models: ModelOptions) -> ModelOptions:
-        """The options with device, precision and backend: as given, else as recorded if this machine has
-        them."""
+        """The options with device, precision, backend and prediction type: as given, else as recorded if this
+        machine has them."""
         import torch
 
         recorded = self.record.environment
@@ -113,5 +113,11 @@ class Original:
             precision = str(recorded.get("precision", "auto"))
             if on_cpu and precision == "fp16":
                 precision = "auto"
-        backend = models.backend or (str(recorded["backend"]) if "backend" in recorded else None)
-        return replace(models, device=device, precision=precision, backend=backend)
+        said = {
+            name: getattr(models, name) or (str(recorded[name]) if name in recorded else None)
+            for name in ("backend", "prediction_type")
+        }
+        backend, prediction = said["backend"], said["prediction_type"]
+        return replace(
+            models, device=device, precision=precision, backend=backend, prediction_type=prediction
+        )

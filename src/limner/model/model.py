@@ -307,7 +307,7 @@ class Model:
 
     def environment(self) -> dict[str, str | int]:
         """What must agree, besides the request and the weights, to get the same bits."""
-        return environment(self.backend)
+        return environment(self.backend, self.options.prediction_type)
 
     @cached_property
     def _card(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def record_of(
         origin=None if asked is None else Origin.of(asked),
         model=identity,
         inputs=inputs,
-        environment=environment(model.backend),
+        environment=model.environment(),
         warnings=tuple(dict.fromkeys([*model.warnings, *warnings])),
         pixels=pixels,
     )
@@ -69,8 +69,12 @@ def _embedding_hashes(model: "Model", picture: PictureSpec) -> dict[str, str]:
     return {f"{EMBEDDING} {file.stem}": file_hash(file, model.cache_dir) for file in reversed(files)}
 
 
-def environment(backend: Backend) -> dict[str, str | int]:
-    """What must agree, besides the request and the weights, to get the same bits."""
+def environment(backend: Backend, prediction_type: str | None = None) -> dict[str, str | int]:
+    """What must agree, besides the request and the weights, to get the same bits.
+
+    Args:
+        prediction_type: What the U-Net predicts, where that was given when the model was loaded.
+    """
     device = backend.device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -81,5 +85,6 @@ def environment(backend: Backend) -> dict[str, str | int]:
         "device": gpu or f"{device.type} {torch.backends.cpu.get_cpu_capability()}",
         "precision": backend.precision,
         "threads": torch.get_num_threads(),
+        **({} if prediction_type is None else {"prediction_type": prediction_type}),
         **backend.details,
     }
