@@ -211,6 +211,9 @@ def test_what_cannot_be_signed_is_said(picture, signer):
         sign(encode(Image.new("RGB", (8, 8)), "bmp"), signer)
     with pytest.raises(OutputError, match="the image cannot be signed"):
         sign(encode(picture, "png")[:200], replace(signer, chain=b"nothing"))
+    with pytest.raises(OutputError, match="the image cannot be signed") as caught:
+        sign(encode(picture, "png"), replace(signer, timestamp_url="http://127.0.0.1:1/"))
+    assert "a time-stamp authority that is set must answer" in caught.value.hint
 
 
 def test_signing_from_several_threads(picture, signer, anchors):
