@@ -53,6 +53,8 @@ class InThisProcess(Contestant):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # within diffusers
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.filterwarnings("default")  # of other programs
 def test_every_command_runs(name, tmp_path, capsys, monkeypatch):
     command = importlib.import_module(f"benchmarks.{name}")

@@ -93,7 +93,7 @@ KEYS = st.from_regex(r"[A-Za-z][A-Za-z0-9\-/ ]{0,8}[A-Za-z]", fullmatch=True)
 VALUES = st.text(alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from('\n,:"\\ x1')), min_size=1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(PROMPTS, PROMPTS, st.dictionaries(KEYS.filter(lambda key: key not in FIELDS), VALUES, max_size=5))
 def test_round_trip(prompt, negative, extras):
     """All but sizes, which the grammar takes apart."""
@@ -105,7 +105,7 @@ def test_round_trip(prompt, negative, extras):
     assert read == {"Steps": "20", "Sampler": "Euler", "Seed": "7"} | extras
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet=st.one_of(st.characters(), st.sampled_from('\n,:"\\ -/ab'))))
 def test_every_text_can_be_read(text):
     fields = parse_infotext(text)

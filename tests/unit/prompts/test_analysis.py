@@ -135,7 +135,7 @@ PROMPTS = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(prompt=PROMPTS)
 def test_the_analysis_has_the_tokens_that_are_encoded(tokenizer, prompt):
     found = analyse_prompt(prompt, tokenizer, steps=8)

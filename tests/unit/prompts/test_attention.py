@@ -94,7 +94,7 @@ WORDS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(), SIGNS, WORDS.map("".join)))
 @example("(BREAK:0)")
 def test_total_and_well_formed(prompt):
@@ -107,7 +107,7 @@ def test_total_and_well_formed(prompt):
     assert all(a[1] != b[1] for a, b in pairwise(parsed))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_escaped_text_is_itself(text):
     text = text.replace("BREAK", "")

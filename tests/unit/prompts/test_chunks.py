@@ -121,7 +121,7 @@ def test_the_chunk_is_as_long_as_the_text_encoder_is(tmp_path, tokenizer):
     assert len(tokenize_prompt("a,b,", tiny).chunks) == 4
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from(["a", ",", " ", "(", ")", "word ", ":1.2)", "!", "é"]), max_size=300).map(
         "".join
@@ -133,7 +133,7 @@ def test_no_token_is_lost(tokenizer, prompt):
     assert ids == tokenizer.encode(prompt)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(alphabet=st.characters()))
 def test_raises_nothing_but_prompt_errors(tokenizer, prompt):
     for syntax in ("a1111", "literal"):

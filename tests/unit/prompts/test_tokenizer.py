@@ -155,7 +155,7 @@ def test_trained_vocabulary(trained):
     assert small.vocab_size == 514
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_every_text_is_written_in_known_ids(text):
     tokenizer = Tokenizer.train(["tiny"], vocab_size=514, max_length=8)

@@ -174,7 +174,7 @@ def test_no_folder():
         Wildcards().draw("__animal__", Random(0))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(alphabet="{}|$_\\[]:=!?-(),.ab12 ", max_size=60), st.integers(0, 9))
 def test_any_text_is_drawn_or_refused(text, seed):
     with suppress(PromptError):

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -164,7 +164,6 @@ def test_the_largest_seed_of_several_images_is_below_2_to_the_53():
     assert GenerationRequest(prompt="", seed=MAX_SEED - 3, num_images=4).seed == 2**53 - 4
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.fixed_dictionaries(
         {"prompt": st.text(st.characters(exclude_categories=["Cs"]))},

@@ -109,7 +109,7 @@ def test_unreadable_names_of_a_form_are_refused(name):
         read_form([(name, "x")])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.text("ab[]01", max_size=8), st.just("x")), max_size=6))
 def test_no_form_does_more_than_be_refused(pairs):
     try:
@@ -119,7 +119,7 @@ def test_no_form_does_more_than_be_refused(pairs):
     assert json.dumps(body.values)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(min_size=1, max_size=40))
 def test_base64_is_read_in_each_of_its_forms(data):
     """Complaint 7: prefix, white space, the URL-safe alphabet and missing padding."""

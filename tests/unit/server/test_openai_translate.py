@@ -265,7 +265,7 @@ json_values = st.recursive(
 names = st.sampled_from(sorted({*PARAMETERS["generation"], *OWN_FIELDS, *REFUSED, "image", "mask", "x"}))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["generation", "edit"]), st.dictionaries(names, json_values, max_size=4), st.booleans()
 )

@@ -192,8 +192,6 @@ steps = st.tuples(
 
 @settings(
     max_examples=20,
-    deadline=None,
-    derandomize=True,
     phases=[Phase.generate],  # without shrinking, which takes minutes
     suppress_health_check=list(HealthCheck),
 )

@@ -195,7 +195,7 @@ flows = st.dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(flows=flows, count=st.integers(1, 4))
 def test_those_who_always_have_work_get_equal_service_by_weight(flows, count):
     """The bound of start-time fair queuing: two flows with work always differ by at most one job each."""
@@ -214,7 +214,7 @@ def test_those_who_always_have_work_get_equal_service_by_weight(flows, count):
                 assert abs(service[one] - service[other]) <= bound + 1e-9
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(
@@ -238,7 +238,7 @@ def test_everything_that_waits_is_chosen_once(jobs, claims):
     assert sorted(chosen) == list(range(1, len(jobs) + 1))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.sampled_from(["interactive", "batch"]), st.floats(0.1, 9.0)),
