@@ -6,8 +6,10 @@ busy, the two ways are compared on the U-Net alone.
 """
 
 import argparse
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,8 +30,8 @@ class Limner:
         from limner.allocator import keep_freed_memory
 
         keep_freed_memory()
-        self.folder = tempfile.TemporaryDirectory()
-        folder = Path(self.folder.name)
+        folder = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.model = limner.load(lora_dirs=[folder])
         targets = self.model.adapters.targets
         for number in range(adapters):
