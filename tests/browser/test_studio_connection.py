@@ -5,6 +5,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from benchmarks.faults.service import Service
+from tests.waiting import until
 
 pytestmark = pytest.mark.browser
 
@@ -49,7 +50,7 @@ def test_a_waiting_request_that_is_refused_is_told_when_the_studio_opens(studio)
     page.reload()
     expect(page.get_by_role("region", name="Notes").get_by_text("steps")).to_be_visible()
     expect(page.get_by_text("Connected")).to_be_visible()
-    assert page.evaluate("localStorage.getItem('limner.outbox')") == "[]"
+    page.wait_for_function("localStorage.getItem('limner.outbox') === '[]'")
 
 
 def test_a_reload_halfway_goes_on_with_the_same_tiles_and_the_draft(studio, fake_server):
@@ -92,8 +93,7 @@ def test_seven_tabs_share_one_stream_and_all_live(studio, fake_server):
     for tab in tabs:
         link = tab.page.get_by_role("group", name="seen in seven tabs").get_by_role("link")
         expect(link).to_have_count(1, timeout=PATIENCE)
-    metrics = httpx.get(f"{fake_server.url}/metrics", timeout=30).text
-    assert "\nlimner_event_streams 1" in metrics
+    until(lambda: "\nlimner_event_streams 1" in httpx.get(f"{fake_server.url}/metrics", timeout=30).text)
     tabs[0].page.close()  # the one that holds the stream
     draw(tabs[5].page, "seen in the other six")
     for tab in tabs[1:]:

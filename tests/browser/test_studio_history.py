@@ -1,8 +1,7 @@
 """History: ten thousand pictures, many at once, the trash, albums, search, and what other tabs do."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -10,11 +9,13 @@ from playwright.sync_api import Page, expect
 
 from benchmarks.faults.service import Service
 from tests.browser.library import fill, prompt_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.browser
 
 COUNT = 10_000
 PATIENCE = 120_000
+INDEXING = 300  # seconds
 
 
 def index(server: Service, **which: str) -> dict:
@@ -25,14 +26,6 @@ def search(server: Service, **query: str) -> dict:
     return httpx.get(f"{server.url}/api/v1/images/search", params=query, timeout=60).json()
 
 
-def wait_for(holds: Callable[[], bool]) -> None:
-    """Wait for what the service does by and by, such as the index of its search."""
-    deadline = time.monotonic() + 300
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
 @pytest.fixture(scope="module")
 def full_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A server with 10,000 pictures."""
@@ -40,7 +33,7 @@ def full_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         tmp_path_factory.mktemp("full") / "data", "--device", "fake", "--log-level", "warning"
     ) as on:
         fill(on.data, COUNT)
-        wait_for(lambda: search(on, q="boat")["total"] == COUNT // 5)
+        until(lambda: search(on, q="boat")["total"] == COUNT // 5, "the index of all pictures", INDEXING)
         yield on
 
 
@@ -66,6 +59,7 @@ def test_ten_thousand_pictures_have_an_exact_scrollbar_and_few_nodes(studio, ful
     page = studio(full_server, hash="#/history").page
     grid = page.get_by_role("grid", name="Pictures, newest first")
     expect(page.get_by_text("10,000 pictures")).to_be_visible()
+    expect(cell(page, 0)).to_be_visible()
     view = page.locator(".view")
     height = view.evaluate("view => view.scrollHeight")
 
@@ -141,10 +135,10 @@ def test_twenty_are_deleted_at_once_and_undo_puts_them_back_in_order(small_serve
     expect(page.get_by_role("paragraph").filter(has_text="20 pictures moved to the trash")).to_be_visible()
     page.get_by_role("button", name="Undo").click()
     expect(page.get_by_text("60 pictures")).to_be_visible()
-    assert index(small_server) == before
+    until(lambda: index(small_server) == before)
     page.locator(".view").evaluate("view => (view.scrollTop = 0)")
     expect(cell(page, 0).get_by_role("img")).to_have_attribute("alt", prompt_of(60))
-    assert shown_numbers(page) == list(range(60, 60 - len(shown_numbers(page)), -1))
+    until(lambda: (numbers := shown_numbers(page)) == list(range(60, 60 - len(numbers), -1)))
 
 
 def test_the_next_picture_has_focus_after_one_is_deleted(small_server, studio):
@@ -171,8 +165,8 @@ def test_the_trash_gives_back_and_is_emptied(small_server, studio):
     page.get_by_role("button", name="Empty the trash").click()
     page.get_by_role("dialog").get_by_role("button", name="Empty the trash").click()
     expect(page.get_by_role("heading", name="The trash is empty")).to_be_visible()
+    until(lambda: index(small_server, deleted="true")["total"] == 0)
     assert index(small_server)["total"] == 59
-    assert index(small_server, deleted="true")["total"] == 0
 
 
 def test_albums_are_made_filled_renamed_and_deleted(small_server, studio):
@@ -184,7 +178,7 @@ def test_albums_are_made_filled_renamed_and_deleted(small_server, studio):
     page.get_by_role("button", name="Create", exact=True).click()
     page.get_by_role("link", name="For Anna 2").click()
     expect(page.get_by_text("2 pictures", exact=True)).to_be_visible()
-    assert shown_numbers(page) == [59, 57]
+    until(lambda: shown_numbers(page) == [59, 57])
 
     page.get_by_role("combobox", name="Search").fill("seed:57")  # within the album
     expect(page.get_by_text("1 picture", exact=True)).to_be_visible()
@@ -205,7 +199,7 @@ def test_albums_are_made_filled_renamed_and_deleted(small_server, studio):
     page.get_by_role("button", name="Delete album").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete album").click()
     expect(page.get_by_text("60 pictures")).to_be_visible()
-    assert httpx.get(f"{small_server.url}/api/v1/albums", timeout=30).json() == []
+    until(lambda: httpx.get(f"{small_server.url}/api/v1/albums", timeout=30).json() == [])
 
 
 def test_new_pictures_come_without_moving_what_is_looked_at(small_server, studio):
@@ -275,9 +269,8 @@ def test_likeness_ranks_pictures_of_the_same_kind_first(studio, server):
         assert made["ended"], json.dumps(made)[:500]
         numbers[kind] = [job["image"]["number"] for job in made["jobs"]]
     first = numbers[kinds[0]][0]
-    wait_for(
-        lambda: search(server, like=str(first))["total"] >= 12
-    )  # vectors are made while nothing is drawn
+    # Vectors are made while nothing is drawn.
+    until(lambda: search(server, like=str(first))["total"] >= 12, "the index of all pictures", INDEXING)
     page = studio(server, hash=f"#/history?like={first}").page
     expect(page.get_by_text(f"like picture {first}")).to_be_visible()
     expect(cell(page, 5)).to_be_visible(timeout=PATIENCE)

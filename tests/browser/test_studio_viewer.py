@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from benchmarks.faults.service import Service
 from tests.browser.held import Held
 from tests.browser.library import fill, prompt_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.browser
 
@@ -70,7 +71,7 @@ def test_keys_lead_through_the_pictures_keep_and_delete_them(library_server, stu
     expect(picture(page, "the second of two")).to_be_visible()
     page.keyboard.press("f")
     expect(page.get_by_role("button", name="No longer keep")).to_have_attribute("aria-pressed", "true")
-    assert image_of(library_server, 42)["kept"]
+    until(lambda: image_of(library_server, 42)["kept"])
     page.keyboard.press("End")
     expect(page.get_by_text("42 of 42")).to_be_visible()
     page.keyboard.press("Home")
