@@ -138,6 +138,8 @@ def serve(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):  # seconds
+        monkeypatch.setattr(constants, name, 300)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield served
     huggingface_hub.close_session()
