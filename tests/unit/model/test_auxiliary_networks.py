@@ -27,6 +27,7 @@ from limner.weights.control import read_control
 from limner.weights.save import save_control, write_json
 from limner.weights.tensors import write_tensors
 from tests.clocks import time_with
+from tests.waiting import DEADLINE
 
 PICTURE = image_source(Image.new("RGB", (64, 64), "gray"))
 ASK = {"prompt": "a cat", "seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -57,7 +58,7 @@ def test_a_refiner_takes_the_place_of_auxiliary_networks(of_two):
     request = GenerationRequest(**ASK, model="a", refiner="b", refiner_start=0.5)
     loading = Thread(target=of_two.get_all, args=(request,), daemon=True)
     loading.start()
-    loading.join(30)
+    loading.join(DEADLINE)
     assert not loading.is_alive()
     assert first.backend.idle_bytes() == 0
     models = of_two.find_all(request)

@@ -8,6 +8,7 @@ from limner.service.audit.notes import PublicKey, open_checkpoint
 from limner.service.audit.proofs import check_document
 from limner.service.audit.sequencer import AuditLog
 from tests.serving import serving
+from tests.waiting import DEADLINE
 
 JOB = {"request": {"prompt": "a zebra at midnight", "steps": 2, "width": 64, "height": 64}}
 
@@ -29,7 +30,7 @@ def api(tmp_path):
 
 
 def drawn(api, who):
-    answer = api(who, "POST", "jobs", json=JOB, headers={"prefer": "wait=10"})
+    answer = api(who, "POST", "jobs", json=JOB, headers={"prefer": f"wait={DEADLINE}"})
     assert answer.status_code == 200
     return answer.json()
 

@@ -123,7 +123,7 @@ def test_a_stream_of_events_ends_when_its_key_is_revoked(tmp_path, monkeypatch):
     monkeypatch.setattr("limner.server.native.events.HEARTBEAT_SECONDS", 0.05)
     with serving(tmp_path, working=False) as served:
         mine, ledger = served.key("gina"), served.state.ledger
-        with served.client.stream("GET", "/api/v1/events", headers=mine, timeout=10) as stream:
+        with served.client.stream("GET", "/api/v1/events", headers=mine) as stream:
             lines = stream.iter_lines()
             assert ": " in lines  # it goes on
             [key] = ledger.list_keys("gina")

@@ -11,6 +11,7 @@ from limner.service.jobs import Completion, NewJob, Submission
 from limner.service.ledger.ledger import Ledger
 from limner.service.secret import signing_key
 from tests.serving import Served, serving, worker_of
+from tests.waiting import DEADLINE
 
 BODY = {"prompt": "a red boat", "steps": 2, "n": 2}
 AGAIN = {"x-stainless-retry-count": "1"}
@@ -69,7 +70,7 @@ def test_two_that_are_repeated_at_once_take_over_one_each(tmp_path, url):
     with serving(tmp_path, working=False) as served, ThreadPoolExecutor(2) as pool:
         asking = [pool.submit(ask, served, AGAIN) for _ in range(2)]
         with worker_of(served.state.settings):
-            assert sorted(one.result(30).json()["id"] for one in asking) == sorted(left)
+            assert sorted(one.result(DEADLINE).json()["id"] for one in asking) == sorted(left)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -24,6 +23,7 @@ from limner.service.ledger import auditing
 from limner.service.ledger.ledger import Ledger
 from limner.settings.serve import ServeSettings
 from tests.concurrency import at_once
+from tests.waiting import DEADLINE, until
 
 
 @pytest.fixture
@@ -507,9 +507,7 @@ def test_a_kill_at_any_time_leaves_no_gap_and_nothing_twice(ledger, log, ledger_
             try:
                 assert process.stdout.readline() == "ready\n"
                 grown = ledger.audit_size() + 150
-                until = time.monotonic() + 60
-                while ledger.audit_size() < grown and time.monotonic() < until:
-                    time.sleep(0.001)
+                until(lambda grown=grown: ledger.audit_size() >= grown)
             finally:
                 process.send_signal(signal.SIGKILL)
         assert ledger.audit_size() > size
@@ -557,11 +555,9 @@ def test_the_sequencer_runs_and_copies_checkpoints(ledger, settings, tmp_path, c
     write(ledger, 5)
     sequencer = Sequencer(log)
     sequencer.start()
-    until = time.monotonic() + 30
-    while not copies.is_dir() and time.monotonic() < until:
-        time.sleep(0.005)
+    until(copies.is_dir)
     write(ledger, 2)
-    sequencer.stop(30)
+    sequencer.stop(DEADLINE)
     notes = {path.name: path.read_text() for path in copies.iterdir()}
     assert "checkpoint-000000000008.txt" in notes
     assert open_checkpoint(notes["checkpoint-000000000008.txt"], [log.key]).size == 8
@@ -575,7 +571,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(ledger, settings, tmp_pat
     write(ledger, 5)
     sequencer = Sequencer(log)
     sequencer.start()
-    sequencer.stop(30)
+    sequencer.stop(DEADLINE)
     assert ledger.audit_size() == 6
     assert "which is tried again" in caplog.text
 
