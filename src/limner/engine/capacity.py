@@ -1,6 +1,6 @@
 """How many calls one forward pass can answer in the memory that is left at the moment."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limner.generation.calls import Call
@@ -23,7 +23,7 @@ class Capacity:
     """
 
     limits: Limits
-    clients: Iterable[Client]
+    clients: Sequence[Client]
     runs: Sequence[ImageRun]
     batches: Sequence[Batch]
 
@@ -57,8 +57,8 @@ class Capacity:
         expected = sum(one.source.expected for one in self._sharing(client))
         return self._limits_of(waiting).memory - resident - expected
 
-    def _sharing(self, client: Client | None) -> list[Client]:
+    def _sharing(self, client: Client | None) -> Sequence[Client]:
         """The clients whose models count among what is in memory for one of them, or for a batch."""
         if client is not None and not client.shares_memory:
             return [client]
-        return list(self.clients)
+        return self.clients

@@ -44,11 +44,11 @@ from limner.model.model import Model
 from .capacity import Capacity
 from .events import Cancelled, StepDone
 from .execution import IN_TILES, execute, limner_error, rows_of
-from .front import AGES
+from .front import ARRIVALS
 from .handle import Progress
 from .jobs import Batch, Client, DeviceJob, ImageRun, Waiting
 from .memory import Limits, forget_idle, idle_bytes, weigh
-from .plan import Models, Plan, opens_files, opens_images
+from .plan import Models, Plan, opens_images
 from .preparation import Preparation
 from .review import reviewed
 from .scheduler import Admission, Decision, choose, shares
@@ -93,6 +93,7 @@ class DeviceEngine:
         # Guarded by `_changed`:
         self._inbox: list[DeviceJob | Batch] = []
         self._news = False  # whether there may be something new to do
+        self._closing = False  # whether the thread is to end as soon as it is idle
         self._thread: threading.Thread | None = None  # that takes from the inbox
         # Used by the thread alone:
         self._waiting: list[DeviceJob] = []
@@ -134,7 +135,7 @@ class DeviceEngine:
         """
         if self.is_own_thread():
             return execute(model, calls, lambda _: None)
-        batch = Batch(model, calls, len(calls) if most is None else most, (0, next(AGES)), first)
+        batch = Batch(model, calls, len(calls) if most is None else most, (0, next(ARRIVALS)), first)
         self._put(batch)
         try:
             return batch.future.result(timeout)
@@ -152,9 +153,9 @@ class DeviceEngine:
         return threading.current_thread() is self._thread
 
     def close(self) -> None:
-        """Cancel all requests, and wait for the current forward pass."""
+        """Cancel all requests, and wait for the current forward pass and the end of the thread."""
         with self._changed:
-            thread = self._thread
+            self._closing, thread = True, self._thread
             jobs = [job for client in self._clients for job in client.desk.close()]
         for job in jobs:
             job.handle.cancel()
@@ -169,6 +170,7 @@ class DeviceEngine:
             self._inbox.append(item)
             self._news = True
             if self._thread is None:
+                self._closing = False
                 self._thread = threading.Thread(target=self._run, name="limner-engine", daemon=True)
                 self._thread.start()
                 atexit.register(self.close)  # a process must not end in the middle of a forward pass
@@ -196,7 +198,7 @@ class DeviceEngine:
                 if jobs:
                     left = min(job.deadline for job in jobs) - time.monotonic()
                     self._changed.wait_for(lambda: self._news, min(max(left, 0.0), threading.TIMEOUT_MAX))
-                elif not self._changed.wait_for(lambda: self._news, _LINGER[self.device.type]):
+                elif not self._changed.wait_for(lambda: self._news, self._linger()):
                     self._thread = None
                     atexit.unregister(self.close)
                     return False
@@ -209,6 +211,10 @@ class DeviceEngine:
             self._waiting += [item for item in arrived if isinstance(item, DeviceJob)]
             self._waiting.sort(key=lambda job: job.rank)
         return True
+
+    def _linger(self) -> float | None:
+        """Seconds that the idle thread stays; None is without end."""
+        return 0.0 if self._closing else _LINGER[self.device.type]
 
     def _jobs(self) -> list[DeviceJob]:
         """All jobs that have not ended, each once."""
@@ -248,19 +254,20 @@ class DeviceEngine:
 
     def _admit(self) -> None:
         """Begin images, in order of rank, as long as their batches have rows left."""
-        begun = [run.plan.demand for run in self._runs]
+        begun = [run.demand for run in self._runs]
         admission, plans = Admission(begun, weigh), _PLANS_PER_TICK if begun else len(self._waiting)
         for job in list(self._waiting):
-            if job.plan is not None and admission.is_full(job.plan.demand.batch_key):
+            if job.plan is not None and admission.is_full(job.plan.batch_key):
                 continue
             if job.plan is None and plans <= 0:
                 continue
-            if job.client.source.crowded:
+            if job.client.source.crowded and job.loading is None:
                 continue  # a model waits for memory, which is freed once images of other models are finished
             try:
-                planned = job.plan is not None
+                planned_before = job.plan is not None
                 ready = self._preparation.of(job)
-                plans -= job.plan is not None and not planned
+                if job.plan is not None and not planned_before:
+                    plans -= 1
                 if ready is not None and not self._begin_images(job, *ready, admission):
                     return
             except Exception as error:
@@ -270,13 +277,16 @@ class DeviceEngine:
         """Begin the images of a job that are admitted. False if no image of a later job may begin either."""
         while job.begun < plan.request.num_images:
             if job.begun not in job.dropped:
-                decision = admission.ask(plan.demand)
+                demand = plan.demands[job.begun]
+                decision = admission.ask(demand)
                 if decision is Decision.NO_MEMORY:
                     return False
                 if decision is Decision.BATCH_FULL:
                     return True
-                self._drop_idle_networks(job.client, admission, plan.demand.memory)
+                self._drop_idle_networks(job.client, admission, demand.memory)
                 self._begin(job, plan, models)
+            if job.ended:
+                return True  # the image has failed already, and its request with it
             job.begun += 1
         self._waiting.remove(job)
         job.client.desk.all_begun(job)
@@ -297,6 +307,7 @@ class DeviceEngine:
         spec, refiner = plan.resolved.pictures[job.begun], models.get("refiner")
         run = ImageRun(job, job.begun, spec, models, plan, warnings=[*plan.warnings])
         job.client.source.hold(models)
+        self._preparation.let_go(job)
         self._runs.append(run)
 
         def begin() -> Call | Tensor:
@@ -330,8 +341,9 @@ class DeviceEngine:
 
     def _pending(self, run: ImageRun, call: Call) -> Waiting:
         model = run.models[call.role]
+        alone = id(run) if run.request.exact else None
         return Waiting(
-            group=(ref(model), run.request.exact and id(run), model.group(call)),
+            group=(ref(model), alone, model.group(call)),
             rank=(*run.job.rank, run.index),
             since=self._tick,
             first=isinstance(call, EncodeText | ReadImagePrompt),
@@ -346,7 +358,8 @@ class DeviceEngine:
         for batch in list(self._batches):
             if batch.future.cancelled():
                 self._batches.remove(batch)
-            pending += batch.waiting()
+            else:
+                pending += batch.waiting()
         capacity = self._capacity()
         group = choose(pending, capacity.most)
         if not group:
@@ -366,7 +379,9 @@ class DeviceEngine:
                 self._answered(waiting.owner, waiting.call, answer, len(group), seconds)
 
     def _capacity(self) -> Capacity:
-        return Capacity(self.limits, self._clients, self._runs, self._batches)
+        with self._changed:  # another thread may add a client
+            clients = list(self._clients)
+        return Capacity(self.limits, clients, self._runs, self._batches)
 
     def _count(
         self, group: Sequence[Waiting], passes: Sequence[Sequence[int]], spent: Sequence[float]
@@ -462,7 +477,8 @@ class DeviceEngine:
                 picture.record = picture.record.model_copy(update={"notes": dict(notes)})
             return models["model"].released(picture)
 
-        in_another = opens_files(request) or models["model"].checks_images
+        hashes_files = opens_images(request) or any(one.adapters for one in run.spec.passes)
+        in_another = hashes_files or models["model"].checks_images
         if in_another or not self._hashed.issuperset(models.values()):
             self._recording[run] = recorded = self._recorder.submit(make)
             recorded.add_done_callback(lambda _: self.wake())
@@ -505,6 +521,7 @@ class DeviceEngine:
             with suppress(Exception):
                 self._release(run)
         for job in jobs:
+            self._preparation.let_go(job)
             job.client.desk.fail(job, fault)
         for batch in batches:
             if batch.future.set_running_or_notify_cancel():
@@ -512,6 +529,7 @@ class DeviceEngine:
 
     def _forget(self, job: DeviceJob) -> None:
         """Drop a job and all its images."""
+        self._preparation.let_go(job)
         for run in [run for run in self._runs if run.job is job]:
             self._leave(run)
         for run in [run for run in self._recording if run.job is job]:

@@ -43,7 +43,7 @@ from .handle import Handle, Progress
 from .protocol import EngineProtocol, Stats
 
 _LOG = logging.getLogger("limner.engine")
-AGES = count()  # ages of all requests, as the engines of a device share one queue
+ARRIVALS = count()  # numbers requests as they arrive; the engines of a device share one queue
 
 Ending = Literal["done", "failed", "cancelled"]
 
@@ -246,6 +246,8 @@ class Desk:
         self._end(job, "failed", error)
 
     def _end(self, job: Job, how: Ending, error: Exception | None = None) -> None:
+        if job.ended:
+            return
         job.ended = True
         self.all_begun(job)
         spent = job.device_seconds
@@ -294,7 +296,7 @@ class Front(EngineProtocol):
         asked = request.request if isinstance(request, ResolvedRequest) else request
         handle = Handle(asked, id, resolved=resolved, wake=self._wake)
         deadline = inf if timeout is None else time.monotonic() + timeout
-        self._start(handle, (-priority, next(AGES)), deadline)
+        self._start(handle, (-priority, next(ARRIVALS)), deadline)
         return handle
 
     def stats(self) -> Stats:

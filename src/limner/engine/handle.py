@@ -1,6 +1,8 @@
 """A request in an engine, as its caller sees it."""
 
 import asyncio
+import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limner.generation.preview import LatentPreview
+
+_LOG = logging.getLogger("limner.engine")
 
 Listener = Callable[["Progress | None"], None]
 
@@ -109,6 +113,8 @@ class Handle:
         self._finished: dict[int, Progress] = {}  # by image
         self._cancelled = frozenset[int]()
         self._listeners: list[Listener] = []
+        self._undelivered: deque[tuple[Listener, Progress | None]] = deque()
+        self._delivering = False
         self._future.add_done_callback(self._end)
 
     def result(self, timeout: float | None = None) -> GenerationResult:
@@ -198,20 +204,22 @@ class Handle:
 
     def listen(self, listener: Listener) -> None:
         """Have a function called with what iterating would yield, in the thread where it happens, and with
-        None at the end. It must return quickly."""
+        None at the end. It must return quickly, and may call any method of the handle that does not wait. An
+        exception that it raises is logged and has no other effect."""
         with self._lock:
-            for progress in self._finished.values():
-                listener(progress)
+            self._undelivered.extend((listener, progress) for progress in self._finished.values())
             if self._future.done():
-                listener(None)
+                self._undelivered.append((listener, None))
             else:
                 self._listeners.append(listener)
+        self._deliver()
 
     def leave(self, listener: Listener) -> None:
         """Have a function that `listen` was given called no more."""
         with self._lock:
             if listener in self._listeners:
                 self._listeners.remove(listener)
+            self._undelivered = deque(one for one in self._undelivered if one[0] != listener)
 
     def publish(self, progress: Progress) -> bool:
         """For the engine: hand progress to all listeners. False, and no effect, if the image is cancelled."""
@@ -220,8 +228,8 @@ class Handle:
                 return False
             if progress.picture is not None:
                 self._finished[progress.image] = progress
-            for listener in self._listeners:
-                listener(progress)
+            self._undelivered.extend((listener, progress) for listener in self._listeners)
+        self._deliver()
         return True
 
     def finish(self, result: GenerationResult) -> None:
@@ -237,12 +245,30 @@ class Handle:
     def abandon(self, error: BaseException) -> None:
         """For the engine: fail in a forked process, where threads that are not copied may hold locks."""
         self._lock, self._listeners, self._future = Lock(), [], Future()
+        self._undelivered, self._delivering = deque(), False
         self._future.set_exception(error)
 
     def _end(self, _: object) -> None:
         with self._lock:
-            for listener in self._listeners:
-                listener(None)
+            self._undelivered.extend((listener, None) for listener in self._listeners)
             self._listeners.clear()
+        self._deliver()
         if self._wake is not None:
             self._wake()
+
+    def _deliver(self) -> None:
+        """Call listeners with what they have not been told, in order and without the lock. One thread does so
+        at a time, and takes over what others add."""
+        while True:
+            with self._lock:
+                if self._delivering or not self._undelivered:
+                    return
+                self._delivering = True
+                listener, progress = self._undelivered.popleft()
+            try:
+                listener(progress)
+            except Exception:
+                _LOG.exception("a listener of job %s failed", self.id)
+            finally:
+                with self._lock:
+                    self._delivering = False

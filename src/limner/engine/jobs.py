@@ -15,7 +15,7 @@ from .front import Desk, Job
 from .memory import Limits
 from .models import ModelSource
 from .plan import Models, Plan
-from .scheduler import Pending
+from .scheduler import Demand, Pending
 
 Review = Callable[[Tensor, Sequence[GenerationRequest]], tuple[Tensor, Sequence[Mapping[str, str]]]]
 """Finished images [B, 3, H, W] in [-1, 1], and the request of each -> images of the same size to keep in
@@ -48,12 +48,12 @@ class DeviceJob(Job):
 
     Attributes:
         client: The engine that it was submitted to.
-        loading: Its models, while they are loaded.
+        loading: Its models, from when they are loaded for it until an image of it holds them.
         fetching: Its model, while the auxiliary networks that it names are downloaded.
         planning: Its plan, while it is made.
         plan: Its plan, once it is made.
         begun: Number of images that have begun or were cancelled before.
-        work: Numbers that were denoised in all steps of all images so far, to estimate the time left.
+        work: Elements of latents that were denoised in all steps of all images so far, for the time left.
         dropped: Indices of images that were cancelled.
     """
 
@@ -107,6 +107,11 @@ class ImageRun:
     def request(self) -> GenerationRequest:
         """The request for this image alone."""
         return self.spec.request
+
+    @property
+    def demand(self) -> Demand:
+        """Rows and memory that it takes."""
+        return self.plan.demands[self.index]
 
     def close(self) -> None:
         """Close its generation."""

@@ -14,7 +14,7 @@ from limner.nn.layers import attention, attention_in_blocks
 from limner.nn.unet import Conditions
 from limner.request.estimate import unet_bytes
 
-from .memory import Limits, number_bytes, row_key
+from .memory import Limits, element_size, row_key
 
 _TOKENS = (64, 256, 1024, 4096)  # of feature maps from 8x8 to 64x64
 _HEADS, _DEPTH = 8, 64
@@ -47,7 +47,7 @@ def rows_that_pay(model: Model, width: int, height: int) -> Iterator[tuple[int, 
     length = max(text.max_position_embeddings for text in checkpoint.text_configs.values())
     limits, best = Limits.of(model.backend.device, model.cache_dir), 0.0
     for rows in _ROWS:
-        needed = model.backend.bytes + rows * unet_bytes(model.facts, h, w, number_bytes(model))
+        needed = model.backend.bytes + rows * unet_bytes(model.facts, h, w, element_size(model))
         if needed > limits.memory:
             return
         x = torch.randn(rows, checkpoint.unet_config.in_channels, h, w)

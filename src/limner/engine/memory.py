@@ -29,7 +29,7 @@ from limner.request.networks import UsedAdapter
 from limner.settings import default_cache_dir
 
 _MOST_ROWS = {"cpu": 32, "cuda": 64}
-_SHARE = 0.9  # usable share of a device's memory
+_USABLE_SHARE = 0.9  # usable share of a device's memory
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Limits:
             cache_dir: Folder of the measurements; None is the user's cache.
         """
         tuning = Tuning.stored(default_cache_dir() if cache_dir is None else cache_dir)
-        return cls(int(_SHARE * device_memory(device)), tuning.rows)
+        return cls(int(_USABLE_SHARE * device_memory(device)), tuning.rows)
 
     def rows_of(self, model: Model, height: int, width: int) -> int:
         """Best number of rows of the U-Net at this latent size, at least 2: a guided image has two."""
@@ -79,7 +79,7 @@ class Limits:
 
     def needs(self, model: Model, call: Call) -> int:
         """Approximate bytes of activations of this call alone."""
-        size, facts = number_bytes(model), model.facts
+        size, facts = element_size(model), model.facts
         match call:
             case Denoise():
                 height, width = call.x.shape[2:]
@@ -180,8 +180,9 @@ def _adapters_of(auxiliary: frozenset[Hashable]) -> set[tuple[UsedAdapter, ...]]
     return {one.adapters for one in auxiliary if isinstance(one, Merged)}
 
 
-def number_bytes(model: Model) -> int:
-    """Bytes per number in forward passes: 4 in half precision too, once a pass was repeated in fp32."""
+def element_size(model: Model) -> int:
+    """Bytes per element of a tensor in forward passes: 4 also in half precision, once a pass was repeated in
+    fp32."""
     is_half = model.backend.precision in ("bf16", "fp16")
     return 2 if is_half and not model.executor.fp32_bytes else 4
 

@@ -24,9 +24,9 @@ from limner.request import GenerationRequest
 from .memory import device_memory
 from .plan import Models, wanted_models
 
-_SHARE = 0.6  # share of a device's memory for the weights of all models
+_WEIGHTS_SHARE = 0.6  # share of a device's memory for the weights of all models
 
-Key = tuple[str, str | None, str | None, bool]  # model, revision, variant, and whether no part is replaced
+Key = tuple[str, str | None, str | None, bool]  # model, revision, variant, own_parts: see `_key`
 
 
 class ModelSource(Protocol):
@@ -59,7 +59,8 @@ class ModelSource(Protocol):
         """The models of a request, if all are in memory."""
 
     def get_all(self, request: GenerationRequest) -> Models:
-        """The models of a request, loaded if need be. Raises as `limner.load`."""
+        """The models of a request, loaded if need be. They are held; call `let_go` once. Raises as
+        `limner.load`."""
 
     def hold(self, models: Models) -> None:
         """Keep these models in memory until `let_go` is called as often as `hold`."""
@@ -138,7 +139,7 @@ class ModelCache:
     ) -> None:
         self._source, self._loaded, self._options = find, loaded, LoadOptions(**options)
         self.device = pick_device(self._options.device, self._options.backend)
-        self.max_bytes = int(_SHARE * device_memory(self.device)) if max_bytes is None else max_bytes
+        self.max_bytes = int(_WEIGHTS_SHARE * device_memory(self.device)) if max_bytes is None else max_bytes
         cache_dir = self._options.cache_dir
         self.cache_dir: Path | None = None if cache_dir is None else Path(os.path.expanduser(cache_dir))
         self._models: OrderedDict[Key, Model] = OrderedDict()
@@ -148,7 +149,7 @@ class ModelCache:
     def renew(self) -> None:
         """In a forked process: keep the models that are in memory, and forget what the parent is loading."""
         self._changed = Condition()
-        self._loading: dict[Key, Future[Model]] = {}
+        self._loading: dict[Key, Future[None]] = {}  # done once the model is in memory, or the error
         self._expected = 0  # bytes of models that are being loaded
         self._held: Counter[Model] = Counter()
         self._waiting_for_room = 0
@@ -172,24 +173,7 @@ class ModelCache:
             OutOfMemory: It is larger than the limit.
             LimnerError: As `limner.load`.
         """
-        key = self._key(request, role)
-        with self._changed:
-            if (model := self._models.get(key)) is not None:
-                self._models.move_to_end(key)
-                return model
-            future = self._loading.get(key)
-            if ours := future is None:
-                future = self._loading[key] = Future()
-        assert future is not None
-        if ours:
-            try:
-                future.set_result(self._load(key, other_bytes))
-            except BaseException as error:
-                future.set_exception(error)
-            finally:
-                with self._changed:
-                    del self._loading[key]
-        return future.result()
+        return self._get(request, role, other_bytes, hold=False)
 
     def models(self) -> Iterable[Model]:
         """All models in memory."""
@@ -203,15 +187,15 @@ class ModelCache:
         return known if len(known) == len(found) else None
 
     def get_all(self, request: GenerationRequest) -> Models:
-        """The models of a request, in memory together. Raises as `get`."""
+        """The models of a request, in memory together. They are held; call `let_go` once. Raises as `get`."""
         models: Models = {}
         try:
             for role, one in wanted_models(request).items():
                 together = sum(model.backend.bytes_with(()) for model in {*models.values()})
-                models = {**models, role: self.get(one, role, other_bytes=together)}
-                self.hold({role: models[role]})
-        finally:
+                models = {**models, role: self._get(one, role, together, hold=True)}
+        except BaseException:
             self.let_go(models)
+            raise
         return models
 
     def hold(self, models: Models) -> None:
@@ -249,7 +233,34 @@ class ModelCache:
         replaced = bool(options.parts) or options.prediction_type is not None
         return _key(request, own_parts=role == "refiner" and replaced)
 
-    def _load(self, key: Key, other_bytes: int) -> Model:
+    def _get(self, request: GenerationRequest, role: Role, other_bytes: int, hold: bool) -> Model:
+        """As `get`; the model may be held, before another thread can forget it."""
+        key = self._key(request, role)
+        while True:
+            with self._changed:
+                if (model := self._models.get(key)) is not None:
+                    self._models.move_to_end(key)
+                    if hold:
+                        self._held[model] += 1
+                    return model
+                future = self._loading.get(key)
+                if future is None:
+                    ours = self._loading[key] = Future()
+                    break
+            future.result()  # of another thread; the model may have been forgotten again
+        try:
+            model = self._load(key, other_bytes, hold)
+        except BaseException as error:
+            ours.set_exception(error)
+            raise
+        else:
+            ours.set_result(None)
+            return model
+        finally:
+            with self._changed:
+                del self._loading[key]
+
+    def _load(self, key: Key, other_bytes: int, hold: bool) -> Model:
         name, revision, variant, own_parts = key
         options = self._options if not own_parts else self._options.of_refiner(name, variant)
         source = self._source(replace(options, reference=name, revision=revision, variant=variant))
@@ -270,12 +281,17 @@ class ModelCache:
         began = time.monotonic()
         try:
             model = source.load()
-        finally:
+            self._loaded(model, time.monotonic() - began)
+        except BaseException:
             with self._changed:
                 self._expected -= source.bytes
+                self._changed.notify_all()
+            raise
         with self._changed:
+            self._expected -= source.bytes
             self._models[key] = model
-        self._loaded(model, time.monotonic() - began)
+            if hold:
+                self._held[model] += 1
         return model
 
     def _make_room(self, size: int) -> bool:
@@ -295,4 +311,8 @@ class ModelCache:
 
 
 def _key(request: GenerationRequest, *, own_parts: bool = False) -> Key:
+    """
+    Args:
+        own_parts: Whether the model keeps its own parts although the cache's options replace parts.
+    """
     return request.model, request.revision, request.variant, own_parts

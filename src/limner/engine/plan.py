@@ -12,9 +12,10 @@ from limner.images.inputs import InputImages
 from limner.model.model import Model
 from limner.request import GenerationRequest
 from limner.request.estimate import picture_bytes
+from limner.request.networks import UsedAdapter
 from limner.request.resolve import ResolvedRequest
 
-from .memory import Limits, Merged, number_bytes, weigh
+from .memory import Limits, Merged, element_size, weigh
 from .scheduler import Demand, bytes_of
 
 Models = Mapping[Role, Model]
@@ -28,15 +29,15 @@ class Plan:
     Attributes:
         resolved: The resolved request.
         images: Decodes its input images, each once.
-        work: Numbers to denoise in all steps of one image, for the estimate of the time left.
-        demand: Rows and memory that each of its images takes.
+        work: Elements of latents to denoise in all steps of one image, for the estimate of the time left.
+        demands: Rows and memory that each of its images takes.
         warnings: Warnings about the request itself.
     """
 
     resolved: ResolvedRequest
     images: InputImages
     work: int
-    demand: Demand
+    demands: tuple[Demand, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -49,9 +50,14 @@ class Plan:
         """Number of steps of one of its images."""
         return self.resolved.pictures[0].total_steps
 
+    @property
+    def batch_key(self) -> Hashable:
+        """Model and size, which images must have in common to share forward passes."""
+        return self.demands[0].batch_key
+
     def is_for(self, models: Models) -> bool:
         """Whether it was made with these models, which may have been dropped and loaded again since."""
-        return {*map(ref, models.values())} == {*self.demand.networks}
+        return {*map(ref, models.values())} == {*self.demands[0].networks}
 
 
 def plan_request(
@@ -78,26 +84,35 @@ def plan_request(
     if "refiner" in models:
         models["refiner"].check_refines(model, first)
     shapes = [facts.latent_shape(one.width, one.height) for one in first.passes]
-    auxiliary = frozenset[Hashable](model.auxiliary_networks(first)) | {
-        Merged(one.adapters, model.executor.merged_bytes(one.adapters, shape, asked.exact))
-        for one, shape in zip(first.passes, shapes, strict=True)
-        if one.adapters
-    }
-    networks: dict[Hashable, frozenset[Hashable]] = {
-        ref(each): auxiliary if role == "model" else frozenset() for role, each in models.items()
-    }
-    size = number_bytes(model)
-    demand = Demand(
-        batch_key=(ref(model), shapes[0]),
-        rows=max(picture.rows for picture in resolved.pictures),
-        most_rows=limits.rows_of(model, *shapes[0][2:]),
-        networks=networks,
-        pass_bytes=max(picture_bytes(picture, facts, size) for picture in resolved.pictures),
-        memory=limits.memory,
-    )
-    needed = bytes_of([demand], weigh)
+    size = element_size(model)
+    rows = max(picture.rows for picture in resolved.pictures)
+    pass_bytes = max(picture_bytes(picture, facts, size) for picture in resolved.pictures)
+
+    def demand_of(adapters: tuple[tuple[UsedAdapter, ...], ...]) -> Demand:
+        """What an image takes whose passes use these adapters; only they differ from image to image."""
+        auxiliary = frozenset[Hashable](model.auxiliary_networks(first)) | {
+            Merged(of_pass, model.executor.merged_bytes(of_pass, shape, asked.exact))
+            for of_pass, shape in zip(adapters, shapes, strict=True)
+            if of_pass
+        }
+        return Demand(
+            batch_key=(ref(model), shapes[0]),
+            rows=rows,
+            most_rows=limits.rows_of(model, *shapes[0][2:]),
+            networks={
+                ref(each): auxiliary if role == "model" else frozenset() for role, each in models.items()
+            },
+            pass_bytes=pass_bytes,
+            memory=limits.memory,
+        )
+
+    used = [tuple(one.adapters for one in picture.passes) for picture in resolved.pictures]
+    demands = {adapters: demand_of(adapters) for adapters in dict.fromkeys(used)}
+    largest = max(demands.values(), key=lambda demand: bytes_of([demand], weigh))
+    needed = bytes_of([largest], weigh)
     if needed > limits.memory:
         width, height = first.passes[-1].width, first.passes[-1].height
+        auxiliary = any(largest.networks.values())
         extra = " and the networks that the request names" if auxiliary else ""
         raise OutOfMemory(
             f"{width}x{height} pixels{extra} take about {needed / 1e9:.1f} GB; "
@@ -111,7 +126,7 @@ def plan_request(
     if one_model:
         named = {"model": model.name, "revision": model.revision, "variant": model.variant}
         warnings += other_model(asked, named)
-    return Plan(resolved, images, work, demand, warnings)
+    return Plan(resolved, images, work, tuple(demands[adapters] for adapters in used), warnings)
 
 
 def wanted_models(request: GenerationRequest) -> dict[Role, GenerationRequest]:
@@ -131,5 +146,6 @@ def opens_images(request: GenerationRequest) -> bool:
 
 def opens_files(request: GenerationRequest) -> bool:
     """Whether resolving a request opens files: images, adapters, networks, wildcards or styles."""
-    named = request.loras, request.styles, request.wildcards, "<" in request.prompt
-    return opens_images(request) or any(named)
+    named = request.loras, request.styles, request.wildcards
+    tags = any("<" in prompt for prompt in request.prompts)
+    return opens_images(request) or any(named) or tags

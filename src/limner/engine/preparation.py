@@ -45,18 +45,28 @@ class Preparation:
     def _models_of(self, job: DeviceJob) -> Models | None:
         """The models of a job, if they are in memory; otherwise they are being loaded.
 
-        They are looked up whenever they are needed, as they may have been dropped in the meantime.
+        Those that were loaded for it are held until `let_go`. Others are looked up whenever they are needed,
+        as they may have been dropped in the meantime.
         """
         if job.loading is not None:
-            if not job.loading.done():
-                return None
-            loading, job.loading = job.loading, None
-            return loading.result()
+            return job.loading.result() if job.loading.done() else None
         models = job.client.source.find_all(job.handle.request)
         if models is None:
             job.loading = self._loader.submit(partial(job.client.source.get_all, job.handle.request))
             job.loading.add_done_callback(lambda _: self._wake())
         return models
+
+    def let_go(self, job: DeviceJob) -> None:
+        """Let go of the models that are loaded or being loaded for a job: an image holds them, or it has
+        ended."""
+
+        def release(loaded: Future[Models]) -> None:
+            if loaded.exception() is None:
+                job.client.source.let_go(loaded.result())
+
+        loading, job.loading = job.loading, None
+        if loading is not None:
+            loading.add_done_callback(release)
 
     def _fetched(self, job: DeviceJob, model: Model) -> bool:
         """Whether the auxiliary networks of a request are on this machine; otherwise they are being fetched,

@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 
 from pydantic import TypeAdapter
 
-from limner.diffusion.plan import make_outline
+from limner.diffusion.plan import Outline, make_outline
 from limner.diffusion.sampler_table import SAMPLER_TABLE
 from limner.diffusion.schedule import SigmaScheduleName, Spacing
 from limner.errors import InvalidRequest
@@ -28,6 +28,7 @@ from .estimate import Cost, Device, Estimate, cost_of, estimate_of
 from .facts import ModelFacts
 from .fields import MAX_SIDE, MIN_SIDE, NEW_SEEDS
 from .loras import with_loras
+from .names import own_sampler
 from .networks import UsedAdapter, UsedControl, UsedImagePrompt
 from .no_effect import no_effect
 from .parts import Control, ImagePrompt, Lora
@@ -84,7 +85,8 @@ class PassSpec:
         steps: Steps of the whole sigma schedule.
         begin: Number of first steps that are not run, as the pass starts from an image.
         steps_before: Steps of the pass before; None for the first pass.
-        total_steps: Steps of all passes, those left out included.
+        total_steps: Steps of the image's progress: all of the first pass, those left out included, and those
+            that the second pass runs.
         adapters: Adapters that change the networks.
         rows: Rows of the U-Net that the image takes at a step, at most.
     """
@@ -140,7 +142,7 @@ class PictureSpec:
 
     @property
     def total_steps(self) -> int:
-        """Steps of all passes, those left out included."""
+        """Steps of its progress, as in `PassSpec`."""
         return self.passes[-1].total_steps
 
     @property
@@ -222,22 +224,23 @@ def resolve(
             final = with_loras(with_final_prompts(own, styles_files, wildcards_dirs))
         own = final.model_copy(update={"seed": own.seed, "variation_seed": own.variation_seed})
         assert own.seed is not None
-        runs = passes(own.model_copy(update={"seed": None, "variation_seed": None}))
+        own_passes = passes(own.model_copy(update={"seed": None, "variation_seed": None}))
         pictures.append(
             PictureSpec(
                 request=own,
                 seed=own.seed,
                 variation_seed=own.variation_seed if own.variation_strength else None,
-                passes=runs,
+                passes=own_passes,
                 controls=controls,
                 image_prompts=image_prompts,
-                cost=cost_of(runs, controls, facts, encodes=own.image is not None),
+                cost=cost_of(own_passes, controls, facts, encodes=own.image is not None),
             )
         )
     _check_sizes(pictures[0], facts)
     choices = [control.warnings for control in controls]
     choices += [prompt.warnings for prompt in image_prompts]
-    choices += [adapter.warnings for run in pictures[0].passes for adapter in run.adapters]
+    runs = (run for picture in pictures for run in picture.passes)  # wildcards may choose other LoRAs
+    choices += [adapter.warnings for run in runs for adapter in run.adapters]
     warnings += tuple(chain(*choices))
     warnings += no_effect(request, facts) + files.check_images(request)
     return ResolvedRequest(request, tuple(pictures), tuple(dict.fromkeys(warnings)))
@@ -248,7 +251,9 @@ def _with_defaults(
 ) -> tuple[GenerationRequest, tuple[str, ...]]:
     """The request with a value in every field that has a default, and warnings."""
     (width, height), warnings = _size(request, facts, files)
-    cfg_pp = request.sampler is not None and SAMPLER_TABLE[request.sampler].cfg_pp
+    of_model = facts.defaults.get("sampler")
+    cfg_pp = _is_cfg_pp(request.sampler or of_model)
+    scale = CFG_PP_SCALE if cfg_pp else GUIDANCE_SCALE
     varies = request.variation_strength > 0
     starts = request.image is not None and facts.kind in ("text", "depth")
     filled: dict[str, Any] = {
@@ -256,9 +261,10 @@ def _with_defaults(
         "revision": facts.revision,
         "variant": facts.variant,
         "steps": STEPS,
-        "guidance_scale": GUIDANCE_SCALE,
+        "guidance_scale": scale,
         **facts.defaults,
-        **({"guidance_scale": CFG_PP_SCALE} if cfg_pp else {}),
+        # The model's default scale is for samplers of the same kind as its default sampler.
+        **({"guidance_scale": scale} if cfg_pp != _is_cfg_pp(of_model) else {}),
         "width": width,
         "height": height,
         **({"strength": STRENGTH} if starts else {}),
@@ -270,6 +276,10 @@ def _with_defaults(
         again = {"steps": filled["steps"], "strength": HIRES_STRENGTH, "upscaler": HIRES_UPSCALER}
         filled = {**{f"hires_{name}": value for name, value in again.items()}, **filled}
     return GenerationRequest.of(filled), warnings
+
+
+def _is_cfg_pp(sampler: str | None) -> bool:
+    return sampler is not None and SAMPLER_TABLE[own_sampler(sampler)[0]].cfg_pp
 
 
 def _size(
@@ -312,23 +322,37 @@ def _size(
 def _with_names(request: GenerationRequest, facts: ModelFacts) -> GenerationRequest:
     """The request with its sampler, timestep spacing and sigma schedule named."""
     assert request.steps is not None
-    try:
-        outline = make_outline(
-            facts.scheduler,
-            request.steps,
-            sampler=request.sampler,
-            spacing=request.timestep_spacing,
-            sigma_schedule=request.sigma_schedule,
-            options=[name for name in _OPTIONS if getattr(request, name) is not None],
-        )
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from None
+    outline = _outline(request, facts, request.steps)
     names = {
         "sampler": outline.sampler,
         "timestep_spacing": outline.spacing,
         "sigma_schedule": outline.sigma_schedule,
     }
     return request.model_copy(update=names)
+
+
+def _outline(request: GenerationRequest, facts: ModelFacts, steps: int) -> Outline:
+    """Names of the sampler, spacing and sigma schedule of a pass of so many steps.
+
+    Raises:
+        InvalidRequest: They do not go together, or the steps are more than the model has.
+    """
+    try:
+        return make_outline(
+            facts.scheduler,
+            steps,
+            sampler=request.sampler,
+            spacing=request.timestep_spacing,
+            sigma_schedule=request.sigma_schedule,
+            options=_options(request),
+        )
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _options(request: GenerationRequest) -> dict[str, float]:
+    """The options of the sampler that a request sets."""
+    return {name: value for name in _OPTIONS if (value := getattr(request, name)) is not None}
 
 
 def _passes(
@@ -380,18 +404,7 @@ def _pass(
     total_steps: int,
     adapters: Callable[[tuple[Lora, ...]], tuple[UsedAdapter, ...]],
 ) -> PassSpec:
-    options = {name: value for name in _OPTIONS if (value := getattr(request, name)) is not None}
-    try:
-        outline = make_outline(
-            facts.scheduler,
-            steps,
-            sampler=request.sampler,
-            spacing=request.timestep_spacing,
-            sigma_schedule=request.sigma_schedule,
-            options=options,
-        )
-    except ValueError as error:
-        raise InvalidRequest(str(error)) from None
+    outline = _outline(request, facts, steps)
     assert request.width is not None
     assert request.height is not None
     assert request.guidance_scale is not None
@@ -416,7 +429,7 @@ def _pass(
         sampler=outline.sampler,
         timestep_spacing=outline.spacing,
         sigma_schedule=outline.sigma_schedule,
-        options=tuple(options.items()),
+        options=tuple(_options(request).items()),
         steps=steps,
         begin=begin,
         steps_before=steps_before,

@@ -549,6 +549,60 @@ def test_models_are_loaded_once_and_forgotten_when_others_need_their_room(checkp
         Engine(ModelCache()).submit(ask(model="./nowhere")).result()
 
 
+@pytest.fixture
+def room_for_one(checkpoint_folder):
+    """A cache with room for one of the models "a" and "b", and the names of those that were loaded."""
+    loaded, gate = [], threading.Event()
+    gate.set()
+
+    def finding(options):
+        assert gate.wait(20)
+        loaded.append(options.reference)
+        return find(replace(options, reference=checkpoint_folder))
+
+    return ModelCache(load(checkpoint_folder).backend.bytes, find=finding), loaded, gate
+
+
+def test_a_loaded_model_is_held_until_an_image_of_its_request_has_begun(room_for_one):
+    models, loaded, _ = room_for_one
+    held = models.get_all(ask(model="a"))
+    other = threading.Thread(target=models.get_all, args=(ask(model="b"),), daemon=True)
+    other.start()
+    deadline = time.monotonic() + 20
+    while not models.crowded and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert models.crowded
+    assert models.find_all(ask(model="a")) == held
+    models.let_go(held)
+    other.join(20)
+    assert not other.is_alive()
+    assert models.find_all(ask(model="a")) is None
+    assert loaded == ["a", "b"]
+
+
+def test_requests_of_models_that_do_not_fit_together_take_turns(room_for_one):
+    models, loaded, _ = room_for_one
+    with Engine(models) as engine:
+        handles = [engine.submit(ask(model=name, steps=1)) for name in "abab"]
+        for handle in handles:
+            assert handle.result(60)
+    assert len(loaded) <= 4
+    assert not models._held
+
+
+def test_a_model_that_was_loaded_for_a_cancelled_request_makes_room(room_for_one):
+    models, loaded, gate = room_for_one
+    gate.clear()
+    with Engine(models) as engine:
+        given_up = engine.submit(ask(model="a"))
+        other = engine.submit(ask(model="b"))
+        given_up.cancel()
+        gate.set()
+        assert other.result(60)
+    assert loaded == ["a", "b"]
+    assert not models._held
+
+
 def test_calls_are_of_few_kinds(spy):
     """A guard of `Spy`: it sees what a generation asks for."""
     Engine(spy.spied).submit(ask()).result()

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 
 import limner
-from limner.engine.device import engine_of
+from limner.engine.device import _LINGER, DeviceEngine, engine_of
 from limner.engine.engine import Engine
 from limner.engine.events import Admitted, Cancelled, Finished, ImageDone, Started, StepDone
+from limner.engine.front import Desk
+from limner.engine.handle import Handle
+from limner.engine.jobs import DeviceJob
 from limner.engine.memory import container_limits
 from limner.errors import InternalError, InvalidRequest, LimnerError
 from limner.generation.story import picture_of
@@ -228,12 +231,64 @@ def test_calls_that_somebody_waits_for_go_first_and_are_given_up_after_a_while(m
         return asking
 
     asking = [ask_for("in turn"), ask_for("first", first=True)]
-    with pytest.raises(TimeoutError):
-        engine.answer(model, [_first_call(model)], timeout=0.0)
+    for first in (False, True):
+        with pytest.raises(TimeoutError):
+            engine.answer(model, [_first_call(model)], first=first, timeout=0.0)
     held.set()
     for one in asking:
         one.join(DEADLINE)
     assert order == ["first", "in turn"]
+
+
+def test_an_idle_thread_that_would_stay_ends_when_its_engine_is_closed(model, monkeypatch):
+    """As on CUDA, where the thread never ends by itself."""
+    monkeypatch.setitem(_LINGER, "cpu", None)
+    engine = DeviceEngine(torch.device("cpu"))
+    for _ in range(2):  # it starts again when it is needed again
+        assert engine.answer(model, [_first_call(model)])
+        thread = engine._thread
+        assert thread.is_alive()
+        closing = threading.Thread(target=engine.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+        assert not thread.is_alive()
+
+
+def test_an_image_that_fails_as_it_begins_is_the_last_of_its_request(model, monkeypatch, caplog):
+    begun = []
+
+    def fail(picture, *_):
+        begun.append(picture.seed)
+        raise ZeroDivisionError("of an image")
+
+    with monkeypatch.context() as patch, caplog.at_level("ERROR", "limner.engine"):
+        patch.setattr("limner.engine.device.picture_of", fail)
+        engine = Engine(model)
+        with pytest.raises(InternalError, match="of an image"):
+            engine.submit(ask(num_images=3)).result()
+        assert engine.drain(20)
+    assert begun == [1]
+    assert len(caplog.records) == 1
+    stats = engine.stats()
+    assert (stats.failed, stats.waiting, stats.running) == (1, 0, 0)
+
+
+def test_a_job_ends_once(model):
+    desk, engine = Desk(5, ()), Engine(model)
+    job = DeviceJob(Handle(ask()), (0, 1), time.monotonic(), client=engine._client)
+    desk.accept(job)
+    desk.fail(job, InternalError("of the test"))
+    assert desk.drop(job)
+    assert (desk.stats().failed, desk.stats().cancelled, desk.stats().waiting) == (1, 0, 0)
+
+
+def test_the_engines_of_a_device_are_counted_as_they_are_at_one_moment(model):
+    device, before, after = DeviceEngine(torch.device("cpu")), Engine(model), Engine(model)
+    device._clients.add(before._client)
+    each = iter(device._capacity().clients)
+    device._clients.add(after._client)
+    assert [*each] == [before._client]
 
 
 def test_a_fault_of_the_engines_own_fails_all_and_it_goes_on(model, monkeypatch, caplog):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -60,6 +61,24 @@ def test_each_image_has_its_seed_and_each_pass_its_steps():
     assert (first.width, first.height, first.run_steps, first.steps_before) == (512, 512, 10, None)
     assert (second.width, second.height, second.run_steps, second.steps_before) == (1024, 1024, 4, 10)
     assert found.pictures[0].total_steps == 14
+
+
+@pytest.mark.parametrize(
+    ("defaults", "sampler", "scale"),
+    [
+        ({}, None, 7.5),
+        ({}, "euler_cfg_pp", 0.6),
+        ({"guidance_scale": 5.0}, "euler", 5.0),
+        ({"guidance_scale": 5.0}, "euler_cfg_pp", 0.6),
+        ({"sampler": "Euler CFG++"}, None, 0.6),
+        ({"sampler": "euler_cfg_pp", "guidance_scale": 0.8}, None, 0.8),
+        ({"sampler": "euler_cfg_pp", "guidance_scale": 0.8}, "ddim_cfg_pp", 0.8),
+        ({"sampler": "euler_cfg_pp", "guidance_scale": 0.8}, "euler", 7.5),
+    ],
+)
+def test_the_default_guidance_scale_suits_the_sampler(defaults, sampler, scale):
+    found = resolved(facts=replace(SD1, defaults=defaults), sampler=sampler)
+    assert found.request.guidance_scale == scale
 
 
 def test_a_resolved_request_survives_json_and_resolves_to_itself():
