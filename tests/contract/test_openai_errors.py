@@ -6,12 +6,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import openai
 import pytest
 
+from limner.errors import ModelNotFound
 from limner.service.identity import Quotas
+from tests.concurrency import at_once
 from tests.openai_kit import opened, photo, record_of
 from tests.serving import Painter, Served, serving
 from tests.waiting import DEADLINE, until
@@ -255,6 +259,62 @@ def test_an_idempotency_key_goes_on_after_hanging_up(tmp_path):
         assert answer.status_code == 200
         assert answer.headers["idempotent-replayed"] == "true"
         assert len(live.ledger.list_jobs(None)) == 1
+
+
+def test_an_idempotency_key_does_not_go_on_with_what_its_user_cancelled(tmp_path):
+    with serving(tmp_path, working=False) as live:
+        body = {"prompt": "x", "size": "64x64", "steps": 3}
+        headers = {"idempotency-key": "one"}
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(live.client.post, "/v1/images/generations", json=body, headers=headers)
+            until(lambda: live.ledger.list_jobs(None))
+            [job] = live.ledger.list_jobs(None)
+            live.ledger.cancel(account_id=job.account_id, job_ids=[job.id])
+            assert asking.result().status_code >= 400
+        again = live.client.post("/v1/images/generations", json=body, headers=headers)
+        assert again.status_code >= 400
+        assert "cancelled" in again.json()["error"]["message"]
+        assert [one.state for one in live.ledger.list_jobs(None)] == ["cancelled"]
+
+
+def test_two_who_repeat_at_once_after_hanging_up_get_the_same(tmp_path, monkeypatch):
+    with serving(tmp_path, painter=Painter(step_seconds=0.01)) as live:
+        body = {"prompt": "x", "size": "64x64", "steps": 30}
+        headers = {"idempotency-key": "one"}
+        hang_up(live, body, **headers)
+        until(lambda: [job.state for job in live.ledger.list_jobs(None)] == ["cancelled"])
+        retry = live.ledger.retry
+        both, retried = threading.Barrier(2), []
+
+        def retry_with_the_other(**given):
+            both.wait(DEADLINE)
+            retried.append(given["job_id"])
+            return retry(**given)
+
+        monkeypatch.setattr(live.ledger, "retry", retry_with_the_other)
+        url = f"{live.url}/v1/images/generations"
+        ask = partial(httpx.post, url, json=body, headers=headers, timeout=DEADLINE)
+        answers = at_once(ask, ask)
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert len(retried) == 2
+        assert len(live.ledger.list_jobs(None)) == 1
+
+
+def test_what_was_accepted_is_answered_though_its_model_is_gone(tmp_path, monkeypatch):
+    with serving(tmp_path) as live:
+        body = {"prompt": "x", "size": "64x64", "steps": 2}
+        headers = {"idempotency-key": "one"}
+        first = live.client.post("/v1/images/generations", json=body, headers=headers)
+        assert first.status_code == 200
+
+        def gone(*_, **__):
+            raise ModelNotFound("there is no checkpoint of this name")
+
+        monkeypatch.setattr(live.state.intake, "find_model", gone)
+        again = live.client.post("/v1/images/generations", json=body, headers=headers)
+        assert again.status_code == 200
+        assert again.json()["data"] == first.json()["data"]
+        assert live.client.post("/v1/images/generations", json=body).status_code == 404
 
 
 def test_an_idempotency_key_waits_for_what_is_about_to_be_stopped(tmp_path):

@@ -114,7 +114,7 @@ class LockstepSampling:
                     conditionings=conditionings,
                     guidance=self.guidance,
                     controls=own,
-                    pictures=self.image_prompts,
+                    image_prompts=self.image_prompts,
                 )
                 for call, conditionings, own in zip(calls, self.conditionings, controls, strict=True)
             ]

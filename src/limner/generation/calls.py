@@ -79,7 +79,7 @@ class Denoise:
         deep: Deep features of an earlier step, by conditioning; the blocks that compute them are skipped.
         controls: ControlNets that are active at this step.
         features: Weighted sum of the features of T2I-Adapters, [1, C, h, w] for each level.
-        pictures: Encoded image prompts that are active at this step.
+        image_prompts: Encoded image prompts that are active at this step.
         paired: Whether the answer contains the unguided estimate too, as CFG++ samplers need it.
         adapters: Adapters of the U-Net.
         exact: Whether adapters are merged into the weights in any case, rather than applied by row.
@@ -97,7 +97,7 @@ class Denoise:
     deep: Mapping[str, Tensor] | None = None
     controls: tuple[Controlled, ...] = ()
     features: tuple[Tensor, ...] = ()
-    pictures: tuple[EncodedImagePrompt, ...] = ()
+    image_prompts: tuple[EncodedImagePrompt, ...] = ()
     paired: bool = False
     role: Role = "model"
     adapters: tuple[UsedAdapter, ...] = ()

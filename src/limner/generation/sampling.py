@@ -65,7 +65,7 @@ def denoised(
             deep=None if runs_deep else deep,
             controls=controls,
             features=features,
-            pictures=tuple(seen for prompt, seen in image_prompts if prompt.holds_at(*now)),
+            image_prompts=tuple(seen for prompt, seen in image_prompts if prompt.holds_at(*now)),
         )
         deep, age = (answer.deep, 1) if runs_deep else (deep, age + 1)
         estimates = [answer.latents] if answer.unguided is None else [answer.latents, answer.unguided]

@@ -83,7 +83,7 @@ class CallExecutor:
             case Denoise():
                 weights = () if self._by_row(call.adapters, call.x.shape, call.exact) else call.adapters
                 nets = tuple(control.used for control in call.controls)
-                images = tuple(prompt.positive.shape for prompt in call.pictures)
+                images = tuple(prompt.positive.shape for prompt in call.image_prompts)
                 shared = call.x.shape, _context_length([call]), call.deep is not None, weights, call.tiling
                 return Denoise, *shared, nets, len(call.features), images
             case DecodeLatents():
@@ -176,8 +176,10 @@ class CallExecutor:
         ]
         levels = range(len(calls[0].features))
         features = [torch.cat([call.features[level] for call, _ in rows]) for level in levels]
-        prompts = range(len(calls[0].pictures))
-        pictures = [torch.cat([call.pictures[i].for_branch(name) for call, name in rows]) for i in prompts]
+        prompts = range(len(calls[0].image_prompts))
+        pictures = [
+            torch.cat([call.image_prompts[i].for_branch(name) for call, name in rows]) for i in prompts
+        ]
 
         adapters = (
             () if self._by_row(calls[0].adapters, calls[0].x.shape, calls[0].exact) else calls[0].adapters

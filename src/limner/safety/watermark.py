@@ -129,11 +129,12 @@ def detect(image: Image.Image, key: bytes = DEFAULT_KEY, search_scales: bool = F
     best = (0.0, 1.0)  # z, scale
     for scale in _scales():
         found, z = _read(_rescaled(whole, scale), key, scale)
-        best = max(best, (z, scale))
         if found is not None:
+            best = (z, scale)
             break
+        best = max(best, (z, scale))
     near = (best[1] * _FINE_STEP**step for step in range(-10, 11))
-    marks = [_read(_rescaled(whole, scale), key, scale)[0] for scale in near]
+    marks = [found, *(_read(_rescaled(whole, scale), key, scale)[0] for scale in near)]
     return max((mark for mark in marks if mark is not None), key=lambda mark: mark.z, default=None)
 
 
@@ -167,7 +168,8 @@ class _Pattern:
     syncs: int
 
     def signed(self, values: NDArray[np.complex128]) -> NDArray[np.float64]:
-        """Data values [2 * (n - syncs)] with the key's signs, of those at the frequencies [n]."""
+        """The data at the frequencies [n], real and imaginary parts in turn [2 * (n - syncs)], without
+        the key's signs."""
         values, signs = values[self.syncs :], self.signs[self.syncs :]
         return np.stack([values.real * signs.real, values.imag * signs.imag], axis=1).ravel()
 
@@ -213,7 +215,7 @@ def _crc(data: bytes) -> bytes:
 def _read(luma: NDArray[np.float32], key: bytes, scale: float) -> tuple[Mark | None, float]:
     """The mark in an image at the size at which it was marked, if there is one; and the z score."""
     pattern = _pattern(key)
-    values = _whitened(_folded(_flattened(luma)))[pattern.rows, pattern.columns]
+    values = _noise_weighted(_folded(_flattened(luma)))[pattern.rows, pattern.columns]
     spectrum = np.zeros((TILE, TILE // 2 + 1), np.complex128)
     at = pattern.rows[: pattern.syncs], pattern.columns[: pattern.syncs]
     spectrum[at] = values[: pattern.syncs] * pattern.signs[: pattern.syncs].conj()
@@ -254,7 +256,7 @@ def _folded(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(tiles.sum(axis=(0, 2)))
 
 
-def _whitened(tile: NDArray[np.float32]) -> NDArray[np.complex128]:
+def _noise_weighted(tile: NDArray[np.float32]) -> NDArray[np.complex128]:
     """The spectrum [128, 128] of a tile, each frequency divided by the power of the 5 x 5 around it."""
     spectrum = np.fft.fft2(tile.astype(np.float64))
     power = np.abs(spectrum) ** 2

@@ -20,6 +20,7 @@ from limner.images.record import Record
 from limner.service.events import JobChanged, ServiceEvent
 from limner.service.intake import service_stops
 from limner.service.jobs import FINAL_STATES, ImageFile, JobSet, StoredImage
+from limner.service.ledger.ending import CLIENT_GONE
 
 from .state import ServerState, in_thread
 
@@ -191,5 +192,5 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _cancel(state: ServerState, set_id: str) -> None:
-    affected = await in_thread(state.ledger.cancel, account_id=None, set_id=set_id)
+    affected = await in_thread(state.ledger.cancel, account_id=None, set_id=set_id, because=CLIENT_GONE)
     state.hub.cancel(affected)

@@ -3,7 +3,7 @@
 What leaves here is trusted by all that follows: every model, adapter and network is one of the catalogue,
 every input image is an upload of the caller, named by its `sha256:`, the request is within the caller's
 limits, and its prompts have passed the safety policy.
-Nothing is stored for a request that is refused. No torch.
+Of a request that is refused, at most its uploads are stored. No torch.
 """
 
 import base64
@@ -34,7 +34,7 @@ from limner.errors import (
     PromptRefused,
     QueueFull,
 )
-from limner.files import StampCache
+from limner.files import FileStamp
 from limner.images.assets import Assets
 from limner.images.inputs import InputImages, inputs_of, map_inputs
 from limner.images.opening import ImageInfo, image_info, shortened
@@ -217,7 +217,7 @@ class Intake:
         self._assets, self._wake, self._meter, self._devices = assets, wake, meter, devices
         self._stopping = stopping
         self.safety = PromptSafety(settings, catalogue)
-        self._facts: dict[str, StampCache[ModelFacts]] = {}
+        self._facts: dict[str, tuple[FileStamp, ModelFacts]] = {}  # by id of the checkpoint
         self._loading = threading.Lock()  # of what follows
         self._load, self._added, self._loaded_until = Load(), 0, float("-inf")
         self.without_paths = PathFilter(settings, catalogue.entries)
@@ -267,11 +267,15 @@ class Intake:
 
     def facts(self, entry: Entry) -> ModelFacts:
         """The facts about a checkpoint. Raises as `model_facts`."""
-        cache = self._facts.setdefault(entry.id, StampCache(lambda _: model_facts(entry), 1))
-        return cache.get(entry.stamp)
+        stamp, facts = self._facts.get(entry.id, (None, None))
+        if facts is None or stamp != entry.stamp:
+            facts = model_facts(entry)
+            self._facts[entry.id] = entry.stamp, facts
+        return facts
 
     def policy(self, principal: Principal) -> RequestPolicy:
-        """What a caller may ask: the stricter limits of the key and the account, over the server's."""
+        """What a caller may ask. The limits of the key and the account, the stricter of two, replace those of
+        the server."""
         limits: dict[str, Any] = {**self._settings.limits, **principal.policy}
         return RequestPolicy(**{name: value for name, value in limits.items() if name in _LIMITS})
 
@@ -338,7 +342,8 @@ class Intake:
             warnings: Those of the API, before those of the request.
             waits: Whether the jobs are only for the call that waits for them, so that a service which is
                 about to stop does not accept them.
-            **others: As of `Submission`.
+            lane, client, idempotency_key, digest, external_id, deadline_seconds, webhook, parents, relation:
+                As of `Submission`.
 
         Raises:
             EngineClosed: The service is about to stop, and the caller waits.
@@ -396,6 +401,20 @@ class Intake:
             self._count_decisions(accepted.jobs)
         self._wake()
         return accepted
+
+    async def find_replayed(
+        self, principal: Principal, idempotency_key: str, digest: str, *, client: str
+    ) -> JobSet | None:
+        """What `accept` would return for an idempotency key that the account has used; None if it has not.
+
+        Raises:
+            IdempotencyConflict: As `Ledger.find_replayed`.
+        """
+        account_id = principal.account.id
+        found = await run_in_threadpool(self._ledger.find_replayed, account_id, idempotency_key, digest)
+        if found is not None:
+            self._meter.count("limner_jobs_replayed_total", client=client)
+        return found
 
     async def extend(
         self,
@@ -457,6 +476,7 @@ class Intake:
 
         Raises:
             PromptRefused: The safety policy refuses it by now.
+            QueueFull, StorageError: As `accept`.
             LimnerError: As `prepare`, for the job's own account, and as `Ledger.retry`.
         """
 
@@ -466,6 +486,8 @@ class Intake:
                 own = job.account_id == principal.account.id
                 owner = principal if own else Principal(self._ledger.get_account(job.account_id))
                 self.prepare(owner, GenerationRequest.of(_params_of(job)))
+            self._check_load(1)
+            check_room(self._settings.data, self._settings.min_free_bytes)
             return self._ledger.retry(account_id=account_id, job_id=job_id)
 
         try:

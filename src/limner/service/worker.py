@@ -125,8 +125,8 @@ class Worker:
                     self._news.wait(_POLL)
             self._drain()
         finally:
+            self._stopped.set()  # first: what cannot be handed in waits for it
             self._pool.shutdown()
-            self._stopped.set()
             keeper.join()
             self._previews.close()
             self._tracing.close()
@@ -210,7 +210,8 @@ class Worker:
     # Events of the engine, in its thread.
 
     def _on_event(self, event: Event) -> None:
-        self._last_sign = time.monotonic()
+        if isinstance(event, Started | StepDone | ImageDone | Finished):
+            self._last_sign = time.monotonic()
         run = self._runs.get(event.job)
         if run is None:
             return

@@ -551,13 +551,14 @@ def test_models_are_loaded_once_and_forgotten_when_others_need_their_room(checkp
 
 @pytest.fixture
 def room_for_one(checkpoint_folder):
-    """A cache with room for one of the models "a" and "b", and the names of those that were loaded."""
+    """A cache with room for one of the models "a" and "b", the names of those that were loaded, and what
+    holds loading up."""
     loaded, gate = [], threading.Event()
     gate.set()
 
     def finding(options):
-        assert gate.wait(20)
         loaded.append(options.reference)
+        assert gate.wait(DEADLINE)
         return find(replace(options, reference=checkpoint_folder))
 
     return ModelCache(load(checkpoint_folder).backend.bytes, find=finding), loaded, gate
@@ -568,13 +569,10 @@ def test_a_loaded_model_is_held_until_an_image_of_its_request_has_begun(room_for
     held = models.get_all(ask(model="a"))
     other = threading.Thread(target=models.get_all, args=(ask(model="b"),), daemon=True)
     other.start()
-    deadline = time.monotonic() + 20
-    while not models.crowded and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert models.crowded
+    until(lambda: models.crowded)
     assert models.find_all(ask(model="a")) == held
     models.let_go(held)
-    other.join(20)
+    other.join(DEADLINE)
     assert not other.is_alive()
     assert models.find_all(ask(model="a")) is None
     assert loaded == ["a", "b"]
@@ -585,7 +583,7 @@ def test_requests_of_models_that_do_not_fit_together_take_turns(room_for_one):
     with Engine(models) as engine:
         handles = [engine.submit(ask(model=name, steps=1)) for name in "abab"]
         for handle in handles:
-            assert handle.result(60)
+            assert handle.result(DEADLINE)
     assert len(loaded) <= 4
     assert not models._held
 
@@ -595,10 +593,11 @@ def test_a_model_that_was_loaded_for_a_cancelled_request_makes_room(room_for_one
     gate.clear()
     with Engine(models) as engine:
         given_up = engine.submit(ask(model="a"))
-        other = engine.submit(ask(model="b"))
+        until(lambda: loaded)
         given_up.cancel()
+        other = engine.submit(ask(model="b"))
         gate.set()
-        assert other.result(60)
+        assert other.result(DEADLINE)
     assert loaded == ["a", "b"]
     assert not models._held
 

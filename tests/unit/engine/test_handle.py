@@ -8,6 +8,7 @@ from limner.engine.handle import Handle, Progress
 from limner.images.picture import Picture
 from limner.images.result import GenerationResult
 from limner.request import GenerationRequest
+from tests.waiting import DEADLINE
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def in_time(work):
     """Run a function that must not wait for ever."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(DEADLINE)
     assert not thread.is_alive()
 
 
@@ -70,16 +71,16 @@ def test_a_listener_is_told_in_order_also_while_another_thread_publishes(handle)
     def listen(event):
         if not told:
             replaying.set()
-            assert published.wait(20)
+            assert published.wait(DEADLINE)
         told.append(event)
 
     finished, later = progress(1, 9, picture=object.__new__(Picture)), progress(2)
     assert handle.publish(finished)
     listening = threading.Thread(target=handle.listen, args=(listen,), daemon=True)
     listening.start()
-    assert replaying.wait(20)
+    assert replaying.wait(DEADLINE)
     in_time(lambda: handle.publish(later))
     in_time(handle.cancel)
     published.set()
-    listening.join(20)
+    listening.join(DEADLINE)
     assert told == [finished, later, None]

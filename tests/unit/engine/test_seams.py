@@ -250,7 +250,7 @@ def test_an_idle_thread_that_would_stay_ends_when_its_engine_is_closed(model, mo
         assert thread.is_alive()
         closing = threading.Thread(target=engine.close, daemon=True)
         closing.start()
-        closing.join(20)
+        closing.join(DEADLINE)
         assert not closing.is_alive()
         assert not thread.is_alive()
 
@@ -267,7 +267,7 @@ def test_an_image_that_fails_as_it_begins_is_the_last_of_its_request(model, monk
         engine = Engine(model)
         with pytest.raises(InternalError, match="of an image"):
             engine.submit(ask(num_images=3)).result()
-        assert engine.drain(20)
+        assert engine.drain(DEADLINE)
     assert begun == [1]
     assert len(caplog.records) == 1
     stats = engine.stats()

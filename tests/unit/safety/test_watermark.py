@@ -11,6 +11,7 @@ from PIL import Image
 from limner.errors import InvalidRequest
 from limner.picturebook.drawing import render
 from limner.picturebook.world import World
+from limner.safety import watermark
 from limner.safety.watermark import TILE, carried_bits, detect, embed
 
 KEY = b"a key for tests alone"
@@ -126,3 +127,12 @@ def test_what_cannot_be_marked_is_refused():
         embed(Image.new("RGB", (128, 128)), 1 << 64, KEY)
     with pytest.raises(InvalidRequest, match="the image is 31 x 40; a watermark can be found from 32"):
         detect(Image.new("RGB", (31, 40)), KEY)
+
+
+def test_a_mark_that_was_decoded_counts_though_another_scale_looked_better(monkeypatch):
+    mark = watermark.Mark(7, 32, 6.0, 0.5)
+    read = {1.0: (None, 0.0), 2.0: (None, 9.0), 0.5: (mark, 6.0)}
+    monkeypatch.setattr(watermark, "_scales", lambda: iter((2.0, 0.5)))
+    monkeypatch.setattr(watermark, "_rescaled", lambda image, scale: scale)
+    monkeypatch.setattr(watermark, "_read", lambda luma, key, scale: read.get(scale, (None, 0.0)))
+    assert watermark.detect(Image.new("L", (64, 64)), KEY, search_scales=True) == mark

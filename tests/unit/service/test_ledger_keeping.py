@@ -99,6 +99,20 @@ def test_a_request_beyond_the_whole_quota_never_fits(ledger, anna, submit):
     assert caught.value.retry_after is None
 
 
+def test_a_job_is_queued_again_within_the_quotas_alone(ledger, anna, draw, submit):
+    draw(anna, 1)
+    caller = limited(ledger, images_per_day=2)
+    [first] = submit(caller, 1).jobs
+    ledger.cancel(account_id="anna", job_ids=[first.id])
+    [second] = submit(caller, 1).jobs
+    with pytest.raises(QuotaExceeded):
+        ledger.retry(account_id="anna", job_id=first.id)
+    assert ledger.get_job(first.id).state == "cancelled"
+    ledger.cancel(account_id="anna", job_ids=[second.id])
+    assert ledger.retry(account_id="anna", job_id=first.id).state == "queued"
+    assert ledger.retry(account_id=None, job_id=second.id).state == "queued", "an operator may go beyond"
+
+
 def test_room_comes_when_the_oldest_use_leaves_the_window(ledger, anna, draw, submit):
     draw(anna, 2)
     with pytest.raises(QuotaExceeded) as caught:

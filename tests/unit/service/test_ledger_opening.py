@@ -4,6 +4,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from limner.errors import LedgerError, LedgerUnavailable
 from limner.service.identity import LOCAL_ACCOUNT, Principal
 from limner.service.jobs import Completion, NewJob, StoredImage, Submission
 from limner.service.ledger import database
-from limner.service.ledger.database import file_system
+from limner.service.ledger.database import _of_postgres, file_system
 from limner.service.ledger.ledger import Ledger
 from limner.service.ledger.schema import HEAD, metadata
 from tests import postgres
@@ -283,10 +285,55 @@ def test_a_postgres_that_is_down_is_told_without_the_password(tmp_path):
     assert "hunter2" not in str(caught.value) + (caught.value.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("sqlstate", "message", "hint"),
+    [
+        (None, "cannot be reached", "PostgreSQL runs"),
+        ("08006", "cannot be reached", "PostgreSQL runs"),
+        ("57P01", "cannot be reached", "PostgreSQL runs"),
+        ("40P01", "undone in favour of another", "try again"),
+        ("40001", "undone in favour of another", "try again"),
+        ("53100", "disk of the ledger .* is full", "make room"),
+        ("53300", "takes no more connections", "max_connections"),
+        ("57014", "cannot be read or written", "log of PostgreSQL"),
+        ("58030", "cannot be read or written", "log of PostgreSQL"),
+        ("54000", None, None),  # a statement that is too large is a fault of the program
+        ("42601", None, None),
+    ],
+)
+def test_what_postgres_says_is_told_by_its_kind(sqlstate, message, hint):
+    psycopg = pytest.importorskip("psycopg")
+    known = psycopg.OperationalError if sqlstate is None else psycopg.errors.lookup(sqlstate)
+    error = DBAPIError.instance(None, None, known("so it is"), psycopg.Error)
+    told = _of_postgres("postgresql://there", error)
+    if message is None:
+        assert told is None
+        return
+    assert isinstance(told, LedgerUnavailable)
+    assert re.search(message, told.message)
+    assert hint in told.hint
+
+
+def test_a_pool_without_connections_is_an_unavailable_ledger(sqlite_url, monkeypatch):
+    ledger = Ledger.open(sqlite_url)
+    pool = ledger._db.engine.pool
+    monkeypatch.setattr(pool, "_timeout", 0)
+    monkeypatch.setattr(pool, "_max_overflow", 0)
+    with ExitStack() as taken:
+        for _ in range(pool.size()):
+            taken.enter_context(ledger._db.read())
+        with pytest.raises(LedgerUnavailable, match=r"connections of this process .* are in use") as caught:
+            ledger.list_jobs(None)
+        assert caught.value.retryable
+    assert ledger.list_jobs(None) == []
+    ledger.close()
+
+
 MOUNTS = """/dev/vda / ext4 rw 0 0
 server:/export /mnt/team nfs4 rw 0 0
 //server/share /mnt/with\\040blank cifs rw 0 0
 tmpfs /mnt/team/scratch tmpfs rw 0 0
+server:/exports /mnt/Größe\\134ä nfs rw 0 0
 """
 
 
@@ -298,6 +345,7 @@ tmpfs /mnt/team/scratch tmpfs rw 0 0
         ("/mnt/team/a/b", "nfs4"),
         ("/mnt/teams", "ext4"),
         ("/mnt/with blank/x", "cifs"),
+        ("/mnt/Größe\\ä/x", "nfs"),
         ("/mnt/team/scratch/x", "tmpfs"),
     ],
 )

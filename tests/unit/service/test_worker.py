@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from limner.engine.events import Admitted, Cancelled, Finished, Started, StepDone
 from limner.engine.fake import FakeEngine
 from limner.errors import (
     InvalidRequest,
@@ -462,6 +463,54 @@ def test_a_device_that_hangs_ends_the_process(ledger, submit, working, monkeypat
     with working(fake(0.5), watchdog_seconds=0.2, drain_seconds=0.1):
         assert exited.wait(DEADLINE)
     assert codes[0] == worker_module._HUNG
+
+
+def test_claiming_further_jobs_is_no_sign_of_life_of_the_device(ledger, tmp_path, store):
+    worker = Worker(ServeSettings(data=tmp_path), "w1", ledger, store, fake(), device="fake")
+    for event, is_sign in [
+        (Admitted(job="a", images=1, priority=0), False),
+        (Cancelled(job="a", image=None, device_seconds=0.0), False),
+        (Started(job="a", seconds=0.0), True),
+        (StepDone(job="a", image=1, step=1, steps=2, batch_size=1, device_seconds=0.0), True),
+        (Finished(job="a", images=1, seconds=0.0, device_seconds=0.0), True),
+    ]:
+        worker._last_sign = before = 0.0
+        worker._on_event(event)
+        assert (worker._last_sign > before) == is_sign, event
+
+
+def test_a_worker_that_fails_itself_ends_though_an_image_cannot_be_handed_in(
+    ledger, store, submit, tmp_path, monkeypatch
+):
+    tried = threading.Event()
+
+    def finish(*args):
+        tried.set()
+        raise LedgerUnavailable("away")
+
+    def claim(*args, **more):
+        if tried.is_set():
+            raise ZeroDivisionError("of the worker")
+        return Ledger.claim(ledger, *args, **more)
+
+    monkeypatch.setattr(ledger, "finish", finish)
+    monkeypatch.setattr(ledger, "claim", claim)
+    monkeypatch.setattr(Worker, "_room", lambda worker: 1)
+    submit({"prompt": "x"})
+    worker = Worker(ServeSettings(data=tmp_path), "w1", ledger, store, fake(), device="fake")
+    ended_with = []
+
+    def run():
+        try:
+            worker.run()
+        except ZeroDivisionError as error:
+            ended_with.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    assert ended_with
 
 
 @contextmanager

@@ -174,10 +174,10 @@ def failure_of(finished: JobSet) -> ApiError | None:
 
 
 def _job_error(job: Job) -> ApiError:
-    if job.error is not None:
-        return error_of(job.error.code, job.error.message, job.error.hint, job.error.fields)
     if job.state == "cancelled":
         return error_of("cancelled", "the image was cancelled", "it can be retried in the native API")
+    if job.error is not None:
+        return error_of(job.error.code, job.error.message, job.error.hint, job.error.fields)
     return error_of("not_found", "the image was deleted before it could be delivered")
 
 

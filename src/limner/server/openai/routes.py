@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -13,7 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from limner.catalogue.catalogue import Entry
-from limner.errors import LimnerError, NotFound
+from limner.errors import Conflict, LimnerError, NotFound
 from limner.request import GenerationRequest
 from limner.request.resolve import STEPS
 from limner.server.auth import Reader, Submitter
@@ -24,6 +25,7 @@ from limner.server.state import ServerState, in_decoder, in_thread, state_of
 from limner.server.waiting import MEDIA_TYPES, delivered, finished_set
 from limner.service.identity import Principal
 from limner.service.jobs import JobSet, StoredImage
+from limner.service.ledger.ending import CLIENT_GONE
 
 from .answers import failure_of, images_answer, quality_of, usage_of
 from .bodies import Body, File, file_in, read_form, read_object
@@ -150,9 +152,9 @@ async def _images(request: Request, caller: Principal, operation: Operation) -> 
     given = await _body(request)
     call = read_call(operation, given)
     with _parameters_of(call):
-        plan = await _planned(state, caller, call)
-        accepted = await _left_over(request, caller, given.digest)
+        accepted = await _accepted_before(request, caller, given.digest)
         if accepted is None:
+            plan = await _planned(state, caller, call)
             accepted = await state.intake.accept(
                 caller,
                 plan.request,
@@ -162,10 +164,11 @@ async def _images(request: Request, caller: Principal, operation: Operation) -> 
                 warnings=plan.warnings,
                 waits=True,
             )
-            if accepted.replayed:
-                await _revive(state, accepted.id)
+        if accepted.replayed:
+            await _revive(state, caller, accepted.id)
+        count = partial(_count, state, call)
         if call.stream:
-            return await EventStream.begun(ImageStream(state, call, accepted, plan.count))
+            return await EventStream.begun(ImageStream(state, call, accepted, count))
         finished = await finished_set(state, accepted.id, request=request)
     if (failure := failure_of(finished)) is not None:
         raise ApiFailure(failure)
@@ -175,7 +178,7 @@ async def _images(request: Request, caller: Principal, operation: Operation) -> 
         contents = [link.url(_base_url(request, state), state.signing_key) for link in links]
     else:
         contents = [await content_of(state, call, one) for one in images]
-    tokens = await in_thread(plan.count, images[0])
+    tokens = await in_thread(count, images[0])
     answer = images_answer(call, finished, images, contents, usage_of(call, images, tokens))
     headers = {"idempotent-replayed": "true"} if accepted.replayed else {}
     return await in_thread(SafeJSON, answer, 200, headers)
@@ -188,12 +191,10 @@ class _Plan:
     Attributes:
         request: The request to be accepted.
         warnings: What was done to its images.
-        count: Number of tokens of an image's prompts.
     """
 
     request: GenerationRequest
     warnings: tuple[str, ...]
-    count: Callable[[StoredImage], int]
 
 
 async def _planned(state: ServerState, caller: Principal, call: ImageCall) -> _Plan:
@@ -227,12 +228,17 @@ def _plan(state: ServerState, caller: Principal, call: ImageCall) -> _Plan:
         mask=mask,
         image_prompt=_image_prompt(state, entry, call.images[1:]),
     )
+    return _Plan(request, warnings)
 
-    def count(drawn: StoredImage) -> int:
-        own = GenerationRequest.of(drawn.record["request"])
-        return count_tokens(entry.path, own.prompts, own.prompt_syntax)
 
-    return _Plan(request, warnings, count)
+def _count(state: ServerState, call: ImageCall, drawn: StoredImage) -> int:
+    """Number of tokens of an image's prompts; 0 where its model is gone. Blocks."""
+    try:
+        entry = find_model(state, call.model)
+    except LimnerError:
+        return 0
+    own = GenerationRequest.of(drawn.record["request"])
+    return count_tokens(entry.path, own.prompts, own.prompt_syntax)
 
 
 def _image_prompt(state: ServerState, entry: Entry, images: Sequence[bytes]) -> dict[str, Any] | None:
@@ -283,6 +289,20 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
+async def _accepted_before(request: Request, caller: Principal, digest: str) -> JobSet | None:
+    """The set of a request that is sent again; None where it is new.
+
+    What was accepted once stays accepted, even if its model is gone by now.
+
+    Raises:
+        IdempotencyConflict: Another request had its idempotency key.
+    """
+    key = _idempotency_key(request)
+    if key is None:
+        return await _left_over(request, caller, digest)
+    return await state_of(request).intake.find_replayed(caller, key, digest, client=_CLIENT)
+
+
 async def _left_over(request: Request, caller: Principal, digest: str) -> JobSet | None:
     """The set of a request that is sent again because the API process has died; None where there is none.
 
@@ -290,7 +310,7 @@ async def _left_over(request: Request, caller: Principal, digest: str) -> JobSet
     account, whose set nobody waits for.
     """
     state, retries = state_of(request), request.headers.get(_RETRIES, "0")
-    if not retries.isdecimal() or not int(retries) or _idempotency_key(request) is not None:
+    if not retries.isdecimal() or not int(retries):
         return None
 
     def look() -> list[JobSet]:
@@ -305,8 +325,8 @@ async def _left_over(request: Request, caller: Principal, digest: str) -> JobSet
     return None
 
 
-async def _revive(state: ServerState, set_id: str) -> None:
-    """Queue the jobs of a set again that were cancelled when its client hung up before.
+async def _revive(state: ServerState, caller: Principal, set_id: str) -> None:
+    """Queue the jobs of a set again that were cancelled when its client hung up or the service stopped.
 
     Waits for those that are being stopped, as the client may send the request again within a step.
     """
@@ -317,11 +337,10 @@ async def _revive(state: ServerState, set_id: str) -> None:
         if not stopping or time.monotonic() > until:
             break
         await asyncio.sleep(0.05)
-    cancelled = [job for job in jobs if job.state == "cancelled"]
-    for job in cancelled:
-        await in_thread(state.ledger.retry, account_id=job.account_id, job_id=job.id)
-    if cancelled:
-        state.hub.wake_workers()
+    for job in jobs:
+        if job.state == "cancelled" and job.error == CLIENT_GONE:
+            with suppress(Conflict):  # another repetition of the request came first
+                await state.intake.retry(caller, job.id, account_id=job.account_id)
 
 
 def _base_url(request: Request, state: ServerState) -> str:

@@ -6,6 +6,7 @@ statements themselves exclude each other by conditions and row locks.
 """
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from sqlalchemy.exc import (
     NoSuchModuleError,
     OperationalError,
 )
+from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from sqlalchemy.sql.elements import ColumnElement
 
 from limner.errors import InvalidRequest, LedgerError, LedgerUnavailable
@@ -58,6 +60,12 @@ _PLANS = (  # of `Database.driver`: few rows by indexes, whatever the server bel
     *("enable_seqscan = off", "enable_bitmapscan = off", "enable_hashjoin = off", "enable_mergejoin = off"),
     *("jit = off", "plan_cache_mode = force_generic_plan"),
 )
+# PostgreSQL's SQLSTATEs, and the beginnings of others.
+_UNDONE = ("40001", "40P01")  # serialization failure, deadlock
+_UNREACHABLE = ("08", "28", "3D", "57P")  # connection, authorization, no such database, shutdown
+_OF_THE_SERVER = ("53", "55", "57", "58")  # resources, locks, cancelled by an operator or a timeout, I/O
+_MOUNT_ESCAPES = {r"\040": " ", r"\011": "\t", r"\012": "\n", r"\134": "\\"}
+_MOUNT_ESCAPE = re.compile("|".join(map(re.escape, _MOUNT_ESCAPES)))
 _NETWORK_FILE_SYSTEMS = (
     *("nfs", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "beegfs", "ocfs2", "gfs2"),
     *("fuse.sshfs", "fuse.rclone", "fuse.glusterfs", "fuse.s3fs", "fuse.gcsfuse", "davfs", "9p", "ncpfs"),
@@ -189,6 +197,11 @@ class Database:
         except (UnicodeEncodeError, OverflowError, DataError) as error:
             reason = getattr(error, "orig", error)
             raise InvalidRequest(f"a value cannot be stored: {_first_line(reason)}") from error
+        except NoConnectionLeft as error:
+            raise LedgerUnavailable(
+                f"all connections of this process to the ledger {self._path or self.url} are in use",
+                hint="try again when fewer requests use it",
+            ) from error
         except DBAPIError as error:
             translated = self._translated(error)
             if translated is None:
@@ -196,14 +209,9 @@ class Database:
             raise translated from error
 
     def _translated(self, error: DBAPIError) -> LedgerError | None:
-        what = (
-            str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-        )
+        what = _first_line(error.orig)
         if not self.is_sqlite:
-            if error.connection_invalidated or isinstance(error, OperationalError):
-                hint = "check that PostgreSQL runs, that the URL is right and that it takes more connections"
-                return LedgerUnavailable(f"the ledger {self.url} cannot be reached: {what}", hint=hint)
-            return None
+            return _of_postgres(self.url, error)
         if not isinstance(error.orig, sqlite3.DatabaseError):
             return None
         name = getattr(error.orig, "sqlite_errorname", "")
@@ -244,7 +252,7 @@ class Database:
     def _check_file(self, connection: Connection) -> None:
         assert self._path is not None
         size = self._path.stat().st_size
-        if not migrates_cheaply(size):
+        if not is_checked_on_open(size):
             return
         found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
         if found != "ok":
@@ -277,7 +285,31 @@ def _first_line(error: BaseException | None) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def migrates_cheaply(size: int) -> bool:
+def _of_postgres(url: str, error: DBAPIError) -> LedgerError | None:
+    """The ledger's error for one of PostgreSQL, by its SQLSTATE; None for a fault of this program."""
+    what, state = _first_line(error.orig), getattr(error.orig, "sqlstate", None) or ""
+    if state in _UNDONE:
+        hint = "try again: nothing of it was stored"
+        return LedgerUnavailable(
+            f"a change of the ledger {url} was undone in favour of another: {what}", hint=hint
+        )
+    if state == "53100":
+        hint = "make room on the disk of PostgreSQL; accepted jobs are kept, and work goes on by itself"
+        return LedgerUnavailable(f"the disk of the ledger {url} is full", hint=hint)
+    if state == "53300":
+        hint = "raise PostgreSQL's max_connections, or run fewer processes"
+        return LedgerUnavailable(f"the ledger {url} takes no more connections: {what}", hint=hint)
+    is_lost = error.connection_invalidated or (not state and isinstance(error, OperationalError))
+    if is_lost or state.startswith(_UNREACHABLE):
+        hint = "check that PostgreSQL runs, that the URL is right and that it takes more connections"
+        return LedgerUnavailable(f"the ledger {url} cannot be reached: {what}", hint=hint)
+    if state.startswith(_OF_THE_SERVER):
+        hint = "see the log of PostgreSQL"
+        return LedgerUnavailable(f"the ledger {url} cannot be read or written: {what}", hint=hint)
+    return None
+
+
+def is_checked_on_open(size: int) -> bool:
     """Whether a file is small enough to be checked whole each time that it is opened."""
     return size <= _QUICK_CHECK_BYTES
 
@@ -380,7 +412,7 @@ def file_system(folder: Path, mounts: Path = Path("/proc/mounts")) -> str:
         fields = line.split()
         if len(fields) < 3:
             continue
-        point = fields[1].encode().decode("unicode_escape")  # blanks are written as \040
+        point = _MOUNT_ESCAPE.sub(lambda found: _MOUNT_ESCAPES[found[0]], fields[1])
         inside = where == point or where.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):  # a later mount covers an earlier one
             best, kind = point, fields[2]

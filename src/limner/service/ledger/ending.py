@@ -8,6 +8,7 @@ from sqlalchemy import (
     Connection,
     Row,
     bindparam,
+    case,
     exists,
     func,
     insert,
@@ -35,6 +36,11 @@ WORKER_LOST = JobError(
     hint="try again; if it happens again, the request may be too large for the machine",
 )
 TOO_LATE = JobError("deadline_exceeded", "the job was not done by its deadline", hint="allow more time")
+CLIENT_GONE = JobError(
+    "client_disconnected",
+    "the client that waited for the image hung up, or the service stopped",
+    hint="send the request again",
+)
 
 CONCERNED = [  # what the changes below need of a job
     *(jobs.c[name] for name in ("id", "set_id", "index", "account_id", "key_id", "kind", "model", "notify")),
@@ -48,6 +54,8 @@ _ATTEMPT_ENDS = (
     .values(ended_at=bindparam("now"), outcome=bindparam("how"), error=bindparam("why"))
 )
 _HOLDS = (RUNNING, jobs.c.id == bindparam("of_job"), jobs.c.fence == bindparam("of_fence"))
+_why: Any = bindparam("why", type_=jobs.c.error.type)
+_stopped = bindparam("new_state", type_=jobs.c.state.type) == "cancelled"
 _END = (
     update(jobs)
     .where(*_HOLDS)
@@ -55,7 +63,8 @@ _END = (
         state=bindparam("new_state"),
         lease_until=null(),
         finished_at=bindparam("now"),
-        error=bindparam("why"),
+        # Why a job was to be stopped counts, whatever its last attempt said.
+        error=case((_stopped, func.coalesce(jobs.c.error, _why)), else_=_why),
         device_seconds=func.coalesce(jobs.c.device_seconds, 0.0) + bindparam("seconds"),
         cost=func.coalesce(jobs.c.cost, 0.0) + bindparam("price"),
     )

@@ -10,13 +10,13 @@ from sqlalchemy.exc import IntegrityError
 from limner.errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound
 from limner.service.events import Change
 from limner.service.identity import Principal
-from limner.service.jobs import FINAL_STATES, Job, JobSet, NewJob, Submission
+from limner.service.jobs import FINAL_STATES, Job, JobError, JobSet, NewJob, Submission
 
 from .ending import CONCERNED, Ending
 from .library import find_images
 from .quotas import check_quotas
 from .reading import Reading
-from .rows import new_id
+from .rows import account_of, error_value, new_id
 from .schema import accounts, jobs, set_parents, sets, shares, uploads
 from .states import PAUSED, QUEUED, RUNNING
 from .writing import actor_of, check_name
@@ -96,8 +96,9 @@ class Submitting(Reading, Ending):
             return self._find_replayed(connection, account_id, idempotency_key, digest)
 
     def find_left_over(self, account_id: str, client: str, digest: str, *, before: float) -> list[JobSet]:
-        """An account's sets without an idempotency key that an API process has left to nobody, oldest first,
-        with `replayed`: they were accepted before `before` and had not ended by then, and no job has failed.
+        """An account's sets without an idempotency key for which no API process waits any more, oldest
+        first, with `replayed`: they were accepted before `before` and had not ended by then, and no job has
+        failed.
 
         Args:
             client, digest: As in `Submission`.
@@ -365,6 +366,7 @@ class Submitting(Reading, Ending):
         job_ids: Sequence[str] = (),
         set_id: str | None = None,
         all_of: str | None = None,
+        because: JobError | None = None,
     ) -> list[str]:
         """Cancel jobs: waiting ones end at once, running ones as soon as their worker has stopped them.
 
@@ -373,6 +375,7 @@ class Submitting(Reading, Ending):
             job_ids: Ids of jobs.
             set_id: Id of a set: all its jobs.
             all_of: Id of an account: all its jobs.
+            because: The jobs' error, where nobody has asked for this.
 
         Returns:
             Ids of the jobs that this affected: not those that had ended or were being cancelled already.
@@ -385,16 +388,25 @@ class Submitting(Reading, Ending):
             if all_of is not None:
                 still = select(*CONCERNED).where(jobs.c.account_id == all_of, or_(QUEUED, PAUSED, RUNNING))
                 rows += tx.execute(still.order_by(jobs.c.seq).with_for_update()).all()
-            return self._cancel(tx, rows, self._db.time(tx), actor_of(account_id))
+            actor = actor_of(account_id) if because is None else "ledger"
+            return self._cancel(tx, rows, self._db.time(tx), actor, because)
 
-    def _cancel(self, tx: Connection, rows: Sequence[Row[Any]], now: float, actor: str) -> list[str]:
+    def _cancel(
+        self,
+        tx: Connection,
+        rows: Sequence[Row[Any]],
+        now: float,
+        actor: str,
+        because: JobError | None = None,
+    ) -> list[str]:
         """Cancel jobs whose rows are locked, and return the ids of those that this affected."""
         waiting = [row for row in rows if row.state in ("queued", "paused")]
         running = [row for row in rows if row.state == "running" and not row.cancel_requested]
-        self._stop_waiting(tx, waiting, now, "cancelled", actor=actor)
+        self._stop_waiting(tx, waiting, now, "cancelled", because, actor=actor)
         if running:
             ids = [row.id for row in running]
-            tx.execute(update(jobs).where(jobs.c.id.in_(ids), RUNNING).values(cancel_requested=True))
+            values = {"cancel_requested": True, "error": error_value(because)}
+            tx.execute(update(jobs).where(jobs.c.id.in_(ids), RUNNING).values(values))
             for row in running:
                 self._audit(tx, now, actor, "job.cancel_requested", row.id)
         return [row.id for row in (*waiting, *running)]
@@ -480,9 +492,13 @@ class Submitting(Reading, Ending):
     def retry(self, *, account_id: str | None, job_id: str) -> Job:
         """Queue a job again that failed, is dead or was cancelled: with all its attempts, without a deadline.
 
+        Args:
+            account_id: Whose job it must be, within the quotas; None: anybody's, whatever the quotas.
+
         Raises:
             NotFound: If it does not exist for the account.
             Conflict: If it is done or has not ended.
+            QuotaExceeded: If the account has used up a quota.
         """
         with self._db.write() as tx:
             (row,) = self._own(tx, account_id, [job_id], None)
@@ -491,7 +507,11 @@ class Submitting(Reading, Ending):
                     f"{job_id} is {row.state}; only one that failed, is dead or was cancelled can be retried"
                 )
             now = self._db.time(tx)
-            lane = tx.execute(select(jobs.c.lane).where(jobs.c.id == job_id)).scalar_one()
+            its = (jobs.c.lane, jobs.c.model, jobs.c.predicted_seconds)
+            lane, model, seconds = tx.execute(select(*its).where(jobs.c.id == job_id)).one()
+            if account_id is not None:
+                owner = tx.execute(select(accounts).where(accounts.c.id == account_id)).one()
+                check_quotas(tx, account_of(owner), [NewJob({}, model, seconds)], now)
             tx.execute(
                 update(jobs)
                 .where(jobs.c.id == job_id)
