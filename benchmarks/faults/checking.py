@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from limner.service.audit.checking import check_ledger
 from limner.service.jobs import FINAL_STATES, MAX_ATTEMPTS, Job
 from limner.service.ledger.ledger import Ledger
 from limner.service.storage import ImageStore
@@ -48,7 +49,7 @@ def check(
     ledger: Ledger, store: ImageStore, promises: Sequence[Promise], alone: Alone | None = None
 ) -> Findings:
     """Check that every promised job has ended exactly once, that every image that is done opens and is what
-    its request draws alone, and that usage was counted once.
+    its request draws alone, that usage was counted once, and that the audit log has each image once.
 
     Args:
         alone: Draws a request alone; None leaves that out.
@@ -83,6 +84,7 @@ def check(
                     found.faults.append(f"job {job.id} is done and has attempts {attempts}")
             elif not (job.state == "dead" and len(attempts) == MAX_ATTEMPTS):
                 found.faults.append(f"job {job.id} is {job.state}: {job.error}")
+    found.faults += _audit_faults(ledger, {job for job in promised if ledger.get_job(job).state == "done"})
     everything = ledger.list_jobs(None, limit=100_000)
     unknown = {job.id for job in everything} - promised.keys()
     if unknown:
@@ -97,6 +99,18 @@ def check(
             f"{usage.device_seconds} device seconds are in the usage, and {spent} in the jobs"
         )
     return found
+
+
+def _audit_faults(ledger: Ledger, done: set[str]) -> list[str]:
+    """What is wrong with the audit log: it is whole, and has one entry for each image."""
+    entries: Counter[str] = Counter()
+    after = 0
+    while page := ledger.audit_log(after=after, action="job.done"):
+        after = page[-1].id
+        entries.update(one.subject for one in page)
+    wrong = [job for job in done | entries.keys() if entries[job] != (job in done)]
+    faults = [f"job {job} has {entries[job]} audit entries" for job in wrong]
+    return [*faults, *check_ledger(ledger, ledger.audit_signers()).faults]
 
 
 def _image_faults(job: Job, store: ImageStore, alone: Alone | None, drawn: dict[str, str]) -> list[str]:

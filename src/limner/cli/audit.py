@@ -20,6 +20,7 @@ from .moments import when
 from .opening import DataOption, JsonOption, open_ledger, service_settings
 
 if TYPE_CHECKING:
+    from limner.service.audit.checking import Checked
     from limner.service.audit.notes import Checkpoint, PublicKey
     from limner.service.audit.sequencer import AuditLog
     from limner.service.ledger.auditing import AuditRow
@@ -84,30 +85,39 @@ def show(
         bool,
         typer.Option("--prompts", help="Decrypt its prompts, which is written into the log as well."),
     ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            help="Say whether a prompt is one of its own, also where only hashes of them are kept.",
+            metavar="TEXT",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     data: DataOption = None,
 ) -> None:
-    """Show an entry: how an image was made, how a job ended, or the last entry about something else."""
+    """Show an entry: how an image was made, a job ended or a set was accepted, else the last about an id."""
     with _open_log(data) as (ledger, log):
         log.sequence()
         found = ledger.find_audit_entry(name)
         shown: dict[str, Any] = asdict(found)
         if prompts:
-            read = log.prompts_of(str(found.id))
-            if read is None:
-                raise NotFound(
-                    f"entry {found.id} has no prompts",
-                    hint="they are in the entries of the action set.accepted, where `prompt_log` is not none",
-                )
+            if (read := log.prompts_of(str(found.id))) is None:
+                raise _no_prompts(found.id)
             shown["prompts"] = read
             ledger.audit("cli", "prompts.read", found.subject, entry=found.id)
             log.sequence()
+        if compare is not None:
+            if (same := log.fields_with(str(found.id), compare)) is None:
+                raise _no_prompts(found.id)
+            shown["compared"] = list(same)
     if as_json:
         typer.echo(json.dumps(shown, indent=2))
         return
     texts = {"entry": str(found.id), "leaf": str(found.leaf), "time": when(found.at)}
     texts |= {"actor": found.actor, "action": found.action, "subject": found.subject}
     texts |= {name: _written(shown[name]) for name in ("details", "prompts") if name in shown}
+    if compare is not None:
+        texts["compared"] = f"it is {', '.join(shown['compared'])}" if shown["compared"] else "another prompt"
     terminal.columns(list(texts.items()))
 
 
@@ -159,6 +169,9 @@ def export(
 
     Accounts stand in it by their aliases, and prompts hashed or encrypted.
     """
+    from limner.service.audit.checking import kept_notes
+    from limner.service.audit.notes import Checkpoint
+
     target = out or Path("audit.jsonl")
     count = 0
     with _open_log(data) as (ledger, log):
@@ -167,8 +180,9 @@ def export(
         with whole_file(target) as temporary, temporary.open("w", encoding="utf-8") as file:
             keys = [str(one) for one in ledger.audit_signers()]
             file.write(json.dumps({"format": _EXPORT, "size": size, "keys": keys}) + "\n")
-            for note in _kept_notes(ledger, size):
-                file.write(json.dumps({"checkpoint": note}, ensure_ascii=False) + "\n")
+            for note in kept_notes(ledger):
+                if Checkpoint.parse(note).size <= size:
+                    file.write(json.dumps({"checkpoint": note}, ensure_ascii=False) + "\n")
             for leaf in ledger.audit_leaves(end=size):
                 row = {"leaf": leaf.number, "entry": leaf.entry}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -258,6 +272,14 @@ def _open_log(data: Path | None) -> "Iterator[tuple[Ledger, AuditLog]]":
         yield ledger, AuditLog(ledger, service_settings(data))
 
 
+def _no_prompts(entry_id: int) -> NotFound:
+    return NotFound(
+        f"entry {entry_id} has no prompts that can be read or compared",
+        hint="entries of the actions set.accepted and request.refused have them, unless `prompt_log` was "
+        "none or they were erased",
+    )
+
+
 def _line(row: "AuditRow") -> tuple[str, ...]:
     leaf = "" if row.leaf is None else str(row.leaf)
     return (str(row.id), leaf, when(row.at), row.actor, row.action, row.subject, _written(row.details))
@@ -265,14 +287,6 @@ def _line(row: "AuditRow") -> tuple[str, ...]:
 
 def _written(values: Any) -> str:
     return json.dumps(values, ensure_ascii=False)
-
-
-def _kept_notes(ledger: "Ledger", size: int) -> Iterator[str]:
-    """The checkpoints that the ledger keeps, up to a size."""
-    after = 0
-    while page := ledger.checkpoints(after=after):
-        yield from (note for number, note in page if number <= size)
-        after = page[-1][0]
 
 
 def _verify_proof(path: Path, text: str, keys: "list[PublicKey]", picture: Path | None) -> None:
@@ -325,30 +339,20 @@ def _verify_export(path: Path, first: str, lines: "Iterable[str]", keys: "list[P
 
 
 def _verify_ledger(notes: "list[tuple[Path, str]]", keys: "list[PublicKey]", data: Path | None) -> bool:
-    from limner.service.audit.checking import Checking
+    from limner.service.audit.checking import check_ledger
     from limner.service.audit.notes import open_checkpoint
 
     with open_ledger(data) as ledger:
         if not (signers := keys or _trusted(ledger, data)):
             terminal.note("the log was never signed: there is nothing to check")
             return True
-        checkpoints: list[Checkpoint] = []
-        faults = []
-        for note in _kept_notes(ledger, 2**63):
-            try:
-                checkpoints.append(open_checkpoint(note, signers))
-            except InvalidRequest as error:
-                faults.append(f"a checkpoint in the ledger: {error.message}")
+        others = []
         for path, text in notes:
             try:
-                checkpoints.append(open_checkpoint(text, signers))
+                others.append(open_checkpoint(text, signers))
             except InvalidRequest as error:
                 raise InvalidRequest(f"{path}: {error.message}", hint=error.hint) from None
-        checking = Checking(checkpoints)
-        for leaf in ledger.audit_leaves():
-            checking.leaf(leaf.number, leaf.entry, leaf.hash)
-        checking.nodes(ledger.audit_nodes())
-        return _told(ledger.url, checking.done(), faults)
+        return _told(ledger.url, check_ledger(ledger, signers, others))
 
 
 def _trusted(ledger: "Ledger", data: Path | None) -> "list[PublicKey]":
@@ -361,13 +365,12 @@ def _trusted(ledger: "Ledger", data: Path | None) -> "list[PublicKey]":
     return ledger.audit_signers()
 
 
-def _told(name: str, found: Any, more: list[str] | None = None) -> bool:
+def _told(name: str, found: "Checked") -> bool:
     """Print what was found. Returns whether the log is whole."""
-    faults = [*(more or ()), *found.faults]
-    for fault in faults:
+    for fault in found.faults:
         typer.echo(f"{name}: {fault}")
-    if not faults:
+    if not found.faults:
         typer.echo(f"{name}: whole: {found.size} entries, {found.checkpoints} checkpoints")
         if found.size > found.signed:
             terminal.note(f"no checkpoint covers the last {found.size - found.signed} entries yet")
-    return not faults
+    return not found.faults

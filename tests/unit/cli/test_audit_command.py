@@ -81,6 +81,10 @@ def test_reading_prompts_is_an_entry_of_its_own(run, ledger, image):
     shown = json.loads(run("audit", "show", made, "--prompts", "--json")[1])
     assert shown["prompts"] == {"prompt": PROMPT}
     assert [(row.actor, row.subject) for row in ledger.audit_log(action="prompts.read")] == [("cli", made)]
+    assert "compared\tit is prompt" in run("audit", "show", made, "--compare", PROMPT)[1]
+    assert "compared\tanother prompt" in run("audit", "show", made, "--compare", "a boat")[1]
+    code, _, err = run("audit", "show", image, "--compare", PROMPT)
+    assert (code, "has no prompts" in err) == (2, True)
     code, _, err = run("audit", "show", image, "--prompts")
     assert (code, "has no prompts" in err, "prompt_log" in err) == (2, True, True)
 

@@ -1,12 +1,17 @@
 """Checking a whole audit log: every leaf, their order, and every checkpoint that was signed over them."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from limner.errors import InvalidRequest
 
 from .canonical import canonical
 from .merkle import Frontier, leaf_hash
-from .notes import Checkpoint
+from .notes import Checkpoint, PublicKey, open_checkpoint
+
+if TYPE_CHECKING:
+    from limner.service.ledger.ledger import Ledger
 
 _MANY = 20  # faults that are told one by one
 
@@ -108,3 +113,32 @@ class Checking:
 
     def _fault(self, sentence: str) -> None:
         self._faults.append(sentence)
+
+
+def check_ledger(ledger: "Ledger", keys: Sequence[PublicKey], others: Iterable[Checkpoint] = ()) -> Checked:
+    """Check the log of a ledger against the checkpoints that it keeps.
+
+    Args:
+        keys: Public keys that may have signed them.
+        others: Further checkpoints, from elsewhere.
+    """
+    checkpoints, faults = list(others), []
+    for note in kept_notes(ledger):
+        try:
+            checkpoints.append(open_checkpoint(note, keys))
+        except InvalidRequest as error:
+            faults.append(f"a checkpoint in the ledger: {error.message}")
+    checking = Checking(checkpoints)
+    for leaf in ledger.audit_leaves():
+        checking.leaf(leaf.number, leaf.entry, leaf.hash)
+    checking.nodes(ledger.audit_nodes())
+    found = checking.done()
+    return replace(found, faults=(*faults, *found.faults))
+
+
+def kept_notes(ledger: "Ledger") -> Iterator[str]:
+    """The checkpoints that a ledger keeps, as notes, the smallest first."""
+    after = 0
+    while page := ledger.checkpoints(after=after):
+        yield from (note for _, note in page)
+        after = page[-1][0]

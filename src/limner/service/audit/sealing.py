@@ -112,12 +112,12 @@ class Sealer:
         )
         return found
 
-    def matches(
-        self, sealed: Mapping[str, Any], wrapped: bytes, alias: str, prompts: Mapping[str, str]
-    ) -> bool:
-        """Whether hashed prompts are these. Raises ValueError as `open`."""
-        key = self._unwrapped(wrapped, alias, sealed["month"])
-        return bool(sealed["hashed"] == {name: _hashed(key, text) for name, text in prompts.items()})
+    def fields_with(
+        self, sealed: Mapping[str, Any], wrapped: bytes, alias: str, text: str
+    ) -> tuple[str, ...]:
+        """The fields whose hashed prompt is a text. Raises ValueError as `open`."""
+        its = _hashed(self._unwrapped(wrapped, alias, sealed["month"]), text)
+        return tuple(name for name, hashed in sealed["hashed"].items() if hashed == its)
 
     def _unwrapped(self, wrapped: bytes, alias: str, month: str) -> bytes:
         return _decrypt(self._wrapping, wrapped, f"{alias} {month}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from limner import __version__
 from limner.errors import InvalidRequest, LimnerError, NotFound
 from limner.files import whole_file
+from limner.service.ledger.auditing import Leaf
 from limner.service.ledger.ledger import Ledger
 from limner.settings.serve import ServeSettings
 
@@ -112,15 +113,11 @@ class AuditLog:
         Raises:
             NotFound: There is no such entry.
         """
-        found = self._ledger.find_audit_entry(name)
-        note = self.checkpoint()
-        number = found.leaf
-        if number is None:
-            number = self._ledger.find_audit_entry(str(found.id)).leaf
-        assert number is not None
-        leaf, key = self._ledger.audit_leaf(number), self._signer_of(note)
+        leaf, note = self._leaf_of(name), self.checkpoint()
+        key = self._signer_of(note)
         size = open_checkpoint(note, [key]).size
-        return inclusion_document(leaf.entry, number, self._ledger.audit_proof(number, size), note, key)
+        path = self._ledger.audit_proof(leaf.number, size)
+        return inclusion_document(leaf.entry, leaf.number, path, note, key)
 
     def prove_consistency(self, old: str) -> dict[str, object]:
         """The proof that the log continues that of a checkpoint.
@@ -146,11 +143,7 @@ class AuditLog:
         Raises:
             NotFound: There is no such entry.
         """
-        self.sequence()
-        number = self._ledger.find_audit_entry(name).leaf
-        if number is None:
-            return None
-        leaf = self._ledger.audit_leaf(number)
+        leaf = self._leaf_of(name)
         sealed = leaf.entry["details"].get(PROMPTS)
         if sealed is None:
             return None
@@ -165,6 +158,32 @@ class AuditLog:
         except ValueError:
             return {"erased": True}
         return dict(sealed) if found is None else dict(found)
+
+    def fields_with(self, name: str, text: str) -> tuple[str, ...] | None:
+        """The fields of an entry whose prompt is a text; None where its prompts cannot be compared any more.
+
+        Raises:
+            NotFound: There is no such entry.
+        """
+        prompts = self.prompts_of(name)
+        if prompts is None or "erased" in prompts:
+            return None
+        if "hashed" not in prompts:
+            return tuple(field for field, its in prompts.items() if its == text)
+        leaf = self._leaf_of(name)
+        alias = str(leaf.entry["actor"])
+        wrapped = self._ledger.sealed_with(alias, str(prompts["month"]))
+        try:
+            return None if wrapped is None else self._sealer.fields_with(prompts, wrapped, alias, text)
+        except ValueError:
+            return None
+
+    def _leaf_of(self, name: str) -> Leaf:
+        """The leaf that an entry is by now. Raises NotFound."""
+        self.sequence()
+        found = self._ledger.find_audit_entry(name)
+        assert found.leaf is not None
+        return self._ledger.audit_leaf(found.leaf)
 
     def copy_checkpoint(self) -> Path | None:
         """Copy the newest checkpoint into the folder of the settings, unless it is there. Returns its file.

@@ -55,7 +55,13 @@ KEEP_SECONDS = 60.0
 
 _BATCH = 200
 _PAGE = 1000
-_ENDS = tuple(f"job.{state}" for state in ("done", "failed", "cancelled", "dead"))
+_TELLING = (
+    "job.done",
+    "job.failed",
+    "job.cancelled",
+    "job.dead",
+    "set.accepted",
+)  # the most, of their subject
 _SYSTEM = {"operator", "cli", "ledger", LOCAL_ACCOUNT, ERASED}  # actors that are no accounts to be erased
 _OF_ACCOUNTS = ("account.", "images.", "request.")  # actions whose subject is an account
 
@@ -367,8 +373,8 @@ class Auditing(Writing):
         """The entry that a name means.
 
         Args:
-            name: Number of an entry; or the id of an image: how it was made; of a job: how it ended, or what
-                happened to it last; or of anything else: the last entry about it.
+            name: Number of an entry, or the id of an image (how it was made), a job (how it ended), a set
+                (how it was accepted) or anything else (the last entry about it).
 
         Raises:
             NotFound: There is none.
@@ -377,11 +383,10 @@ class Auditing(Writing):
             rows = self.audit_log(after=int(name) - 1, limit=1)
             found = rows[0] if rows and rows[0].id == int(name) else None
         else:
-            job, action = name, _ENDS
-            if name.startswith("img_"):
-                job, action = self._job_of_image(name), ("job.done",)
-            found = self.last_audit_entry(job, *action)
-            if found is None and job == name:
+            of_image = name.startswith("img_")
+            subject = self._job_of_image(name) if of_image else name
+            found = self.last_audit_entry(subject, *_TELLING)
+            if found is None and not of_image:
                 found = self.last_audit_entry(name)
         if found is None:
             raise NotFound(
