@@ -302,11 +302,12 @@ def _verify_proof(path: Path, text: str, keys: "list[PublicKey]", picture: Path 
         assert found.entry is not None
         if picture is not None:
             digest = sha256(picture.read_bytes()).hexdigest()
-            if found.entry["details"].get("sha256") != digest:
+            known = [found.entry["details"].get(name) for name in ("sha256", "delivered_sha256")]
+            if digest not in known:
                 raise InvalidRequest(
                     f"the proof is not of {picture}",
-                    hint="it must be the stored file, bit for bit: "
-                    "GET /api/v1/images/ID/file returns it, and other formats are copies",
+                    hint="it must be the PNG that GET /api/v1/images/ID/file returns, bit for bit; of a copy "
+                    "`limner detect` finds the watermark, which stands in the entry",
                 )
         typer.echo(f"{path}: holds: entry {found.entry['id']} is leaf {found.leaf} of {state}")
         typer.echo(f"  {when(found.entry['at'])} {found.entry['action']} {found.entry['subject']}")

@@ -3,6 +3,7 @@
 import json
 import re
 import sqlite3
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -47,6 +48,9 @@ def image(ledger, tmp_path):
     (claim,) = ledger.claim("host-1/cpu/ab", lease_seconds=60)
     digest = sha256(b"the stored file").hexdigest()
     stored = StoredImage("img_1", claim.job.id, "", "k", digest, "11" * 32, 64, 64, 15, {})
+    (tmp_path / "delivered.png").write_bytes(b"with a watermark")
+    marked = {"watermark": "0123456789abcdef", "delivered_sha256": sha256(b"with a watermark").hexdigest()}
+    stored = replace(stored, **marked)
     assert ledger.finish(claim.job.id, claim.job.fence, Completion(stored, 1.0))
     return "img_1"
 
@@ -98,6 +102,8 @@ def test_a_proof_holds_anywhere_and_not_for_another_picture(run, image, tmp_path
     monkeypatch.setenv("LIMNER_DATA", str(tmp_path / "elsewhere"))  # without the ledger
     code, out, err = run("audit", "verify", "proof.json", "--picture", "picture.png")
     assert (code, "proof.json: holds: entry" in out, key in err) == (0, True, True)
+    assert run("audit", "verify", "proof.json", "--picture", "delivered.png")[0] == 0
+    assert document["entry"]["details"]["watermark"] == "0123456789abcdef"
     code, out, err = run("audit", "verify", "proof.json", "--key", key)
     assert (code, err) == (0, "")
     (tmp_path / "other.png").write_bytes(b"another file")

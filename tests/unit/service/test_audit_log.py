@@ -92,6 +92,7 @@ def test_a_job_leaves_an_entry_for_each_decision(ledger, log, submit, stored, an
     assert told.keys() >= {"account.updated", "images.deleted", "image.deleted"}
     assert (told["set.accepted"].actor, told["set.accepted"].subject) == ("anna", made.id)
     assert told["job.done"].details["image"] == image
+    assert told["job.done"].details["pixels_sha256"] == "11" * 32
     assert told["key.created"].details["account"] == told["account.created"].subject == "anna"
     assert told["account.updated"].details == {"policy": {"max_steps": 3}}
     assert told["images.deleted"].details == {"images": [image]}

@@ -109,6 +109,13 @@ _BATCH = 200
 """Number of jobs that a reconciliation takes up in one transaction."""
 
 
+def _hashes(image: StoredImage) -> dict[str, Any]:
+    """What the audit log keeps of an image besides, to know its files again."""
+    found = {"pixels_sha256": image.pixels_sha256}
+    more = {"watermark": image.watermark, "delivered_sha256": image.delivered_sha256, "safety": image.safety}
+    return found | {name: value for name, value in more.items() if value is not None}
+
+
 @dataclass(frozen=True)
 class Renewal:
     """What a worker learns when it renews its leases.
@@ -189,7 +196,7 @@ class Ending(Writing):
                 owned = {"job_id": job_id, "account_id": row.account_id, "created_at": now}
                 tx.execute(_IMAGE, values | owned)
             self._use(tx, row, now, seconds, cost, pictures=int(image is not None))
-            self._close(tx, row, now, "done", data)
+            self._close(tx, row, now, "done", data, recorded={} if image is None else _hashes(image))
         return True
 
     def _finish_in_postgres(
@@ -198,7 +205,7 @@ class Ending(Writing):
         """The same in one statement. False if the job is stale, or has a webhook and takes more than that."""
         values = {f"image_{name}": getattr(image, name) for name in STORED_FIELDS}
         used = {"seconds": data["device_seconds"], "price": data["cost"]}
-        details = {"fence": fence, **data}
+        details = {"fence": fence, **data, **_hashes(image)}
         with self._db.driver() as cursor:
             ended = postgres.FINISH.run(
                 cursor, of_job=job_id, of_fence=fence, data=data, details=details, **used, **values
@@ -449,11 +456,17 @@ class Ending(Writing):
         data: Mapping[str, Any],
         *,
         actor: str | None = None,
+        recorded: Mapping[str, Any] | None = None,
     ) -> None:
-        """Audit row and event of a change, and the webhook if it was the last of the set."""
+        """Audit row and event of a change, and the webhook if it was the last of the set.
+
+        Args:
+            data: More about it, for both.
+            recorded: More about it, for the audit log alone.
+        """
         # The audit log outlasts the job: no message stays in it, which may repeat a part of the request.
         error = data.get("error")
-        entry = {**data, "error": error["code"]} if error else data
+        entry = {**data, **(recorded or {}), **({"error": error["code"]} if error else {})}
         self._audit(
             tx, now, actor or row.owner or "ledger", f"job.{change}", row.id, fence=row.fence, **entry
         )
