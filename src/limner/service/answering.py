@@ -61,7 +61,7 @@ class CallAnswers:
         progress = None if run is None else run.progress
 
         def handle(params: Mapping[str, Any], parts: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-            if run is None or progress is None:
+            if run is None or progress is None or run.withheld:
                 raise NotFound(f"the job {job_id} has no image yet")
             request, seconds = self._device.request(run.claim.job), float(params["seconds"])
             decoded = self._device.unfinished(request, progress, seconds)

@@ -8,23 +8,35 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
-from limner.errors import DeadlineExceeded, InternalError, LimnerError, NotFound, OutOfMemory
+from limner.errors import (
+    DeadlineExceeded,
+    ImageRefused,
+    InternalError,
+    LimnerError,
+    NotFound,
+    OutOfMemory,
+)
 from limner.images.picture import Picture, encode
+from limner.safety.images import released
+from limner.safety.policy import Action
 
 from .channel import for_callers
+from .image_safety import ImageSafety
 from .jobs import Completion, JobError, StoredImage
 from .ledger.ledger import Ledger
 from .measuring import WorkerMeter
-from .release import COMPRESSION, with_watermark
+from .release import COMPRESSION, is_blurred, with_watermark
 from .runs import Run
 from .storage import ImageStore
 
 _LOG = logging.getLogger("limner.worker")
 
 _LATER, _MUCH_LATER = 0.2, 5.0  # seconds until a retry
+_DONE = {Action.FLAG: "flagged", Action.BLUR: "blurred", Action.BLOCK: "blocked"}  # in the audit log
 
 
 class HandingIn:
@@ -39,6 +51,7 @@ class HandingIn:
         trouble: Called with the reason when something has to be tried again.
         without_paths: Removes paths from messages for callers.
         watermark_key: Key of the watermark of what is delivered; None: it has none.
+        safety: Decides about images; None: nothing does.
     """
 
     def __init__(
@@ -53,10 +66,12 @@ class HandingIn:
         trouble: Callable[[str], None],
         without_paths: Callable[[str], str],
         watermark_key: bytes | None = None,
+        safety: ImageSafety | None = None,
     ) -> None:
         self._ledger, self._store, self._meter = ledger, store, meter
         self._price, self._currency, self._ended, self._trouble = price, currency, ended, trouble
         self._without_paths, self._watermark_key = without_paths, watermark_key
+        self._safety = safety
 
     def end(self, run: Run, error: Exception | None) -> None:
         """End a job as its run says: done, failed, cancelled or given back.
@@ -83,7 +98,10 @@ class HandingIn:
         if error is not None:
             self._fail(run, error)
         elif run.picture is not None:
-            self._deliver(run, run.picture)
+            try:
+                self._deliver(run, run.picture)
+            except ImageRefused as refused:
+                self._fail(run, refused)
         elif run.released:
             if self._insist(run, lambda: self._ledger.release(job.id, job.fence, **used)):
                 self._meter.used(job, run.device_seconds)
@@ -116,16 +134,19 @@ class HandingIn:
             self._meter.used(job, run.device_seconds)
 
     def _deliver(self, run: Run, picture: Picture) -> None:
-        """Store an image and hand it in."""
+        """Store an image and hand it in. One that the safety policy blocks is not stored."""
         job = run.claim.job
         picture.record = picture.record.model_copy(update={"notes": self._notes(run, picture)})
+        decision, shown = self._checked(run, picture)
+        # The master keeps its pixels, and has the decision in its record.
+        picture = shown if decision is None else Picture(picture, shown.record)
         with self._meter.stage("encode"):
             data = encode(picture, "png", compress_level=COMPRESSION)
-        delivered, file = picture, b""
+        delivered, file = shown, b""
         if self._watermark_key is not None:
             with self._meter.stage("watermark"):
-                delivered = with_watermark(picture, self._watermark_key)
-        if delivered is not picture:
+                delivered = with_watermark(shown, self._watermark_key)
+        if delivered is not shown or is_blurred(decision):
             with self._meter.stage("encode"):
                 file = encode(delivered, "png", compress_level=COMPRESSION)
         with self._meter.stage("store"):
@@ -149,6 +170,7 @@ class HandingIn:
             watermark=None if (mark := delivered.record.watermark) is None else mark.id,
             delivered_sha256=hashlib.sha256(file).hexdigest() if file else None,
             delivered_bytes=len(file),
+            safety=decision,
         )
         done = Completion(image, run.device_seconds, self._price, run.batch_size)
         accepted = self._insist(run, lambda: self._finish(run, done))
@@ -164,9 +186,35 @@ class HandingIn:
             self._store.delete([key])
         # Else the ledger may have taken it though its answer was lost. If not, collection deletes the file.
 
+    def _checked(self, run: Run, picture: Picture) -> tuple[dict[str, Any] | None, Picture]:
+        """What the safety policy says about an image, None if nothing, and the image that may leave: as it
+        is, or blurred.
+
+        Raises:
+            ImageRefused: The policy blocks it.
+        """
+        if self._safety is None:
+            return None, picture
+        with self._meter.stage("safety"):
+            decision = self._safety.decide(run.claim.job, picture)
+        if decision is None:
+            return None, picture
+        job, rule = run.claim.job, decision.rule or ""
+        self._meter.count(
+            "limner_safety_decisions_total", stage="image", action=decision.action.value, rule=rule
+        )
+        if decision.action is not Action.ALLOW:
+            actor, action = job.owner or "worker", f"image.{_DONE[decision.action]}"
+            score, version = decision.score, decision.version
+            audit = partial(
+                self._ledger.audit, actor, action, job.id, rule=rule, score=score, version=version
+            )
+            self._insist(run, audit)
+        return decision.to_dict(), released(picture, decision)
+
     def _keep_steps(self, run: Run, image: StoredImage) -> None:
         """Store the strip of an image that has been handed in. A failure here does not affect the image."""
-        if run.strip is None:
+        if run.strip is None or is_blurred(image.safety):
             return
         try:
             with self._meter.stage("strip"):

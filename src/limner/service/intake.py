@@ -48,6 +48,7 @@ from limner.settings.serve import ServeSettings
 
 from .health import check_room
 from .identity import Principal
+from .image_safety import LEVELS
 from .jobs import Job, JobSet, Lane, LoggedPrompts, NewJob, Relation, Submission
 from .ledger.ledger import Ledger
 from .ledger.reading import Load
@@ -113,6 +114,7 @@ class Prepared:
         facts: Facts about it.
         device: What it is estimated for.
         decisions: What the safety policy says about each image: none of them blocks.
+        levels: Levels of the safety policy of the account and of the key, as `Principal.safety`.
         uploads: Images that the request brought along, not stored yet.
         warnings: What the caller should know.
     """
@@ -123,6 +125,7 @@ class Prepared:
     facts: ModelFacts
     device: Device
     decisions: tuple[Decision, ...]
+    levels: tuple[str | None, str | None]
     uploads: tuple[Upload, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -140,7 +143,7 @@ class Prepared:
                 whole.of_picture(index).model_dump(mode="json", exclude_none=True),
                 self.entry.id,
                 picture.cost.flops / self.device.flops,
-                decision.to_dict(),
+                {**decision.to_dict(), LEVELS: self.levels},
             )
             for index, (picture, decision) in enumerate(
                 zip(self.resolved.pictures, self.decisions, strict=True)
@@ -316,7 +319,15 @@ class Intake:
         flags = dict.fromkeys(warning for one in decisions for warning in one.warnings)
         warnings = (*map(self.without_paths, resolved.warnings), *flags)
         return Prepared(
-            request, resolved, entry, facts, self.device, decisions, tuple(uploads.values()), warnings
+            request,
+            resolved,
+            entry,
+            facts,
+            self.device,
+            decisions,
+            principal.safety,
+            tuple(uploads.values()),
+            warnings,
         )
 
     async def accept(

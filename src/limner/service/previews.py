@@ -96,7 +96,8 @@ class Previews:
                 "seconds_left": progress.seconds_left if isfinite(progress.seconds_left) else None,
                 "batch_size": run.batch_size,
             }
-            if self._is_watched(job) and (preview := encoded_preview(progress, self._side)) is not None:
+            shown = not run.withheld and self._is_watched(job)
+            if shown and (preview := encoded_preview(progress, self._side)) is not None:
                 entry |= {"preview": len(parts), "preview_type": TYPE}
                 parts.append(preview)
             jobs.append(entry)

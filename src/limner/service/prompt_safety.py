@@ -6,11 +6,12 @@ from pathlib import Path
 
 from limner.catalogue.catalogue import Catalogue, trigger_words_of
 from limner.request.resolve import PictureSpec, ResolvedRequest
-from limner.safety.policy import Policy, load_policy
+from limner.safety.policy import Policy
 from limner.safety.prompts import Decision, check_pictures
 from limner.settings.serve import ServeSettings
 
 from .identity import Principal
+from .policies import SafetyPolicies
 from .vocabulary import CatalogueWords
 
 
@@ -26,16 +27,11 @@ class PromptSafety:
     """
 
     def __init__(self, settings: ServeSettings, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
-        self._own = load_policy(settings.safety_policy)
-        self._level = cache(load_policy)
+        self._catalogue, self._policies = catalogue, SafetyPolicies(settings)
 
     def policies(self, principal: Principal) -> tuple[Policy, ...]:
-        """The policies that requests of a caller must pass, all of them: the account's, else the service's,
-        and that of the key. Each has the tier that is always active."""
-        account, key = principal.safety
-        found = [self._own if account is None else self._level(account)]
-        return tuple(found if key is None else [*found, self._level(key)])
+        """The policies that requests of a caller must pass, all of them."""
+        return self._policies.of(*principal.safety)
 
     def decide(self, principal: Principal, resolved: ResolvedRequest, family: str) -> tuple[Decision, ...]:
         """What the policies of a caller say about each image of a resolved request.

@@ -7,6 +7,7 @@ Everything here runs without torch.
 
 import io
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,9 @@ from PIL import Image
 from limner.errors import NotFound
 from limner.images.picture import Picture, encode
 from limner.images.record import Record
+from limner.safety.images import blurred
 from limner.safety.marking import marked
+from limner.safety.policy import Action
 from limner.safety.watermark import DEFAULT_KEY, TILE, Mark, detect, embed
 from limner.settings import watermark_key_in
 from limner.settings.serve import ServeSettings
@@ -47,6 +50,11 @@ def with_watermark(picture: Picture, key: bytes) -> Picture:
     """An image as it is delivered, with a record that names the mark; the image itself where it is too small
     for one."""
     return marked(picture, key) if min(picture.size) >= TILE else picture
+
+
+def is_blurred(decision: Mapping[str, Any] | None) -> bool:
+    """Whether a decision about an image is to blur what is delivered of it."""
+    return decision is not None and decision["action"] == Action.BLUR
 
 
 def encoded_thumbnail(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> bytes:
@@ -156,9 +164,10 @@ class ImageRelease:
 
     def _made_again(self, image: ImageFile | StoredImage) -> bytes:
         """The delivered file of an image, from its master and its record."""
-        record = Record.model_validate(self._ledger.get_image(image.id).record)
+        known = self._ledger.get_image(image.id)
+        record = Record.model_validate(known.record)
         with Image.open(io.BytesIO(self._store.get(image.key)), formats=("PNG",)) as opened:
-            pixels = opened.copy()
+            pixels = blurred(opened) if is_blurred(known.safety) else opened.copy()
         pixels.info = {}
         if record.watermark is not None:
             pixels = embed(pixels, int(record.watermark.id, 16), self._key)

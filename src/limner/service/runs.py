@@ -27,6 +27,7 @@ class Run:
         device_seconds: Its share of forward passes so far.
         picture: The finished image.
         strip: Its steps; None where they are not kept.
+        withheld: Whether nothing of it is shown before it is checked by the safety policy.
         drawn_at: When it was finished, in seconds since the epoch.
     """
 
@@ -41,6 +42,7 @@ class Run:
     device_seconds: float = 0.0
     picture: Picture | None = field(default=None, repr=False)
     strip: StepStrip | None = field(default=None, repr=False)
+    withheld: bool = False
     drawn_at: float | None = None
 
     @property

@@ -29,6 +29,7 @@ from .channel import Frame, hub_socket
 from .drawing import DeviceFactory, DrawingDevice, TorchDevice
 from .fake import FakeDevice, is_fake
 from .handing_in import HandingIn
+from .image_safety import ImageSafety
 from .ledger.ledger import Ledger
 from .link import HubLink
 from .measuring import DeviceMeter, WorkerMeter
@@ -90,6 +91,7 @@ class Worker:
         self._stopping, self._stopped = threading.Event(), threading.Event()
         self._last_sign = time.monotonic()  # when the engine last made progress
         self._pool = ThreadPoolExecutor(_HANDING_IN, "limner-handing-in")
+        self._safety = ImageSafety(settings)
         self._handing_in = HandingIn(
             ledger,
             store,
@@ -100,6 +102,7 @@ class Worker:
             trouble=self._set_problem,
             without_paths=PathFilter(settings),
             watermark_key=watermark_key(settings) if settings.watermark else None,
+            safety=self._safety,
         )
         self._device: DrawingDevice = make_device(settings, device, (self._on_event, self.meter), self.meter)
         self._device_meter = DeviceMeter(self.meter, self._shown, gpu=self._device.gpu)
@@ -158,7 +161,9 @@ class Worker:
         self._link.send("changed", {})
         warm = set(self._device.models())
         for claim in claims:
-            run = Run(claim, strip=StepStrip() if self._settings.keep_steps else None)
+            withheld = self._safety.withholds(claim.job)
+            keeps_steps = self._settings.keep_steps and not withheld
+            run = Run(claim, strip=StepStrip() if keeps_steps else None, withheld=withheld)
             self.meter.claimed(claim.job, warm=claim.job.model in warm)
             with self._lock:
                 self._runs[run.id] = run

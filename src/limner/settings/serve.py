@@ -303,10 +303,11 @@ class ServeSettings(BaseSettings):
     safety: str | None = _setting(
         "Safety",
         None,
-        "Policy that requests must pass: `off`, `standard`, `strict`, or the path of a policy file. Accounts "
-        "and keys can have another level. The rules against sexual content with minors hold in each. It must "
-        "be given to serve models other than the shipped one at an address that other machines reach.",
-        shown="`standard`",
+        "Policy that requests and images must pass: `off`, `standard`, `strict`, or the path of a policy "
+        "file. Accounts and keys can have another level. The rules against sexual content with minors hold "
+        "in each. It must be given to serve models other than the shipped one at an address that other "
+        "machines reach.",
+        shown="`standard`, for prompts alone",
     )
 
     watermark: bool = _setting(

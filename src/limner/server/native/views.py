@@ -64,6 +64,11 @@ class ImageView(BaseModel):
     width: int = Field(description="Width in pixels.")
     height: int = Field(description="Height in pixels.")
     bytes: int = Field(description="Size of the stored master.")
+    safety: dict[str, Any] | None = Field(
+        default=None,
+        description="What the safety policy says about its pixels: action, rule, score, findings; null where "
+        "it says nothing.",
+    )
     created_at: Seconds
     prompt: str | None = Field(default=None, description="Its prompt.")
     seed: int | None = Field(default=None, description="Its seed.")
@@ -264,6 +269,7 @@ def image_view(image: LibraryImage, *, whole: bool = False) -> ImageView:
         pixels_sha256=image.pixels_sha256,
         delivered_sha256=image.file_sha256,
         watermark=image.watermark,
+        safety=None if image.safety is None else dict(image.safety),
         width=image.width,
         height=image.height,
         bytes=image.bytes,

@@ -55,6 +55,7 @@ KINDS: Mapping[str, ErrorKind] = {
     "invalid_request": _INVALID,
     "invalid_prompt": _INVALID,
     "prompt_refused": ErrorKind(400, "image_generation_user_error", code="content_policy_violation"),
+    "image_refused": ErrorKind(400, "image_generation_user_error", code="moderation_blocked"),
     "invalid_picture": _INVALID,
     "unsupported_model": _INVALID,
     "out_of_memory": _INVALID,

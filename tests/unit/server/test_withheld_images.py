@@ -1,0 +1,255 @@
+"""Images that the safety policy blocks or blurs: no byte of them leaves, by any route of any API."""
+
+import ast
+import base64
+import functools
+import io
+import json
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import limner.server
+from limner.errors import ModelNotFound
+from limner.request import GenerationRequest
+from limner.safety.images import blurred
+from limner.service import worker
+from limner.service.fake import FakeDevice, _pattern
+from limner.service.image_safety import ImageSafety
+from limner.service.worker import run_worker
+from limner.settings.serve import ServeSettings
+from tests.serving import serving, submit
+from tests.waiting import until
+
+POLICY = """
+schema = 1
+base = "none"
+"""
+RULE = """
+[[image_rules]]
+name = "{name}"
+action = "{action}"
+reason = "a known pattern"
+category = "nsfw"
+min_score = {score}
+"""
+RULES = (("seen", "flag", 0.3), ("hidden", "blur", 0.6), ("refused", "block", 0.8))
+SCORES = {"a forbidden boat": 0.9, "a hidden boat": 0.7, "a doubtful boat": 0.4}
+ASK = {"width": 128, "height": 128, "seed": 1, "steps": 4}
+ANY_IMAGE = (
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"WEBPVP8",
+    b"iVBORw0KGgo",
+    b"/9j/",
+    b"UklGR",
+)  # as bytes, in base64
+
+
+def pattern(prompt: str) -> np.ndarray:
+    """What the fake device draws."""
+    return np.asarray(_pattern(GenerationRequest(prompt=prompt, **ASK)))
+
+
+class Stub:
+    """A checker that knows some patterns by their pixels."""
+
+    name, version = "opennsfw", "stub"
+
+    def check(self, images):
+        known = [(pattern(prompt), score) for prompt, score in SCORES.items()]
+        return [
+            {"nsfw": next((score for one, score in known if np.array_equal(one, image)), 0.0)}
+            for image in images
+        ]
+
+
+class Drawing:
+    """What a worker draws with: patterns of prompts."""
+
+    def __init__(self, name: str = "fake") -> None:
+        self._name = name
+
+    def device(self, settings, name, subscribers, meter):
+        return FakeDevice(settings, self._name, subscribers, meter)
+
+
+@pytest.fixture
+def checked(tmp_path, monkeypatch):
+    """A server whose policy blocks, blurs and flags."""
+    monkeypatch.setattr(
+        worker, "ImageSafety", functools.partial(ImageSafety, load=lambda _: {"opennsfw": Stub()})
+    )
+    rules = [RULE.format(name=name, action=action, score=score) for name, action, score in RULES]
+    path = tmp_path / "own.toml"
+    path.write_text(POLICY + "".join(rules))
+
+    def serve(device="fake"):
+        return serving(tmp_path / "data", painter=Drawing(device), safety=str(path))
+
+    return serve
+
+
+def opened(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def holds_image(data: bytes) -> bool:
+    return any(mark in data for mark in ANY_IMAGE)
+
+
+def test_no_byte_of_a_blocked_image_leaves(checked):
+    prompt = "a forbidden boat"
+    with checked() as served:
+        client, answers, stopped = served.client, [], threading.Event()
+        events = []
+
+        def watch():
+            with client.stream("GET", "/api/v1/events", params={"previews": True, "after": 0}) as stream:
+                for line in stream.iter_lines():
+                    events.append(line.encode())
+                    if stopped.is_set():
+                        return
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        body = {"request": {"prompt": prompt, **ASK}}
+        native = client.post("/api/v1/jobs", json=body, headers={"prefer": "wait=20"})
+        [job] = native.json()["jobs"]
+        assert (job["state"], job["error"]["code"], job["image"]) == ("failed", "image_refused", None)
+        assert "refused (opennsfw nsfw 0.9)" in job["error"]["message"]
+        answers += [native, client.get(f"/api/v1/jobs/{job['id']}"), client.get("/api/v1/images")]
+        shared = {"prompt": prompt, "seed": 1, "steps": 4, "size": "128x128"}
+        for more in (
+            {"response_format": "b64_json"},
+            {"response_format": "url"},
+            {"output_format": "webp"},
+        ):
+            answer = client.post("/v1/images/generations", json={**shared, **more})
+            assert answer.status_code == 400, answer.text
+            error = answer.json()["error"]
+            assert (error["type"], error["code"]) == ("image_generation_user_error", "moderation_blocked")
+            answers.append(answer)
+        stream = client.post("/v1/images/generations", json={**shared, "stream": True, "partial_images": 3})
+        assert "moderation_blocked" in stream.text
+        assert "partial_image" not in stream.text
+        webui = client.post("/sdapi/v1/txt2img", json={"prompt": prompt, **ASK})
+        assert (webui.status_code, "safety policy" in webui.json()["detail"]) == (400, True)
+        answers += [stream, webui, client.get("/sdapi/v1/progress")]
+        archive = zipfile.ZipFile(io.BytesIO(client.get("/api/v1/accounts/local/export").content))
+        assert not [name for name in archive.namelist() if name.startswith("images/")]
+        until(lambda: any(b'"failed"' in line for line in events))
+        stopped.set()
+        submit(client, prompt="a red boat", **ASK)  # ends the watching
+        watching.join(20)
+        assert [one.request.url for one in answers if holds_image(one.content)] == []
+        assert not [line for line in events if holds_image(line) or b"preview_type" in line]
+        stored = [path for path in (served.state.settings.data / "pictures").rglob("*") if path.is_file()]
+        fine = client.get("/api/v1/images").json()["items"]
+        assert len(fine) == 1
+        assert {path.parent.name for path in stored} == {fine[0]["job_id"]}
+        rows = [row for row in served.ledger.audit_log() if row.action == "image.blocked"]
+        assert len(rows) == 6
+        assert (rows[0].subject, rows[0].details["rule"]) == (job["id"], "refused")
+        text = lambda: client.get("/metrics").text  # noqa: E731
+        until(lambda: 'action="block",rule="refused",stage="image"} 6' in text())
+
+
+def test_a_blurred_image_is_delivered_blurred_and_its_master_is_for_operators(checked):
+    prompt = "a hidden boat"
+    with checked() as served:
+        client = served.client
+        image = submit(client, prompt=prompt, **ASK)["jobs"][0]["image"]
+        assert (image["safety"]["action"], image["safety"]["rule"]) == ("blur", "hidden")
+        shown = np.asarray(blurred(Image.fromarray(pattern(prompt)))).astype(int)
+
+        def is_blurred(data: bytes, most: float = 3.0) -> bool:
+            return bool(np.abs(opened(data) - shown).mean() < most)
+
+        assert not is_blurred(Image.fromarray(pattern(prompt)) and png_of(pattern(prompt)))
+        file = client.get(image["url"]).content
+        assert is_blurred(file)
+        assert is_blurred(client.get(image["thumbnail_url"]).content, 5.0)
+        assert client.get(f"{image['url']}?format=jpeg").status_code == 200
+        assert is_blurred(client.get(f"{image['url']}?format=jpeg").content, 5.0)
+        assert client.get(f"/api/v1/images/{image['id']}/steps").json()["steps"] == []
+        exact = client.get(image["url"], params={"exact": True}).content
+        assert np.array_equal(opened(exact), pattern(prompt))
+        body = {"prompt": prompt, "seed": 1, "steps": 4, "size": "128x128", "response_format": "b64_json"}
+        sent = client.post("/v1/images/generations", json=body).json()["data"][0]["b64_json"]
+        assert is_blurred(base64.b64decode(sent))
+        sent = client.post("/sdapi/v1/txt2img", json={"prompt": prompt, **ASK}).json()["images"][0]
+        assert is_blurred(base64.b64decode(sent))
+        archive = zipfile.ZipFile(io.BytesIO(client.get("/api/v1/accounts/local/export").content))
+        assert is_blurred(archive.read(f"images/{image['id']}.png"))
+        key = served.ledger.get_image(image["id"]).key
+        (served.state.settings.data / "pictures" / key.replace("masters/", "delivered/")).unlink()
+        assert client.get(image["url"]).content == file
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_a_flagged_image_is_delivered_and_says_so(checked):
+    with checked() as served:
+        image = submit(served.client, prompt="a doubtful boat", **ASK)["jobs"][0]["image"]
+        assert (image["safety"]["action"], image["safety"]["scores"]) == ("flag", {"opennsfw": {"nsfw": 0.4}})
+        record = served.client.get(f"/api/v1/images/{image['id']}").json()["record"]
+        assert any("flags the image" in one for one in record["warnings"])
+        assert json.loads(record["notes"]["image_safety"])["rule"] == "seen"
+        [row] = [row for row in served.ledger.audit_log() if row.action == "image.flagged"]
+        assert row.subject == image["job_id"]
+        fine = submit(served.client, prompt="a red boat", **ASK)["jobs"][0]["image"]
+        assert fine["safety"]["action"] == "allow"
+
+
+def test_an_interrupted_image_is_withheld(checked):
+    with checked("fake:0.05") as served:
+        answers = []
+
+        def ask():
+            body = {"prompt": "a forbidden boat", **ASK, "steps": 200}
+            answers.append(served.client.post("/sdapi/v1/txt2img", json=body))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until(lambda: served.client.get("/sdapi/v1/progress").json()["state"]["sampling_step"] > 2)
+        seen = served.client.get("/sdapi/v1/progress")
+        assert seen.json()["current_image"] is None
+        served.client.post("/sdapi/v1/interrupt")
+        asking.join(20)
+        assert not holds_image(answers[0].content)
+        assert answers[0].json()["images"] == []
+
+
+def test_a_policy_whose_checker_is_missing_refuses_to_start(tmp_path):
+    path = tmp_path / "own.toml"
+    checker = '[checkers.mine]\nkind = "onnx"\nfile = "none.onnx"\nlabels = ["nsfw"]\n'
+    rule = RULE.format(name="own", action="block", score=0.5) + 'checker = "mine"\n'
+    path.write_text(POLICY + checker + rule)
+    with serving(tmp_path / "data", working=False) as served:
+        settings = ServeSettings(data=served.state.settings.data, safety=str(path))
+        with pytest.raises(ModelNotFound):
+            run_worker(settings, "w", device="fake", make_device=FakeDevice, stopping=threading.Event())
+
+
+def test_no_module_of_the_server_reads_stored_images_but_through_the_release():
+    readers = {"get", "get_delivered", "get_thumbnail", "get_strip", "get_strip_layout"}
+    found = []
+    for path in Path(limner.server.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in readers:
+                owner = node.value
+                name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+                if name in ("store", "_store"):
+                    found.append((path.name, node.lineno))
+            if isinstance(node, ast.Name) and node.id == "ImageStore" and path.name != "app.py":
+                found.append((path.name, node.lineno))
+    assert found == []
