@@ -9,6 +9,7 @@ from limner.request import GenerationRequest
 from limner.service.fake import FakeDevice, is_fake
 from limner.service.measuring import WorkerMeter
 from limner.settings.serve import ServeSettings
+from tests.waiting import DEADLINE
 
 
 def device(name="fake", subscribers=()):
@@ -22,7 +23,7 @@ def ask(**fields):
 
 
 def drawn(**fields):
-    return device().engine.submit(ask(**fields)).result(20).images[0].tobytes()
+    return device().engine.submit(ask(**fields)).result(DEADLINE).images[0].tobytes()
 
 
 def test_an_image_depends_on_prompt_and_seed_alone():
@@ -33,7 +34,7 @@ def test_an_image_depends_on_prompt_and_seed_alone():
 def steps_of(**fields):
     """All steps of a request, which begins when it is listened to, and its handle."""
     engine, begin = device().engine, threading.Event()
-    engine._wait = lambda *_: begin.wait(20)
+    engine._wait = lambda *_: begin.wait(DEADLINE)
     handle = engine.submit(ask(**fields))
     steps = []
     handle.listen(steps.append)
@@ -43,7 +44,7 @@ def steps_of(**fields):
 
 def previews(**fields):
     handle, steps = steps_of(**fields)
-    handle.result(20)
+    handle.result(DEADLINE)
     return [step.preview() for step in steps if step is not None and step.picture is None]
 
 
@@ -67,17 +68,17 @@ def test_each_step_has_a_preview_of_its_own_which_depends_on_the_seed():
 def test_marks_in_the_prompt_fail_half_way(mark, error):
     handle, steps = steps_of(prompt=f"a boat, {mark}")
     with pytest.raises(error):
-        handle.result(20)
+        handle.result(DEADLINE)
     assert [step.step for step in steps if step is not None] == [1, 2]
 
 
 def test_several_images_are_drawn_at_once_where_the_name_says_so():
     """Each waits until as many are in the middle of a step as may be, which none could do alone."""
-    together = threading.Barrier(3, timeout=20)
+    together = threading.Barrier(3, timeout=DEADLINE)
     engine = device("fake:0:3").engine
     engine._take_step = lambda *_: together.wait()
     handles = [engine.submit(ask(seed=seed, steps=1)) for seed in range(3)]
-    assert len({handle.result(20).images[0].tobytes() for handle in handles}) == 3
+    assert len({handle.result(DEADLINE).images[0].tobytes() for handle in handles}) == 3
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from limner.service.identity import Principal, Quotas
 from limner.service.jobs import Completion, StoredImage
 from limner.service.ledger.ledger import Ledger
 from tests.concurrency import at_once
+from tests.waiting import DEADLINE
 
 
 def work(ledger, name, submitted, *, limit, claimed):
@@ -93,6 +94,7 @@ from limner.service.identity import Principal, Quotas
 from limner.service.jobs import Completion, StoredImage
 from limner.service.ledger.ledger import Ledger
 from tests.concurrency import at_once
+from tests.waiting import DEADLINE
 ledger = Ledger.open(sys.argv[1])
 while claims := ledger.claim(sys.argv[2], lease_seconds=60, limit=2):
     for claim in claims:
@@ -110,7 +112,7 @@ def test_processes_share_the_jobs(ledger_url, ledger, anna, submit):
         )
         for index in range(2)
     ]
-    done = [line for worker in workers for line in worker.communicate(timeout=60)[0].split()]
+    done = [line for worker in workers for line in worker.communicate(timeout=DEADLINE)[0].split()]
     assert [worker.returncode for worker in workers] == [0, 0]
     assert sorted(done) == sorted(job.id for job in made.jobs)
     assert {job.state for job in ledger.get_set(made.id).jobs} == {"done"}

@@ -8,13 +8,14 @@ import pytest
 from limner.errors import InvalidRequest
 from limner.service import listening
 from limner.service.listening import address_of, listen
+from tests.waiting import DEADLINE
 
 
 def test_a_free_port_is_taken():
     with listen("127.0.0.1", 0) as made:
         host, _, port = address_of(made).partition(":")
         assert host == "127.0.0.1"
-        with socket.create_connection((host, int(port)), timeout=5):
+        with socket.create_connection((host, int(port)), timeout=DEADLINE):
             pass
 
 
