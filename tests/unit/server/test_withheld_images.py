@@ -23,7 +23,7 @@ from limner.service.image_safety import ImageSafety
 from limner.service.worker import run_worker
 from limner.settings.serve import ServeSettings
 from tests.serving import serving, submit
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 POLICY = """
 schema = 1
@@ -118,7 +118,7 @@ def test_no_byte_of_a_blocked_image_leaves(checked):
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
         body = {"request": {"prompt": prompt, **ASK}}
-        native = client.post("/api/v1/jobs", json=body, headers={"prefer": "wait=20"})
+        native = client.post("/api/v1/jobs", json=body, headers={"prefer": f"wait={DEADLINE}"})
         [job] = native.json()["jobs"]
         assert (job["state"], job["error"]["code"], job["image"]) == ("failed", "image_refused", None)
         assert "refused (opennsfw nsfw 0.9)" in job["error"]["message"]
@@ -145,7 +145,7 @@ def test_no_byte_of_a_blocked_image_leaves(checked):
         until(lambda: any(b'"failed"' in line for line in events))
         stopped.set()
         submit(client, prompt="a red boat", **ASK)  # ends the watching
-        watching.join(20)
+        watching.join(DEADLINE)
         assert [one.request.url for one in answers if holds_image(one.content)] == []
         assert not [line for line in events if holds_image(line) or b"preview_type" in line]
         stored = [path for path in (served.state.settings.data / "pictures").rglob("*") if path.is_file()]
@@ -224,7 +224,7 @@ def test_an_interrupted_image_is_withheld(checked):
         seen = served.client.get("/sdapi/v1/progress")
         assert seen.json()["current_image"] is None
         served.client.post("/sdapi/v1/interrupt")
-        asking.join(20)
+        asking.join(DEADLINE)
         assert not holds_image(answers[0].content)
         assert answers[0].json()["images"] == []
 
