@@ -8,6 +8,7 @@ from torch import Tensor
 
 from limner.errors import InternalError
 
+from .execution import limner_error
 from .jobs import ImageRun
 
 Reviewed = tuple[Tensor, Mapping[str, str]]
@@ -33,5 +34,7 @@ def reviewed(group: Sequence[ImageRun]) -> list[Reviewed | Exception]:
                 f"images {list(kept.shape)}"
             )
     except Exception as error:
-        return [error] if len(group) == 1 else [reviewed([run])[0] for run in group]
-    return [(kept[row, None], notes[row]) for row in range(len(group))]
+        failure = limner_error(error)  # what the failed review held is free before the next one
+    else:
+        return [(kept[row, None], notes[row]) for row in range(len(group))]
+    return [failure] if len(group) == 1 else [reviewed([run])[0] for run in group]

@@ -1,11 +1,13 @@
 """Forward passes that fail: what is freed, tried again, remembered and logged."""
 
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from limner.engine.execution import execute
+from limner.engine.review import reviewed
 from limner.errors import InternalError, OutOfMemory
 from limner.generation.calls import Answer, EncodeText
 
@@ -86,3 +88,23 @@ def test_one_call_at_fault_does_not_make_later_passes_small(caplog):
         assert [number for number, one in enumerate(found) if isinstance(one, OutOfMemory)] == [5]
         assert model.sizes == [8, 4, 4, 2, 1, 1, 2]
     assert len(caplog.records) == 1
+
+
+def test_a_failed_review_frees_what_it_held_before_the_next_one():
+    held = []
+
+    def review(images, requests):
+        assert all(one() is None for one in held), "tensors of a failed review are in memory"
+        features = torch.zeros(len(images), 1000)
+        held.append(weakref.ref(features))
+        raise ZeroDivisionError("of a review")
+
+    client = SimpleNamespace(review=review)
+    runs = [
+        SimpleNamespace(image=torch.zeros(1, 3, 8, 8), job=SimpleNamespace(client=client), request=None)
+        for _ in range(3)
+    ]
+    found = reviewed(runs)
+    assert len(held) == 4
+    assert all("of a review" in str(error) for error in found)
+    assert all(one() is None for one in held), "errors keep tensors"

@@ -230,10 +230,10 @@ def test_calls_that_somebody_waits_for_go_first_and_are_given_up_after_a_while(m
             time.sleep(0.001)
         return asking
 
-    asking = [ask_for("in turn"), ask_for("first", first=True)]
     for first in (False, True):
         with pytest.raises(TimeoutError):
             engine.answer(model, [_first_call(model)], first=first, timeout=0.0)
+    asking = [ask_for("in turn"), ask_for("first", first=True)]
     held.set()
     for one in asking:
         one.join(DEADLINE)
