@@ -2,6 +2,7 @@
 
 import re
 
+import httpx
 import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
@@ -40,6 +41,11 @@ def stocked(tmp_path_factory):
 
 def prompt(page: Page):
     return page.get_by_label("Prompt", exact=True)
+
+
+def settle(page: Page) -> None:
+    """Let what has arrived be rendered."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def test_weights_by_keys_are_undone_step_by_step(studio):
@@ -139,8 +145,52 @@ def test_an_estimate_of_an_earlier_request_is_not_shown(studio):
     with page.expect_response(lambda answer: "the first" in (answer.request.post_data or "")) as late:
         route.fulfill(json={"seconds": 7200, "cost": 0, "waiting_seconds": 0, "request": {}})
     late.value.finished()
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    settle(page)
     assert estimate.text_content() == shown
+
+
+def test_a_late_refusal_leaves_the_completions_of_what_is_typed_now(studio, stocked):
+    page = studio(stocked, tolerate="Failed to load resource").page
+    completing = Held(page, "**/api/v1/completions*", lambda request: "q=sk&" in f"{request.url}&")
+    prompt(page).press_sequentially("<sk")
+    route = completing.next()
+    prompt(page).press_sequentially("e")
+    option = page.get_by_role("option", name="sketch")
+    expect(option).to_be_visible()
+    with page.expect_response(lambda answer: answer.status == 500) as late:
+        route.fulfill(status=500, json={"title": "Broken"})
+    late.value.finished()
+    settle(page)
+    expect(option).to_be_visible()
+
+
+def test_late_suggestions_do_not_replace_later_ones(studio):
+    page = studio(tolerate="Failed to load resource").page  # the pictures of the suggestions are none
+    suggesting = Held(page, "**/api/v1/prompts/suggestions*")
+    button = page.get_by_role("button", name="Suggestions")
+    prompt(page).fill("first")
+    button.click()
+    first = suggesting.next()
+    page.keyboard.press("Escape")
+    prompt(page).fill("second")
+    button.click()
+    second = suggesting.next()
+    for route, text in ((second, "asked later"), (first, "asked earlier")):
+        one = {"prompt": text, "negative_prompt": "", "image": 999, "kept": 1, "drawn": 1}
+        with page.expect_response("**/api/v1/prompts/suggestions*") as answer:
+            route.fulfill(json=[one])
+        answer.value.finished()
+    settle(page)
+    expect(page.get_by_role("button", name="asked later")).to_be_visible()
+    expect(page.get_by_role("button", name="asked earlier")).to_be_hidden()
+
+
+def test_what_acts_can_be_touched_with_a_finger(studio, fake_server):
+    httpx.put(f"{fake_server.url}/api/v1/drafts/studio", json={"steps": 7}, timeout=30).raise_for_status()
+    page = studio(width=390).page
+    for name in ("Steps 7", "Remove Steps 7"):
+        box = page.get_by_role("button", name=name, exact=True).bounding_box()
+        assert min(box["width"], box["height"]) >= 44, name
 
 
 def test_earlier_prompts_are_walked_through_by_keys(studio):

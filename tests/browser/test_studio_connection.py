@@ -5,6 +5,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from benchmarks.faults.service import Service
+from tests.browser.held import Held
 from tests.waiting import until
 
 pytestmark = pytest.mark.browser
@@ -69,6 +70,21 @@ def test_a_reload_halfway_goes_on_with_the_same_tiles_and_the_draft(studio, fake
     expect(
         elsewhere.get_by_role("group", name="seen again after a reload").get_by_role("link")
     ).to_have_count(4)
+
+
+def test_what_ended_before_the_stream_of_events_came_is_shown(studio, fake_server):
+    opened = studio(hash="#/settings")
+    page = opened.page
+    streaming = Held(page, "**/api/v1/events*")
+    body = {"request": {"prompt": "done while nobody listened", "num_images": 1, "steps": 20}}
+    made = httpx.post(f"{fake_server.url}/api/v1/jobs", json=body, timeout=30).json()
+    page.goto(f"{opened.url}/?again#/create")
+    region = page.get_by_role("group", name="done while nobody listened")
+    expect(region.get_by_role("listitem")).to_have_count(1)
+    stream = streaming.next()
+    httpx.get(f"{fake_server.url}/api/v1/sets/{made['id']}", params={"wait": 60}, timeout=70)
+    stream.continue_()
+    expect(region.get_by_role("link")).to_have_count(1, timeout=PATIENCE)
 
 
 def test_a_server_that_was_killed_is_found_again_and_finishes_what_it_accepted(studio, tmp_path):

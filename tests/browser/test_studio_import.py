@@ -131,6 +131,15 @@ def test_a_chosen_picture_becomes_the_reference_and_undo_takes_it_back(studio, t
     expect(following.get_by_role("button", name="Start from a picture")).to_be_visible()
 
 
+def test_a_sheet_that_cannot_be_loaded_says_so(studio):
+    page = studio(tolerate="Failed to load resource|ERR_FAILED").page
+    page.route("**/import.js", lambda route: route.abort())
+    sheet = drop(page, ("old.png", "image/png", picture(parameters=TEXT)))
+    expect(sheet.get_by_role("alert")).to_contain_text("could not be loaded")
+    page.keyboard.press("Escape")
+    expect(sheet).to_be_hidden()
+
+
 def test_pictures_like_a_pasted_one_are_searched(studio):
     page = studio(tolerate="Failed to load resource").page  # a fake device may have no vectors to search
     encoded = [("pasted.png", "image/png", base64.b64encode(picture()).decode())]

@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from benchmarks.faults.service import Service
+from tests.browser.held import Held
 from tests.waiting import until
 
 pytestmark = pytest.mark.browser
@@ -124,3 +125,34 @@ def test_what_failed_is_told_with_its_reason_and_tried_again(studio, fake_server
     expect(done.get_by_role("link")).to_have_count(2, timeout=PATIENCE)
     done.get_by_role("link").first.click()
     expect(page.get_by_role("img", name="two kites that are done").first).to_be_visible()
+
+
+def test_an_older_state_of_the_queue_does_not_replace_a_newer_one(studio, busy):
+    page = studio(hash="#/queue").page
+    expect(page.get_by_role("heading", name=LONG).last).to_be_visible()
+    turns = iter([True])
+    reading = Held(page, re.compile(r"/api/v1/jobs\?.*order=queue"), lambda _: next(turns, False))
+    submit(busy, "a kite that is read late", 1)
+    late = reading.next()
+    submit(busy, "a kite that is read at once", 1)
+    heading = page.get_by_role("heading", name="a kite that is read at once")
+    expect(heading).to_be_visible()
+    with page.expect_response(lambda answer: "order=queue" in answer.url) as answer:
+        late.fulfill(json={"items": [], "next": None, "total": 0})
+    answer.value.finished()
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    expect(heading).to_be_visible()
+
+
+def test_a_picture_that_cannot_be_stopped_is_not_shown_as_stopping(studio, busy):
+    submit(busy, "one that is not stopped", 1)
+    page = studio(tolerate="Failed to load resource").page
+    page.route("**/cancel", lambda route: route.fulfill(status=503, json={"title": "Busy", "code": "busy"}))
+    region = page.get_by_role("group", name="one that is not stopped")
+    notes = page.get_by_role("region", name="Notes")
+    for name in ("Stop this one", "Stop all of these"):
+        region.get_by_role("button", name=name).click()
+        expect(notes.get_by_text("Busy")).to_be_visible()
+        expect(region.get_by_text("Stopping")).to_be_hidden()
+        notes.get_by_role("button", name="Close").click()
+        expect(notes.get_by_text("Busy")).to_be_hidden()

@@ -6,6 +6,7 @@ from playwright.sync_api import Page, expect
 
 from benchmarks.faults.service import Service
 from tests.browser.held import Held
+from tests.serving import png
 
 pytestmark = pytest.mark.browser
 
@@ -124,6 +125,27 @@ def test_more_like_a_picture_has_its_seed_and_knows_its_parent(studio, fake_serv
     assert child["relation"] == "variation"
     assert child["request"]["seed"] == image["seed"]
     assert child["request"]["variation_strength"] > 0
+
+
+def test_a_picture_that_keeps_pixels_of_another_is_refined_from_its_own(studio, fake_server):
+    with httpx.Client(base_url=f"{fake_server.url}/api/v1", timeout=60) as client:
+        start, mask = (client.post("/uploads", content=png((64, 64), one)).json() for one in ("red", "white"))
+        request = {"prompt": "one that was mended", "num_images": 1, "steps": 2, "strength": 0.5}
+        request |= {"image": start["reference"], "mask": mask["reference"], "width": 64, "height": 64}
+        client.post("/jobs", json={"request": request}, headers={"prefer": "wait=50"}).raise_for_status()
+    page = studio().page
+    region = page.get_by_role("group", name="one that was mended")
+    region.get_by_role("link").focus()
+    page.keyboard.press("r")
+    expect(region).to_have_count(2)
+    expect(region.first.get_by_role("listitem").get_by_role("link")).to_have_count(1, timeout=PATIENCE)
+    child, parent = sets(fake_server, "one that was mended")
+    assert child["parents"] == [parent["jobs"][0]["image"]["id"]]
+    assert child["relation"] == "refined"
+    assert child["request"].get("mask") is None
+    assert child["request"]["image"] != parent["request"]["image"]
+    made = child["jobs"][0]["image"]
+    assert (made["width"], made["height"]) == (128, 128)
 
 
 def test_a_failure_stays_in_its_tile_with_its_reason_and_a_next_step(studio):

@@ -241,6 +241,29 @@ def test_compare_lists_what_differs_and_takes_one(library_server, studio):
     wait_for_draft(library_server, prompt="words of the draft", steps=4)
 
 
+@pytest.mark.parametrize(("key", "relation"), [("v", "variation"), ("e", "edited")])
+def test_what_is_drawn_from_a_shown_picture_knows_its_parent(library_server, studio, key, relation):
+    page = studio(library_server, hash="#/image/42", tolerate=NO_FILE).page
+    expect(picture(page, "the second of two")).to_be_visible()
+    page.keyboard.press(key)
+    expect(page).to_have_url(re.compile("#/create"))
+    if key == "e":
+        page.get_by_role("button", name="Use this mask").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.get_by_label("Prompt", exact=True).fill("another from the second")
+    page.get_by_role("button", name="Draw").click()
+    made = page.get_by_role("group", name="another from the second")
+    expect(made.get_by_role("navigation", name="Made from").get_by_role("link")).to_have_count(1)
+    [newest, *_] = httpx.get(f"{library_server.url}/api/v1/sets", timeout=30).json()["items"]
+    assert newest["parents"] == [image_of(library_server, 42)["id"]]
+    assert newest["relation"] == relation
+
+
+def test_a_difference_of_pictures_that_cannot_be_read_is_told(library_server, studio):
+    page = studio(library_server, hash="#/compare/42,1?way=difference", tolerate=NO_FILE).page
+    expect(page.get_by_role("alert")).to_contain_text("One of the two pictures cannot be read.")
+
+
 def test_a_phone_shows_the_picture_above_its_card(library_server, studio):
     page = studio(library_server, width=390, hash="#/image/42", tolerate=NO_FILE).page
     shown = picture(page, "the second of two")

@@ -50,6 +50,6 @@ async function loadStatus(): Promise<void> {
     if (session.value?.account?.role === 'operator') await workers.load() // others may not see the devices
     await session.loadCost()
   } catch (error) {
-    if (!(error instanceof ApiError && error.unreachable)) throw error
+    if (!(error instanceof ApiError)) throw error // it stays empty until then
   }
 }

@@ -9,6 +9,9 @@ export type JobSet = Schemas['SetView']
 export type Model = Schemas['ModelView']
 export type GenerationRequest = Partial<Schemas['GenerationRequest']>
 
+/** What a proxy answers while the server behind it is away. */
+const GATEWAY = [502, 503, 504]
+
 /** What the server answered instead, or that it could not be reached (`unreachable`). */
 export class ApiError extends Error {
   readonly code: string
@@ -23,7 +26,7 @@ export class ApiError extends Error {
     this.status = problem.status ?? 0
     this.hint = problem.hint ?? null
     this.fields = problem.fields ?? []
-    this.retryable = problem.retryable ?? false
+    this.retryable = problem.retryable ?? GATEWAY.includes(this.status)
   }
 
   get unreachable(): boolean {

@@ -50,6 +50,7 @@ const LONGEST_PAUSE = 15_000
 class Events {
   connection = $state<Connection>('connecting')
   #listeners = new Map<Name, Set<(data: never) => void>>()
+  #live = new Set<() => void>()
   #reconnected = new Set<() => void>()
   #channel: BroadcastChannel | undefined
   #source: EventSource | undefined
@@ -81,6 +82,11 @@ class Events {
     this.#listeners.set(name, all)
     all.add(listener as (data: never) => void)
     return () => all.delete(listener as (data: never) => void)
+  }
+
+  /** Call `listener` whenever the stream comes to live, at the start too: what happened before is in no event. */
+  onLive(listener: () => void): void {
+    this.#live.add(listener)
   }
 
   /** Call `listener` whenever the stream lives again after a loss: what is not replayed is to be read anew. */
@@ -131,9 +137,11 @@ class Events {
   }
 
   #apply(connection: Connection): void {
-    const again = connection === 'live' && this.connection === 'lost'
+    const before = this.connection
     this.connection = connection
-    if (again) for (const call of this.#reconnected) call()
+    if (connection !== 'live' || before === 'live') return
+    for (const call of this.#live) call()
+    if (before === 'lost') for (const call of this.#reconnected) call()
   }
 
   #receive(message: Message): void {

@@ -144,6 +144,12 @@ export function onAction(action: Action, handler: Handler): () => void {
   return () => handlers.set(action, handlers.get(action)!.filter((one) => one !== handler))
 }
 
+/** As `onAction`, for several: `$effect(() => onActions({ fit, close }))`. */
+export function onActions(handlers: Partial<Record<Action, Handler>>): () => void {
+  const ends = Object.entries(handlers).map(([action, handler]) => onAction(action as Action, handler))
+  return () => ends.forEach((end) => end())
+}
+
 /** Do an action as its key would. Returns whether anything did. */
 export function act(action: Action, event?: KeyboardEvent): boolean {
   return [...(handlers.get(action) ?? [])].reverse().some((handler) => handler(event) !== false)

@@ -1,8 +1,39 @@
 /** What a picture was made with, as its record says it. */
 import type { GenerationRequest, Image } from './api'
 
+/** What says how a request starts from a picture. */
+export const IMAGE_FIELDS = ['image', 'strength', 'mask', 'mask_blur', 'mask_padding', 'inpaint_area', 'extend'] as const
+
 /** What is no setting of a picture alone. */
 const NOT_SETTINGS = ['schema_version', 'num_images']
+
+/** How much larger a refined picture is. */
+const ENLARGEMENT = 2
+/** Share that is drawn anew of a picture that is refined from its pixels; more where that would be less than a step. */
+const REFINING_STRENGTH = 0.4
+const SIDE_UNIT = 8
+
+/** Whether pixels of the picture that a request starts from are kept: then there is no second pass at another size. */
+export const keepsPixels = ({ mask, extend }: GenerationRequest): boolean => Boolean(mask || extend?.some((pixels) => pixels > 0))
+
+/**
+ * The request that draws a picture again, larger and with more detail.
+ *
+ * @param request What it was drawn with, with its own seed.
+ * @param finished The picture, its reference as an upload and the number of its steps, where the request keeps pixels: it is then started from.
+ */
+export function refined(request: GenerationRequest, finished?: { reference: string; width: number; height: number; steps: number }): GenerationRequest {
+  if (finished) {
+    const rest = Object.fromEntries(Object.entries(request).filter(([name]) => !(IMAGE_FIELDS as readonly string[]).includes(name)))
+    const side = (pixels: number): number => Math.round((ENLARGEMENT * pixels) / SIDE_UNIT) * SIDE_UNIT
+    const size = { width: side(finished.width), height: side(finished.height) }
+    return { ...rest, ...size, image: finished.reference, strength: Math.max(REFINING_STRENGTH, 1 / finished.steps), num_images: 1 }
+  }
+  const { hires_width, hires_height, hires_scale } = request
+  const larger = (pixels: number | null | undefined): number | undefined => (pixels ? ENLARGEMENT * pixels : undefined)
+  if (hires_width || hires_height) return { ...request, hires_width: larger(hires_width), hires_height: larger(hires_height), num_images: 1 }
+  return { ...request, hires_scale: ENLARGEMENT * (hires_scale ?? 1), num_images: 1 }
+}
 
 /** The request of a picture, every default filled in. */
 export function requestOf(image: Image): GenerationRequest {

@@ -8,6 +8,9 @@ export interface Difference {
   largest: number
 }
 
+/** The share of pixels that differ: `12 %`, `0.25 %`. */
+export const shareOf = ({ different, total }: Difference): string => `${((100 * different) / total).toFixed(different / total < 0.01 ? 2 : 0)} %`
+
 const FLOOR = 40 // brightness of the least difference, so that it is seen
 
 /**

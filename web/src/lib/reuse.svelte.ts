@@ -17,22 +17,28 @@ export function chosen(image: Image): GenerationRequest {
 
 /** Put everything that a picture was made with in the place of the draft. */
 export function useAll(image: Image): void {
-  change(t.viewer.usedAll, () => draft.replace(chosen(image)))
+  changeDraft(t.viewer.usedAll, () => draft.replace(chosen(image)))
 }
 
 /** Take one setting over, and leave the rest of the draft as it is. */
 export function useSetting(name: keyof GenerationRequest, value: unknown, title: string): void {
-  change(t.viewer.used(title), () => draft.set(name, (value ?? undefined) as never))
+  changeDraft(t.viewer.used(title), () => draft.set(name, (value ?? undefined) as never))
 }
 
 /** The draft for pictures that are near to one: its settings with a little of the noise of another seed. */
 export function vary(image: Image): void {
-  const variation = { variation_seed: Math.floor(Math.random() * SEEDS), variation_strength: VARIATION }
-  change(t.viewer.usedAll, () => draft.replace({ ...chosen(image), ...variation }))
+  const request = chosen(image)
+  const variation_seed = Math.floor(Math.random() * SEEDS)
+  const fields = { seed: request.seed, variation_seed }
+  changeDraft(t.viewer.usedAll, () =>
+    draft.replace({ ...request, variation_seed, variation_strength: VARIATION }, { image: image.id, relation: 'variation', fields }),
+  )
 }
 
-function change(text: string, act: () => void): void {
-  const before = $state.snapshot(draft.request) as GenerationRequest
+/** Change the draft in a way that a note, which says what was done, can undo. */
+export function changeDraft(text: string, act: () => void): void {
+  const { request, origin } = draft
+  const before = $state.snapshot(request) as GenerationRequest
   act()
-  toast({ text, undo: () => draft.replace(before) })
+  toast({ text, undo: () => draft.replace(before, origin) })
 }

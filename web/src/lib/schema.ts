@@ -37,6 +37,10 @@ export function settingsOf(schema: RequestSchema, left: readonly string[] = []):
     .map(([name, field]) => settingOf(name as FieldName, field))
 }
 
+/** The settings by their names; none while the schema is not known. */
+export const settingsByName = (schema: RequestSchema | undefined): Map<string, Setting> =>
+  new Map((schema ? settingsOf(schema) : []).map((one) => [one.name, one]))
+
 function settingOf(name: FieldName, field: FieldSchema): Setting {
   const type: FieldSchema = field.anyOf?.find((one) => one.type !== 'null') ?? field
   const whole = type.type === 'integer'

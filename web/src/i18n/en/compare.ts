@@ -8,6 +8,7 @@ export const compare = {
   blinkHint: 'Hold Space or B to see the other picture.',
   shownNow: (number: string) => `Picture ${number} is shown`,
   differsBy: (share: string, largest: number) => `${share} of the pixels differ, by at most ${largest} of 255.`,
+  unreadable: 'One of the two pictures cannot be read.',
   equal: 'Both have the same pixels.',
   scaled: 'The second picture was scaled to the size of the first one.',
   settings: 'What differs',

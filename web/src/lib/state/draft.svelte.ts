@@ -8,9 +8,19 @@ import { events } from '../events.svelte'
 const NAME = 'studio'
 const KEY = 'limner.draft'
 const PAUSE_MS = 600
+const RETRY_MS = 5000
+
+/** The picture that a request was taken from, to be drawn in another way. It holds while `fields` are what the request has. */
+export interface Origin {
+  /** Id of the picture. */
+  image: string
+  relation: 'variation' | 'edited'
+  fields: GenerationRequest
+}
 
 interface Kept {
   request: GenerationRequest
+  origin?: Origin
   /** Version on the server that this one began from; 0 for none. */
   version: number
   /** Whether the server does not have it yet. */
@@ -23,13 +33,18 @@ class Draft {
   /** Whether the server's draft was read, so that what is shown is what there is. */
   loaded = $state(false)
   saved = $state<'yes' | 'no' | 'saving'>('yes')
+  origin = $state.raw<Origin>()
+  /** A draft that another device has stored since something was entered here. It is shown by `showNewer` only. */
+  newer = $state.raw<{ request: GenerationRequest; version: number }>()
   #version = 0
   #timer: ReturnType<typeof setTimeout> | undefined
   #last = '{}'
+  /** Whether something was entered in this page. Until then, what another device stores is shown at once, as a whole. */
+  #entered = false
 
   async start(): Promise<void> {
     const kept = read()
-    if (kept) this.#show(kept.request, kept.version)
+    if (kept) this.#show(kept.request, kept.version, kept.origin)
     if (kept?.dirty) this.saved = 'no'
     $effect.root(() => {
       $effect(() => this.#changed(JSON.stringify(this.request)))
@@ -49,24 +64,49 @@ class Draft {
   }
 
   /** Take over a whole request, such as a picture's. */
-  replace(request: GenerationRequest): void {
+  replace(request: GenerationRequest, origin?: Origin): void {
     this.request = { ...request }
+    this.origin = origin
   }
 
-  /** Send what the server does not have, or take what another device has stored since. */
+  /** What the request is of an earlier picture, for the set that is drawn of it. */
+  get lineage(): { parents: string[]; relation: Origin['relation'] } | undefined {
+    const { origin, request } = this
+    if (!origin) return undefined
+    const names = Object.keys(origin.fields) as (keyof GenerationRequest)[]
+    return names.every((name) => request[name] === origin.fields[name]) ? { parents: [origin.image], relation: origin.relation } : undefined
+  }
+
+  /** Show what another device has stored in place of what is here. */
+  showNewer(): void {
+    if (this.newer) this.#show(this.newer.request, this.newer.version)
+  }
+
+  /**
+   * Send what the server does not have, or read what another device has stored since. Where something was entered in this
+   * page, that does not take its place: it waits as `newer`.
+   */
   async sync(): Promise<void> {
     if (this.saved === 'no') return this.#save()
     try {
       const all = await data(api.GET('/api/v1/drafts'))
       const found = all.find((one) => one.name === NAME)
-      if (found && this.saved === 'yes' && found.version > this.#version) this.#show(found.value, found.version)
+      if (found && this.saved === 'yes' && found.version > this.#version) this.#receive(found.value, found.version)
     } catch (error) {
-      if (!(error instanceof ApiError) || !(error.unreachable || error.status === 401)) throw error
+      if (!(error instanceof ApiError)) throw error
+      if (error.status >= 500) return void setTimeout(() => void this.sync(), RETRY_MS)
     }
     this.loaded = true
   }
 
-  #show(request: GenerationRequest, version: number): void {
+  #receive(request: GenerationRequest, version: number): void {
+    if (!this.#entered || JSON.stringify(request) === this.#last) this.#show(request, version, this.#entered ? this.origin : undefined)
+    else this.newer = { request, version }
+  }
+
+  #show(request: GenerationRequest, version: number, origin?: Origin): void {
+    this.newer = undefined
+    this.origin = origin
     this.#version = version
     this.#last = JSON.stringify(request)
     this.request = { ...request }
@@ -76,6 +116,7 @@ class Draft {
   #changed(text: string): void {
     if (text === this.#last) return
     this.#last = text
+    this.#entered = true
     this.saved = 'no'
     this.#keep()
     clearTimeout(this.#timer)
@@ -92,6 +133,7 @@ class Draft {
         api.PUT('/api/v1/drafts/{name}', { params: { path: { name: NAME } }, body: JSON.parse(sent) as Record<string, never> }),
       )
       this.#version = stored.version
+      this.newer = undefined // it was replaced
       this.loaded = true
       this.saved = this.#last === sent ? 'yes' : 'no'
     } catch (error) {
@@ -103,7 +145,8 @@ class Draft {
   }
 
   #keep(): void {
-    const kept: Kept = { request: JSON.parse(this.#last) as GenerationRequest, version: this.#version, dirty: this.saved !== 'yes' }
+    const request = JSON.parse(this.#last) as GenerationRequest
+    const kept: Kept = { request, origin: this.origin, version: this.#version, dirty: this.saved !== 'yes' }
     try {
       localStorage.setItem(KEY, JSON.stringify(kept))
     } catch {

@@ -18,10 +18,13 @@ class Queue {
   readAt = $state(0)
   #timer: ReturnType<typeof setTimeout> | undefined
   #followers = 0
+  #reads = 0
+  /** Number of the read that is shown. */
+  #shown = 0
 
   start(): void {
     events.on('job', () => this.#soon())
-    events.onReconnect(() => this.#soon())
+    events.onLive(() => this.#soon())
     void this.load()
   }
 
@@ -33,6 +36,7 @@ class Queue {
   }
 
   async load(): Promise<void> {
+    const read = ++this.#reads
     try {
       const [page, ended] = await Promise.all([
         data(api.GET('/api/v1/jobs', { params: { query: { order: 'queue', limit: LIMIT } } })),
@@ -44,6 +48,8 @@ class Queue {
             )
           : undefined,
       ])
+      if (read < this.#shown) return // a later one was answered first
+      this.#shown = read
       this.jobs = page.items
       this.total = page.total ?? page.items.length
       this.readAt = performance.now()
@@ -52,7 +58,7 @@ class Queue {
       this.error = undefined
     } catch (error) {
       if (!(error instanceof ApiError)) throw error
-      this.error = error
+      if (read > this.#shown) this.error = error
     }
   }
 

@@ -1,6 +1,8 @@
 /** Pictures that a request starts from or is guided by. They are uploads: `sha256:` and the hash of their bytes. */
 import { api, data, send, type Schemas } from '../api'
+import { IMAGE_FIELDS } from '../picture'
 import { draft } from './draft.svelte'
+import { library } from './library.svelte'
 
 const PREFIX = 'sha256:'
 
@@ -17,6 +19,12 @@ export async function upload(picture: Blob): Promise<string> {
   return view.reference
 }
 
+/** Upload a picture of the library by its id, and return its reference. Raises ApiError. */
+export async function uploadImage(id: string): Promise<string> {
+  const params = { path: { image_id: id } }
+  return upload((await data(api.GET('/api/v1/images/{image_id}/file', { params, parseAs: 'blob' }))) as Blob)
+}
+
 class References {
   /** Whether the mask of the draft's picture is being painted. */
   masking = $state(false)
@@ -29,16 +37,16 @@ class References {
 
   /** Start from a picture of the library, by id or number, and with `mask` paint over what is to change. */
   async startFromImage(image: string, { mask = false } = {}): Promise<void> {
-    const params = { path: { image_id: image } }
-    const picture = (await data(api.GET('/api/v1/images/{image_id}/file', { params, parseAs: 'blob' }))) as Blob
-    this.startFrom(await upload(picture))
+    const { id } = await library.get(image)
+    const reference = await uploadImage(id)
+    this.startFrom(reference)
+    draft.origin = { image: id, relation: 'edited', fields: { image: reference } }
     this.masking = mask
   }
 
   /** Start from nothing but the prompt. */
   clear(): void {
-    const fields = ['image', 'strength', 'mask', 'mask_blur', 'mask_padding', 'inpaint_area', 'extend'] as const
-    for (const field of fields) draft.set(field, undefined)
+    for (const field of IMAGE_FIELDS) draft.set(field, undefined)
   }
 }
 

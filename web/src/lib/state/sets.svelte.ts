@@ -4,6 +4,8 @@ import { events, type JobEvent, type LibraryEvent, type ProgressEvent } from '..
 import { announce } from '../../ui/announce.svelte'
 import { t } from '../../i18n'
 import { placed, type Place } from '../slots'
+import { keepsPixels, refined } from '../picture'
+import { uploadImage } from './references.svelte'
 import { outbox, type NewJobs } from './outbox.svelte'
 
 export type JobState = Job['state']
@@ -166,8 +168,6 @@ export class LiveSet {
 const PAGE = 12
 /** Share of other noise in more of a picture. */
 const VARIATION = 0.35
-/** How much larger a refined picture is. */
-const ENLARGEMENT = 2
 
 class Sets {
   /** Newest first. */
@@ -187,7 +187,7 @@ class Sets {
     events.on('job', (event) => void this.#onJob(event))
     events.on('progress', (event) => this.#onProgress(event))
     events.on('library', (event) => void this.#onLibrary(event))
-    events.onReconnect(() => void this.load())
+    events.onLive(() => void this.load()) // also at the start: what ended before the stream came is in no event
   }
 
   /** The newest sets. Those that are here already are brought up to date. */
@@ -212,10 +212,14 @@ class Sets {
     this.#more(page.next ?? null)
   }
 
+  /** A set by its id, where it is here. */
+  find(id: string): LiveSet | undefined {
+    return this.all.find((set) => set.id === id)
+  }
+
   /** A set by its id, from the server where it is not here. */
   async get(id: string): Promise<LiveSet> {
-    const known = this.all.find((set) => set.id === id)
-    return known ?? this.#take(await data(api.GET('/api/v1/sets/{set_id}', { params: { path: { set_id: id } } })))
+    return this.find(id) ?? this.#take(await data(api.GET('/api/v1/sets/{set_id}', { params: { path: { set_id: id } } })))
   }
 
   job(id: string): LiveJob | undefined {
@@ -312,11 +316,13 @@ class Sets {
     })
   }
 
-  /** Draw a picture again from its own seed, and then larger with more detail. */
+  /** Draw a picture again from its own seed, and then larger with more detail; one that kept pixels of another, from its own pixels. */
   async refine(job: LiveJob): Promise<LiveSet | null> {
     const { image, request } = await this.#made(job)
+    const { steps } = job.params as GenerationRequest
+    const finished = keepsPixels(request) ? { ...image, steps: steps ?? 1, reference: await uploadImage(image.id) } : undefined
     return this.draw({
-      request: { ...request, num_images: 1, hires_scale: (request.hires_scale ?? 1) * ENLARGEMENT } as Schemas['GenerationRequest'],
+      request: refined(request, finished) as Schemas['GenerationRequest'],
       parents: [image.id],
       relation: 'refined',
     })
@@ -333,7 +339,7 @@ class Sets {
 
   /** The set of a job, where it is here. */
   setOf(job: LiveJob): LiveSet | undefined {
-    return this.all.find((set) => set.id === job.setId)
+    return this.find(job.setId)
   }
 
   /** The job that made a picture, where it is here. */
@@ -364,7 +370,7 @@ class Sets {
   }
 
   #take(view: JobSet, instead?: ReadonlyMap<string, string>): LiveSet {
-    let set = this.all.find((one) => one.id === view.id)
+    let set = this.find(view.id)
     if (set) set.update(view, instead)
     else {
       set = new LiveSet(view)
@@ -384,8 +390,7 @@ class Sets {
     try {
       if (!job) {
         // Drawn in another tab or on another device: the set is read once, with its first event.
-        const isKnown = this.all.some((set) => set.id === event.set_id)
-        if (event.change === 'queued' && (event.index === 0 || isKnown)) await this.#reload(event.set_id)
+        if (event.change === 'queued' && (event.index === 0 || this.find(event.set_id))) await this.#reload(event.set_id)
         return
       }
       const state = STATE_AFTER[event.change]
@@ -421,7 +426,7 @@ class Sets {
     if (!job || job.ended) return
     job.state = 'running'
     job.onProgress(event)
-    const set = this.all.find((one) => one.id === job.setId)
+    const set = this.setOf(job)
     if (set && !this.#halfTold.has(set.id) && shareOf(set) >= 0.5) {
       this.#halfTold.add(set.id)
       announce(t.shell.half)
@@ -429,7 +434,7 @@ class Sets {
   }
 
   #tell(job: LiveJob): void {
-    const set = this.all.find((one) => one.id === job.setId)
+    const set = this.setOf(job)
     if (!set?.ended) return
     const done = set.jobs.filter((one) => one.state === 'done').length
     const failed = set.jobs.filter((one) => one.state === 'failed' || one.state === 'dead').length
