@@ -97,7 +97,7 @@ def test_what_is_not_signed_or_no_image(limner, tiny, monkeypatch):
     Path("text.png").write_text("no image")
     refused = limner("verify", "text.png", "plain.png", "--json")
     assert (refused.code, "text.png cannot be read as an image" in refused.err) == (2, True)
-    assert json.loads(refused.out) == {"file": "plain.png", "manifest": None}
+    assert json.loads(refused.out) == {"file": "plain.png", "manifest": None, "replay": None}
     assert limner("verify", "nothing.png").code == 2
     assert "text.png holds no certificate" in limner("verify", "plain.png", "--anchors", "text.png").err
     assert limner("generate", "a", "--model", tiny, *SIZE, "--out", "signed.png", "--sign").code == 0

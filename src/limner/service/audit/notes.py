@@ -154,7 +154,7 @@ def open_note(note: str, keys: Iterable[PublicKey]) -> tuple[str, PublicKey]:
                 )
     raise InvalidRequest(
         "the checkpoint is not signed by a known key",
-        hint="give the key of its log by --key; `limner audit key` prints it",
+        hint="give the key of the log that signed it, which `limner audit key` prints",
     )
 
 
