@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, R
 
 from benchmarks.chromium import SIZES, chromium, path_of_chromium
 from benchmarks.faults.service import Service
+from tests.browser.axe import AXE
 
 Theme = Literal["light", "dark"]
 
@@ -48,6 +49,14 @@ def browser() -> Iterator[Browser]:
         pytest.skip("there is no Chromium: apt-get install chromium, or set LIMNER_TEST_CHROMIUM")
     with chromium() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The script of axe-core."""
+    if not AXE.is_file():
+        pytest.skip("axe-core is not installed: npm ci in web/")
+    return AXE.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

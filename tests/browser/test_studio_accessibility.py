@@ -1,25 +1,15 @@
 """WCAG 2.2 AA on every screen, in both themes and widths, as axe-core finds it."""
 
-from pathlib import Path
-
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from benchmarks.faults.service import Service
+from tests.browser.axe import violations
 
 pytestmark = pytest.mark.browser
 
-AXE = Path(__file__).resolve().parents[2] / "web/node_modules/axe-core/axe.min.js"
 SCREENS = ("create", "history", "queue", "models", "settings", "settings/keys", "settings/notices", "compare")
-TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    if not AXE.is_file():
-        pytest.skip("axe-core is not installed: npm ci in web/")
-    return AXE.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +21,6 @@ def picture(fake_server: Service) -> str:
     )
     assert answer.json()["ended"]
     return str(answer.json()["jobs"][0]["image"]["id"])
-
-
-def violations(page: Page, axe: str) -> list[str]:
-    """What axe finds on the page: the rule, and what breaks it."""
-    if not page.evaluate("'axe' in window"):
-        page.evaluate(axe)
-    found = page.evaluate("tags => axe.run({runOnly: tags})", TAGS)
-    return [
-        f"{one['id']}: {one['help']}\n  " + "\n  ".join(node["html"][:200] for node in one["nodes"])
-        for one in found["violations"]
-    ]
 
 
 @pytest.mark.parametrize("width", [1440, 390])

@@ -19,6 +19,8 @@ export const references = {
   controlPicture: 'The picture that guides',
   network: 'Network',
   preprocessor: 'Made from the picture by',
+  asItIs: 'nothing: it is one already',
+  made: (preprocessor: string) => `What ${preprocessor} makes of it`,
   weight: 'Weight',
   begin: 'From',
   end: 'To',
