@@ -11,13 +11,15 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect
 
 from benchmarks.chromium import SIZES, chromium, path_of_chromium
 from benchmarks.faults.service import Service
 from tests.browser.axe import AXE
 
 Theme = Literal["light", "dark"]
+
+expect.set_options(timeout=30_000)  # milliseconds: five seconds are too few for a busy machine
 
 
 class Studio(NamedTuple):
