@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from datetime import datetime
 
 import httpx
 import pytest
@@ -87,9 +88,12 @@ def test_ten_thousand_pictures_have_an_exact_scrollbar_and_few_nodes(studio, ful
     expect(cell(page, COUNT - 1)).to_be_in_viewport()
     expect(cell(page, COUNT - 1).get_by_role("img")).to_have_attribute("alt", prompt_of(1))
 
-    cell(page, COUNT - 1).focus()
-    page.keyboard.press("Home")
-    expect(cell(page, 0)).to_be_focused()
+    # By its name: a label too close to the one above it is left out, as in the first days of a month.
+    first, name = index(full_server)["months"][2]
+    label = datetime.strptime(name, "%Y-%m").strftime("%B %Y")
+    page.get_by_role("navigation", name="Months").get_by_role("button", name=label).click()
+    expect(cell(page, first)).to_be_in_viewport()
+    cell(page, first).focus()
     page.keyboard.press("End")
     expect(cell(page, COUNT - 1)).to_be_focused()
     page.keyboard.press("Home")
