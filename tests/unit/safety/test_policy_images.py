@@ -50,7 +50,7 @@ min_score = 0.75
 
 @dataclass
 class Stub:
-    """A checker that was told the scores: of all images, or of each by its pixels."""
+    """A checker that returns given scores: the same for all images, or looked up by an image's pixels."""
 
     scores: dict[bytes, float] = field(default_factory=dict)
     otherwise: float = 0.0

@@ -354,7 +354,7 @@ def test_parts_that_a_file_lacks_come_from_elsewhere(path, small_single, tokeniz
             whole.kind,
             whole.scheduler_config,
         )
-        if part != "unet":  # alone in a file, a U-Net is told by the sizes of those that are published
+        if part != "unet":  # alone in a file, the family of a U-Net follows from the sizes of published ones
             own = path.with_name("own.safetensors")
             held = {key: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             write_tensors(own, {key.removeprefix(prefix): tensor for key, tensor in held.items()})

@@ -9,7 +9,7 @@ const NOT_SETTINGS = ['schema_version', 'num_images']
 
 /** How much larger a refined picture is. */
 const ENLARGEMENT = 2
-/** Share that is drawn anew of a picture that is refined from its pixels; more where that would be less than a step. */
+/** Denoising strength with which a picture is refined from its pixels; higher where it would amount to less than one step. */
 const REFINING_STRENGTH = 0.4
 const SIDE_UNIT = 8
 

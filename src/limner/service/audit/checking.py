@@ -13,7 +13,7 @@ from .notes import Checkpoint, PublicKey, open_checkpoint
 if TYPE_CHECKING:
     from limner.service.ledger.ledger import Ledger
 
-_MANY = 20  # faults that are told one by one
+_MANY = 20  # faults that a report names; of further ones it has the number
 
 
 @dataclass(frozen=True)

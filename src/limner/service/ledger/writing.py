@@ -25,8 +25,8 @@ MAX_NAME = 500
 
 
 ACTING: ContextVar[str] = ContextVar("acting", default="operator")
-"""Who acts, where a method is told only that objects of all accounts may be changed: the account of an
-operator, "cli", or "operator" where that is not known."""
+"""Name for the audit log of whoever acts as an operator, that is, with access to all accounts: the operator's
+account, "cli", or "operator" where it is not known."""
 
 
 def actor_of(account_id: str | None) -> str:

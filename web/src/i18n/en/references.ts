@@ -6,7 +6,7 @@ export const references = {
   remove: 'Remove picture',
   picture: 'The picture that is started from',
   strength: 'Strength',
-  strengthHelp: 'How much of the picture is drawn anew.',
+  strengthHelp: 'How far the result may depart from the picture: 0 keeps it, 1 ignores it.',
   mask: 'Paint a mask',
   editMask: 'Change mask',
   removeMask: 'Remove mask',

@@ -1,5 +1,5 @@
 /**
- * A mask as pixels: 255 is painted anew, 0 keeps the picture's pixels. It is drawn here and not by a canvas, so that
+ * A mask as pixels: 255 is inpainted, 0 keeps the picture's pixels. It is drawn here and not by a canvas, so that
  * the same strokes give the same bytes in every browser. Undo keeps the tiles that a stroke changed.
  */
 
@@ -49,7 +49,7 @@ export class Mask {
     return this.#undone.length > 0
   }
 
-  /** Share of the picture that is painted anew, from 0 to 1. */
+  /** Share of the picture that is inpainted, from 0 to 1. */
   get share(): number {
     return this.pixels.reduce((sum, one) => sum + one, 0) / (255 * this.pixels.length)
   }
