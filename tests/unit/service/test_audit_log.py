@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from limner.errors import InvalidRequest, NotFound
 from limner.service.audit.canonical import canonical
@@ -427,6 +427,29 @@ def test_an_entry_that_comes_after_the_erasure_gets_no_name(ledger, log, anna):
     log.sequence()
     assert "anna" not in raw(ledger)
     assert {row.actor for row in ledger.audit_log(action="image.viewed")} == {"erased"}
+
+
+def test_keys_are_read_once_and_those_of_accounts_that_are_gone_are_not_shared(ledger, log, bert):
+    log.sequence()
+    for _ in range(3):
+        accept(ledger, bert, "hashed")
+    for _ in range(2):
+        prompts = LoggedPrompts("hashed", {"prompt": PROMPT})
+        ledger.audit("nobody", "request.refused", "nobody", prompts=prompts)
+    read = []
+
+    @event.listens_for(ledger._db.engine, "before_cursor_execute")
+    def _note(_connection, _cursor, statement, *_more):
+        if statement.startswith("SELECT audit_keys"):
+            read.append(statement)
+
+    log.sequence()
+    his, gone = (ledger.audit_log(action=action) for action in ("set.accepted", "request.refused"))
+    assert (len(his), len(gone), len(read)) == (3, 2, 1 + 2)
+    assert len({row.details["prompts"]["hashed"]["prompt"] for row in his}) == 1
+    assert len({row.details["prompts"]["hashed"]["prompt"] for row in gone}) == 2
+    assert [log.fields_with(str(row.id), PROMPT) for row in his] == [("prompt",)] * 3
+    assert [log.prompts_of(str(row.id)) for row in gone] == [{"erased": True}] * 2
 
 
 def test_prompts_are_forgotten_after_their_days(ledger, log, anna):

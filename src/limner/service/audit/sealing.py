@@ -48,7 +48,7 @@ def month_of(at: float) -> str:
 
 
 class Sealer:
-    """Encrypts prompts, and the keys that they are encrypted with.
+    """Encrypts the keys that prompts are sealed with, and opens what they have sealed.
 
     Args:
         key: The key of the audit log.
@@ -57,42 +57,21 @@ class Sealer:
     def __init__(self, key: bytes) -> None:
         self._wrapping = derived(key, "limner audit prompts")
 
-    def new_key(self, alias: str, month: str) -> bytes:
-        """A new key of an account for a month, encrypted."""
-        return _encrypt(self._wrapping, os.urandom(_KEY_BYTES), f"{alias} {month}")
+    def new_key(self, alias: str, month: str) -> tuple[bytes, bytes]:
+        """A new key of an account for a month, and the same key encrypted."""
+        key = os.urandom(_KEY_BYTES)
+        return key, _encrypt(self._wrapping, key, f"{alias} {month}")
 
-    def opens(self, wrapped: bytes, alias: str, month: str) -> bool:
-        """Whether a key was encrypted with this key of the audit log."""
-        try:
-            self._unwrapped(wrapped, alias, month)
-        except ValueError:
-            return False
-        return True
-
-    def seal(
-        self,
-        prompts: Mapping[str, str],
-        keep: PromptLog,
-        wrapped: bytes,
-        alias: str,
-        month: str,
-        entry_id: int,
-    ) -> dict[str, Any]:
-        """Prompts as they stand in a leaf.
+    def unwrapped(self, wrapped: bytes, alias: str, month: str) -> bytes:
+        """The key of an account for a month.
 
         Args:
-            prompts: Texts by the field of the request.
-            keep: What is kept of them. Where they are kept as they are, that is beside the leaf.
-            wrapped: Key of the account, as `new_key` returned it.
+            wrapped: The key, encrypted as by `new_key`.
 
         Raises:
-            ValueError: The key was encrypted with another key of the audit log.
+            ValueError: It was encrypted with another key of the audit log.
         """
-        key = self._unwrapped(wrapped, alias, month)
-        if keep == "encrypted":
-            data = _encrypt(key, canonical(prompts), f"{alias} {entry_id}")
-            return {"month": month, "encrypted": b64encode(data).decode()}
-        return {"month": month, "hashed": {name: _hashed(key, text) for name, text in prompts.items()}}
+        return _decrypt(self._wrapping, wrapped, f"{alias} {month}")
 
     def open(
         self, sealed: Mapping[str, Any], wrapped: bytes, alias: str, entry_id: int
@@ -106,7 +85,7 @@ class Sealer:
 
         if "encrypted" not in sealed:
             return None
-        key = self._unwrapped(wrapped, alias, sealed["month"])
+        key = self.unwrapped(wrapped, alias, sealed["month"])
         found: Mapping[str, str] = json.loads(
             _decrypt(key, b64decode(sealed["encrypted"]), f"{alias} {entry_id}")
         )
@@ -116,11 +95,24 @@ class Sealer:
         self, sealed: Mapping[str, Any], wrapped: bytes, alias: str, text: str
     ) -> tuple[str, ...]:
         """The fields whose hashed prompt is a text. Raises ValueError as `open`."""
-        its = _hashed(self._unwrapped(wrapped, alias, sealed["month"]), text)
+        its = _hashed(self.unwrapped(wrapped, alias, sealed["month"]), text)
         return tuple(name for name, hashed in sealed["hashed"].items() if hashed == its)
 
-    def _unwrapped(self, wrapped: bytes, alias: str, month: str) -> bytes:
-        return _decrypt(self._wrapping, wrapped, f"{alias} {month}")
+
+def seal(
+    prompts: Mapping[str, str], keep: PromptLog, key: bytes, alias: str, month: str, entry_id: int
+) -> dict[str, Any]:
+    """Prompts as they stand in a leaf.
+
+    Args:
+        prompts: Texts by the field of the request.
+        keep: What is kept of them. Where they are kept as they are, that is beside the leaf.
+        key: Key of the account for the month.
+    """
+    if keep == "encrypted":
+        data = _encrypt(key, canonical(prompts), f"{alias} {entry_id}")
+        return {"month": month, "encrypted": b64encode(data).decode()}
+    return {"month": month, "hashed": {name: _hashed(key, text) for name, text in prompts.items()}}
 
 
 def _hashed(key: bytes, text: str) -> str:

@@ -9,6 +9,7 @@ Names of accounts do not stand in leaves, but aliases: `limner.service.audit.sea
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from limner.service.audit.merkle import (
     leaf_hash,
 )
 from limner.service.audit.notes import PublicKey
-from limner.service.audit.sealing import ALIAS, PROMPTS, Sealer, entry_object, month_of
+from limner.service.audit.sealing import ALIAS, PROMPTS, Sealer, entry_object, month_of, seal
 from limner.service.identity import LOCAL_ACCOUNT
 from limner.service.jobs import LoggedPrompts
 
@@ -166,9 +167,10 @@ class Auditing(Writing):
                 return 0
             frontier = self._frontier_of(tx, size)
             aliases = self._aliases_for(tx, rows)
+            keys: dict[tuple[str, str], bytes] = {}
             leaves, nodes = [], []
             for row in rows:
-                leaf = self._leaf(tx, row, frontier.size, aliases, sealer)
+                leaf = self._leaf(tx, row, frontier.size, aliases, sealer, keys)
                 done = frontier.append(leaf["hash"])
                 leaves.append(leaf)
                 nodes += [dict(zip(("level", "number", "hash"), node, strict=True)) for node in done]
@@ -190,17 +192,23 @@ class Auditing(Writing):
         return Frontier(size, parts)
 
     def _leaf(
-        self, tx: Connection, row: Row[Any], number: int, aliases: Mapping[str, str], sealer: Sealer
+        self,
+        tx: Connection,
+        row: Row[Any],
+        number: int,
+        aliases: Mapping[str, str],
+        sealer: Sealer,
+        keys: dict[tuple[str, str], bytes],
     ) -> dict[str, Any]:
-        """The row of a leaf for an entry."""
+        """The row of a leaf for an entry. `keys` is that of `_prompt_key`."""
         details = storable(row.details)
         if "account" in details:
             details["account"] = aliases.get(details["account"], details["account"])
         actor, kept = aliases.get(row.actor, row.actor), None
         if row.prompts:
             prompts, month = storable(row.prompts["texts"]), month_of(row.at)
-            key = self._prompt_key(tx, row.actor, actor, month, sealer)
-            details[PROMPTS] = sealer.seal(prompts, row.prompts["keep"], key, actor, month, row.id)
+            key = self._prompt_key(tx, row.actor, actor, month, sealer, keys)
+            details[PROMPTS] = seal(prompts, row.prompts["keep"], key, actor, month, row.id)
             kept = prompts if row.prompts["keep"] == "plain" else None
         subject = aliases.get(row.subject, row.subject)
         entry = entry_object(row.id, row.at, actor, row.action, subject, details)
@@ -240,18 +248,35 @@ class Auditing(Writing):
             tx.execute(insert(audit_aliases), lasting)
         return known | new
 
-    def _prompt_key(self, tx: Connection, account_id: str, alias: str, month: str, sealer: Sealer) -> bytes:
-        """The key of an account's prompts for a month; one that is kept nowhere if the account is gone."""
+    def _prompt_key(
+        self,
+        tx: Connection,
+        account_id: str,
+        alias: str,
+        month: str,
+        sealer: Sealer,
+        keys: dict[tuple[str, str], bytes],
+    ) -> bytes:
+        """The key of an account's prompts for a month; a new one, kept nowhere, if the account is gone.
+
+        Args:
+            keys: The stored keys that this transaction has used, by account and month. It is extended.
+        """
+        if (known := keys.get((account_id, month))) is not None:
+            return known
         its = (audit_keys.c.account_id == account_id, audit_keys.c.month == month)
         found = tx.execute(select(audit_keys.c.key).where(*its)).scalar()
-        if found is not None and sealer.opens(found, alias, month):
-            return bytes(found)
-        made = sealer.new_key(alias, month)
+        if found is not None:
+            with suppress(ValueError):  # encrypted with a key of the log that was lost
+                keys[account_id, month] = key = sealer.unwrapped(bytes(found), alias, month)
+                return key
+        key, wrapped = sealer.new_key(alias, month)
         if tx.execute(select(accounts.c.id).where(accounts.c.id == account_id)).first() is not None:
-            if found is not None:  # of a key of the log that was lost
+            if found is not None:
                 tx.execute(delete(audit_keys).where(*its))
-            tx.execute(insert(audit_keys).values(account_id=account_id, month=month, key=made))
-        return made
+            tx.execute(insert(audit_keys).values(account_id=account_id, month=month, key=wrapped))
+            keys[account_id, month] = key
+        return key
 
     def _keep_checkpoint(self, tx: Connection, size: int, note: str) -> None:
         now = self._db.time(tx)
