@@ -159,12 +159,21 @@ def open_note(note: str, keys: Iterable[PublicKey]) -> tuple[str, PublicKey]:
 
 
 def open_checkpoint(note: str, keys: Iterable[PublicKey]) -> Checkpoint:
-    """The checkpoint of a note. Raises InvalidRequest as `open_note`, and for one of another log."""
+    """The checkpoint of a note. Raises InvalidRequest as `opened_checkpoint`."""
+    return opened_checkpoint(note, keys)[0]
+
+
+def opened_checkpoint(note: str, keys: Iterable[PublicKey]) -> tuple[Checkpoint, PublicKey]:
+    """The checkpoint of a note and the key that has signed it.
+
+    Raises:
+        InvalidRequest: As `open_note`, and for a checkpoint of another log.
+    """
     text, key = open_note(note, keys)
     found = Checkpoint.parse(text)
     if found.origin != key.name:
         raise InvalidRequest(f"the checkpoint is of {found.origin}, but signed by the key of {key.name}")
-    return found
+    return found, key
 
 
 def _no_checkpoint() -> InvalidRequest:

@@ -10,7 +10,7 @@ from limner.errors import InvalidRequest
 
 from .canonical import canonical
 from .merkle import is_consistent, leaf_hash, root_by_inclusion
-from .notes import Checkpoint, PublicKey, open_checkpoint
+from .notes import Checkpoint, PublicKey, open_checkpoint, opened_checkpoint
 
 INCLUSION = "limner-audit-inclusion-1"
 CONSISTENCY = "limner-audit-consistency-1"
@@ -95,7 +95,7 @@ def check_document(text: str, keys: Sequence[PublicKey] = ()) -> Proved:
 
 def _check_inclusion(document: Mapping[str, Any], keys: Sequence[PublicKey]) -> Proved:
     used = list(keys) or [PublicKey.parse(document["key"])]
-    checkpoint, key = _opened(document["checkpoint"], used)
+    checkpoint, key = opened_checkpoint(document["checkpoint"], used)
     hashed, leaf = leaf_hash(canonical(document["entry"])), int(document["leaf"])
     try:
         root = root_by_inclusion(hashed, leaf, checkpoint.size, _read(document["path"]))
@@ -111,21 +111,13 @@ def _check_inclusion(document: Mapping[str, Any], keys: Sequence[PublicKey]) -> 
 
 def _check_consistency(document: Mapping[str, Any], keys: Sequence[PublicKey]) -> Proved:
     used = list(keys) or [PublicKey.parse(one) for one in document["keys"]]
-    (old, _), (new, key) = _opened(document["old"], used), _opened(document["checkpoint"], used)
+    old = open_checkpoint(document["old"], used)
+    new, key = opened_checkpoint(document["checkpoint"], used)
     if not is_consistent(old.size, old.root, new.size, new.root, _read(document["path"])):
         raise InvalidRequest(
             f"the proof does not hold: the log of size {new.size} does not continue that of size {old.size}"
         )
     return Proved(key, new, old=old)
-
-
-def _opened(note: str, keys: Sequence[PublicKey]) -> tuple[Checkpoint, PublicKey]:
-    for key in keys[:-1]:
-        try:
-            return open_checkpoint(note, [key]), key
-        except InvalidRequest:
-            continue
-    return open_checkpoint(note, keys), keys[-1]
 
 
 def _written(path: Sequence[bytes]) -> list[str]:

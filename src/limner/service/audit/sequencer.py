@@ -15,7 +15,7 @@ from limner.settings.serve import ServeSettings
 
 from .canonical import storable
 from .key import MISSING, audit_key, new_audit_key
-from .notes import Checkpoint, PublicKey, SigningKey, open_checkpoint
+from .notes import Checkpoint, SigningKey, open_checkpoint, opened_checkpoint
 from .proofs import consistency_document, inclusion_document
 from .sealing import PROMPTS, Sealer
 
@@ -114,9 +114,13 @@ class AuditLog:
             NotFound: There is no such entry.
         """
         leaf, note = self._leaf_of(name), self.checkpoint()
-        key = self._signer_of(note)
-        size = open_checkpoint(note, [key]).size
-        path = self._ledger.audit_proof(leaf.number, size)
+        try:  # after a new key, the last checkpoints may be signed by the one before
+            checkpoint, key = opened_checkpoint(note, self._ledger.audit_signers())
+        except InvalidRequest:
+            raise InvalidRequest(
+                "the newest checkpoint is not signed by a key of this log", hint=MISSING
+            ) from None
+        path = self._ledger.audit_proof(leaf.number, checkpoint.size)
         return inclusion_document(leaf.entry, leaf.number, path, note, key)
 
     def prove_consistency(self, old: str) -> dict[str, object]:
@@ -202,16 +206,6 @@ class AuditLog:
             temporary.write_text(note, encoding="utf-8")
         self._copied = size
         return path
-
-    def _signer_of(self, note: str) -> PublicKey:
-        """The key that has signed a checkpoint: after a new key, the last ones may be of the one before."""
-        for key in reversed(self._ledger.audit_signers()):
-            try:
-                open_checkpoint(note, [key])
-            except InvalidRequest:
-                continue
-            return key
-        raise InvalidRequest("the newest checkpoint is not signed by a key of this log", hint=MISSING)
 
 
 def _named(seed: bytes) -> SigningKey:
