@@ -196,10 +196,10 @@ class AuditLog:
             OSError: The folder cannot be written.
         """
         folder = self._settings.audit_checkpoints
-        size = self._ledger.audit_size()
-        if folder is None or size == self._copied or (note := self._ledger.checkpoint()) is None:
+        if folder is None or (note := self._ledger.checkpoint()) is None:
             return None
-        size = int(note.split("\n")[1])
+        if (size := Checkpoint.parse(note).size) == self._copied:
+            return None
         path = folder / f"checkpoint-{size:012d}.txt"
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
