@@ -73,10 +73,8 @@ class Sealer:
         """
         return _decrypt(self._wrapping, wrapped, f"{alias} {month}")
 
-    def open(
-        self, sealed: Mapping[str, Any], wrapped: bytes, alias: str, entry_id: int
-    ) -> Mapping[str, str] | None:
-        """The prompts that `seal` has encrypted; None where they were hashed.
+    def open(self, sealed: Mapping[str, Any], wrapped: bytes, alias: str, entry_id: int) -> Mapping[str, Any]:
+        """The prompts that `seal` has encrypted; what it has returned where they were hashed.
 
         Raises:
             ValueError: They were encrypted with another key.
@@ -84,7 +82,7 @@ class Sealer:
         import json
 
         if "encrypted" not in sealed:
-            return None
+            return sealed
         key = self.unwrapped(wrapped, alias, sealed["month"])
         found: Mapping[str, str] = json.loads(
             _decrypt(key, b64decode(sealed["encrypted"]), f"{alias} {entry_id}")

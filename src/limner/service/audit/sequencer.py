@@ -3,8 +3,9 @@
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from limner import __version__
 from limner.errors import InvalidRequest, LimnerError, NotFound
@@ -29,6 +30,8 @@ _POLICY = (
     *("safety", "limits", "quotas", "max_queued_jobs", "require_key", "prompt_log", "keep_prompts_days"),
     *("keep_images_days", "keep_uploads_days", "keep_jobs_days", "trash_days"),
 )
+
+T = TypeVar("T")
 
 
 class AuditLog:
@@ -147,21 +150,7 @@ class AuditLog:
         Raises:
             NotFound: There is no such entry.
         """
-        leaf = self._leaf_of(name)
-        sealed = leaf.entry["details"].get(PROMPTS)
-        if sealed is None:
-            return None
-        if leaf.prompts is not None:
-            return dict(leaf.prompts)
-        alias = str(leaf.entry["actor"])
-        wrapped = self._ledger.sealed_with(alias, sealed["month"])
-        if wrapped is None:
-            return {"erased": True}
-        try:
-            found = self._sealer.open(sealed, wrapped, alias, leaf.entry["id"])
-        except ValueError:
-            return {"erased": True}
-        return dict(sealed) if found is None else dict(found)
+        return self._prompts_of(self._leaf_of(name))
 
     def fields_with(self, name: str, text: str) -> tuple[str, ...] | None:
         """The fields of an entry whose prompt is a text; None where its prompts cannot be compared any more.
@@ -169,16 +158,32 @@ class AuditLog:
         Raises:
             NotFound: There is no such entry.
         """
-        prompts = self.prompts_of(name)
+        return self._fields_with(self._leaf_of(name), text)
+
+    def _prompts_of(self, leaf: Leaf) -> dict[str, object] | None:
+        sealed = leaf.entry["details"].get(PROMPTS)
+        if sealed is None:
+            return None
+        if leaf.prompts is not None:
+            return dict(leaf.prompts)
+        found = self._opened(leaf, lambda key, alias: self._sealer.open(sealed, key, alias, leaf.entry["id"]))
+        return {"erased": True} if found is None else dict(found)
+
+    def _fields_with(self, leaf: Leaf, text: str) -> tuple[str, ...] | None:
+        prompts = self._prompts_of(leaf)
         if prompts is None or "erased" in prompts:
             return None
         if "hashed" not in prompts:
             return tuple(field for field, its in prompts.items() if its == text)
-        leaf = self._leaf_of(name)
+        return self._opened(leaf, lambda key, alias: self._sealer.fields_with(prompts, key, alias, text))
+
+    def _opened(self, leaf: Leaf, read: Callable[[bytes, str], T]) -> T | None:
+        """What `read` makes of the key of a leaf's sealed prompts, encrypted, and the alias of their account;
+        None if the key was erased, or encrypted with another key of the log."""
         alias = str(leaf.entry["actor"])
-        wrapped = self._ledger.sealed_with(alias, str(prompts["month"]))
+        wrapped = self._ledger.sealed_with(alias, leaf.entry["details"][PROMPTS]["month"])
         try:
-            return None if wrapped is None else self._sealer.fields_with(prompts, wrapped, alias, text)
+            return None if wrapped is None else read(wrapped, alias)
         except ValueError:
             return None
 
