@@ -6,11 +6,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from limner.errors import InvalidRequest, NotFound
+from limner.errors import InvalidRequest
 from limner.images.preprocess import PREPROCESSORS, option_names, preprocessor
 from limner.server.auth import Reader, Submitter
 from limner.server.bodies import body_schema, read_body
 from limner.server.state import in_thread, state_of
+
+from .uploads import upload_content
 
 router = APIRouter(prefix="/control", tags=["requests"])
 
@@ -88,10 +90,7 @@ async def preview_control(request: Request, caller: Submitter) -> Response:
 
     def read() -> bytes:
         state.ledger.get_upload(caller.account.id, digest)
-        path = state.assets.find(digest)
-        if path is None:
-            raise NotFound("the content of this upload is gone", fields=("image",))
-        return path.read_bytes()
+        return upload_content(state, digest, "image")
 
     params = {"preprocessor": body.preprocessor, "width": body.width, "height": body.height}
     data = await in_thread(read)

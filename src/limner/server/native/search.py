@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from limner.errors import LimnerError, NotFound
+from limner.errors import LimnerError
 from limner.server.auth import Reader, Submitter
 from limner.server.bodies import body_schema, read_body
 from limner.server.state import ServerState, in_thread, state_of
@@ -17,6 +17,7 @@ from limner.service.search import taste
 from limner.service.search.account import AccountSearch, Embedded, Order, RememberedPrompt
 from limner.service.search.query import CHIPS, MAX_LENGTH, parse_query
 
+from .uploads import upload_content
 from .views import checked_id
 
 T = TypeVar("T")
@@ -262,10 +263,7 @@ async def _image(state: ServerState, account_id: str, name: str) -> Embedded:
     def stored() -> Embedded | bytes:
         if match is not None:
             state.ledger.get_upload(account_id, match[1])
-            path = state.assets.find(match[1])
-            if path is None:
-                raise NotFound("the content of this upload is gone", fields=("like",))
-            return path.read_bytes()
+            return upload_content(state, match[1], "like")
         image = state.ledger.find_image(checked_id(name, "image"), account_id=account_id)
         known = state.searches.run(account_id, lambda search: search.vector(image.number))
         return state.release.inside(image) if known is None else known

@@ -10,7 +10,7 @@ from limner.errors import NotFound
 from limner.server.auth import Manager, Reader, Submitter
 from limner.server.problems import Refused
 from limner.server.ranges import IMMUTABLE, conditional, ranged
-from limner.server.state import in_thread, state_of
+from limner.server.state import ServerState, in_thread, state_of
 
 from .access import AccountQuery, listed_account
 from .jobs import Limit
@@ -72,6 +72,22 @@ async def image_body(request: Request) -> bytes:
     return await request.body()
 
 
+def upload_content(state: ServerState, digest: str, *fields: str) -> bytes:
+    """The bytes of an upload, whoever has it.
+
+    Args:
+        digest: The hash of the bytes.
+        fields: The fields of the request that name it.
+
+    Raises:
+        NotFound: They are gone.
+    """
+    path = state.assets.find(digest)
+    if path is None:
+        raise NotFound("the content of this upload is gone", fields=fields)
+    return path.read_bytes()
+
+
 @router.get("/uploads")
 async def list_uploads(
     request: Request,
@@ -109,14 +125,8 @@ async def show_upload(request: Request, caller: Reader, sha256: str) -> Response
     tag, headers = f'"{digest}"', {"cache-control": IMMUTABLE, "etag": f'"{digest}"'}
     if (known := conditional(request, tag, headers)) is not None:
         return known
-
-    def read() -> bytes:
-        path = state.assets.find(digest)
-        if path is None:
-            raise NotFound("the content of this upload is gone")
-        return path.read_bytes()
-
-    return ranged(request, await in_thread(read), upload.media_type, tag, headers)
+    data = await in_thread(upload_content, state, digest)
+    return ranged(request, data, upload.media_type, tag, headers)
 
 
 @router.delete("/uploads/{sha256}", status_code=204)
