@@ -1,7 +1,7 @@
 """Conditional and range requests (RFC 9110, sections 13 and 14) for bytes that never change."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,12 +29,31 @@ def conditional(request: Request, tag: str, headers: Mapping[str, str]) -> Respo
     return Response(status_code=304, headers=dict(headers))
 
 
-def ranged(request: Request, data: bytes, media_type: str, tag: str, headers: Mapping[str, str]) -> Response:
-    """The bytes, or the one range of them that was asked for. Several ranges are answered with all bytes.
+async def answered(
+    request: Request,
+    read: Callable[[], Awaitable[bytes]],
+    media_type: str,
+    tag: str,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The bytes, or the one range of them that was asked for; 304 where the client has them already.
+
+    Args:
+        read: Returns the bytes. It is not called for a 304.
+        tag: Entity tag, in its quotes. It never refers to other bytes.
+        headers: Headers besides `etag` and `cache-control`.
 
     Raises:
         Refused: 416 for a range outside of the bytes.
     """
+    own = {"etag": tag, "cache-control": IMMUTABLE, **(headers or {})}
+    if (known := conditional(request, tag, own)) is not None:
+        return known
+    return _ranged(request, await read(), media_type, tag, own)
+
+
+def _ranged(request: Request, data: bytes, media_type: str, tag: str, headers: Mapping[str, str]) -> Response:
+    """The bytes, or one range of them. Several ranges are answered with all bytes."""
     own = {**headers, "accept-ranges": "bytes"}
     match = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
     if match is None or not any(match.groups()) or request.headers.get("if-range", tag) != tag:

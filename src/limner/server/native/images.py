@@ -3,8 +3,9 @@
 Wherever a path has an image's id, its number does as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 from limner.errors import InvalidRequest
 from limner.server.auth import Manager, Reader
 from limner.server.problems import Refused
-from limner.server.ranges import IMMUTABLE, conditional, ranged
+from limner.server.ranges import answered
 from limner.server.state import in_thread, state_of
 from limner.server.waiting import MEDIA_TYPES, delivered
 from limner.service.identity import Principal
@@ -106,14 +107,12 @@ async def image_file(
     image = await _find_image(request, caller, image_id)
     digest = image.sha256 if exact else image.file_sha256
     tag = f'"{digest}"' if format == "png" else f'"{digest}-{format}-{quality}"'
-    headers = _headers(image, tag, f"{image.id}.{format}")
-    if (known := conditional(request, tag, headers)) is not None:
-        return known
+    read: Callable[[], Awaitable[bytes]]
     if exact:
-        data = await in_thread(server.release.exact, image, actor=caller.account.id)
+        read = partial(in_thread, server.release.exact, image, actor=caller.account.id)
     else:
-        data = await delivered(server, image, format=format, quality=quality)
-    return ranged(request, data, MEDIA_TYPES[format], tag, headers)
+        read = partial(delivered, server, image, format=format, quality=quality)
+    return await answered(request, read, MEDIA_TYPES[format], tag, _headers(image, f"{image.id}.{format}"))
 
 
 @router.get("/images/{image_id}/thumbnail", responses=_THUMBNAIL)
@@ -123,11 +122,8 @@ async def thumbnail(request: Request, caller: Reader, image_id: str) -> Response
     server = state_of(request)
     image = await _find_image(request, caller, image_id)
     tag = f'"{image.file_sha256}-{THUMBNAIL_SIDE}"'
-    headers = _headers(image, tag, f"{image.id}.webp")
-    if (known := conditional(request, tag, headers)) is not None:
-        return known
-    data = await in_thread(server.release.thumbnail, image)
-    return ranged(request, data, "image/webp", tag, headers)
+    read = partial(in_thread, server.release.thumbnail, image)
+    return await answered(request, read, "image/webp", tag, _headers(image, f"{image.id}.webp"))
 
 
 @router.get("/images/{image_id}/steps")
@@ -148,11 +144,9 @@ async def image_steps_sprite(request: Request, caller: Reader, image_id: str) ->
     """The WebP with the previews of an image's steps."""
     server = state_of(request)
     image = await _find_image(request, caller, image_id)
-    tag = f'"{image.sha256}-steps"'
-    headers = _headers(image, tag, f"{image.id}-steps.webp")
-    if (known := conditional(request, tag, headers)) is not None:
-        return known
-    return ranged(request, await in_thread(server.release.steps_sprite, image), "image/webp", tag, headers)
+    read = partial(in_thread, server.release.steps_sprite, image)
+    headers = _headers(image, f"{image.id}-steps.webp")
+    return await answered(request, read, "image/webp", f'"{image.sha256}-steps"', headers)
 
 
 @router.delete("/images/{image_id}", status_code=204)
@@ -177,10 +171,8 @@ async def _find_image(request: Request, caller: Principal, image_id: str) -> Ima
     return found
 
 
-def _headers(image: ImageFile, tag: str, name: str) -> Mapping[str, str]:
+def _headers(image: ImageFile, name: str) -> Mapping[str, str]:
     return {
-        "etag": tag,
         "last-modified": http_date(image.created_at),
-        "cache-control": IMMUTABLE,
         "content-disposition": f'inline; filename="{name}"',
     }

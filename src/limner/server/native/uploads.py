@@ -1,6 +1,7 @@
 """Uploads: input images, addressed by the hash of their bytes."""
 
 import re
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,7 +10,7 @@ from pydantic import BaseModel, Field
 from limner.errors import NotFound
 from limner.server.auth import Manager, Reader, Submitter
 from limner.server.problems import Refused
-from limner.server.ranges import IMMUTABLE, conditional, ranged
+from limner.server.ranges import answered
 from limner.server.state import ServerState, in_thread, state_of
 
 from .access import AccountQuery, listed_account
@@ -122,11 +123,8 @@ async def show_upload(request: Request, caller: Reader, sha256: str) -> Response
     """The bytes of an upload of the account."""
     state, digest = state_of(request), _digest(sha256)
     upload = await in_thread(state.ledger.get_upload, caller.account.id, digest)
-    tag, headers = f'"{digest}"', {"cache-control": IMMUTABLE, "etag": f'"{digest}"'}
-    if (known := conditional(request, tag, headers)) is not None:
-        return known
-    data = await in_thread(upload_content, state, digest)
-    return ranged(request, data, upload.media_type, tag, headers)
+    read = partial(in_thread, upload_content, state, digest)
+    return await answered(request, read, upload.media_type, f'"{digest}"')
 
 
 @router.delete("/uploads/{sha256}", status_code=204)

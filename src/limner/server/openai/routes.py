@@ -20,7 +20,7 @@ from limner.request.resolve import STEPS
 from limner.server.auth import Reader, Submitter
 from limner.server.bodies import check_texts, read_json
 from limner.server.problems import Problem, SafeJSON
-from limner.server.ranges import conditional, ranged
+from limner.server.ranges import answered
 from limner.server.state import ServerState, in_decoder, in_thread, state_of
 from limner.server.waiting import MEDIA_TYPES, delivered, finished_set
 from limner.service.identity import Principal
@@ -122,16 +122,12 @@ async def image_file(
     image = await in_thread(state.ledger.find_image, link.image_id)
     tag = f'"{image.file_sha256}-{link.format}-{compression}"'
     headers = {
-        "etag": tag,
-        "cache-control": "private, max-age=31536000, immutable",
         "content-disposition": f'inline; filename="{image.id}.{link.format}"',
         "cross-origin-resource-policy": "cross-origin",  # pages of other origins show it by its address
     }
-    if (known := conditional(request, tag, headers)) is not None:
-        return known
     quality = quality_of(link.format, compression).get("quality")
-    data = await delivered(state, image, format=link.format, quality=quality)
-    return ranged(request, data, MEDIA_TYPES[link.format], tag, headers)
+    read = partial(delivered, state, image, format=link.format, quality=quality)
+    return await answered(request, read, MEDIA_TYPES[link.format], tag, headers)
 
 
 @router.get("/models", responses=responses())
