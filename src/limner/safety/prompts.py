@@ -8,9 +8,9 @@ image.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -115,12 +115,23 @@ def check_prompt(text: str, policy: Policy, negative_prompt: str = "") -> Decisi
     return check_texts(texts, policy)
 
 
-def check_texts(texts: Iterable[PromptText], policy: Policy) -> Decision:
-    """What a policy says about the texts of one image. Subject and act may be in different ones."""
+FindHits = Callable[[str, Matcher], Sequence[Hit]]
+
+
+def check_texts(texts: Iterable[PromptText], policy: Policy, find_hits: FindHits | None = None) -> Decision:
+    """What a policy says about the texts of one image. Subject and act may be in different ones.
+
+    Args:
+        find_hits: `_hits` with a cache that several calls share; None: a cache of this call.
+    """
+    find_hits = find_hits or cache(_hits)
     texts = [text for text in dict.fromkeys(texts) if text.text]
     findings: list[Finding] = []
     for rules, lists in ((policy.always_rules, policy.always_lists), (policy.rules, policy.lists)):
-        matches = [_Match(text, hit) for text in texts for hit in _hits(text, lists)] if rules else []
+        if not rules:
+            continue
+        matcher = _matcher(tuple(lists.items()))
+        matches = [_Match(text, hit) for text in texts for hit in find_hits(text.text, matcher)]
         wanted = [one for one in matches if not one.text.negative]
         unwanted = [one for one in matches if one.text.negative]
         for rule in rules:
@@ -149,9 +160,9 @@ def _matcher(lists: tuple[tuple[str, tuple[str, ...]], ...]) -> Matcher:
     return Matcher(dict(lists))
 
 
-def _hits(text: PromptText, lists: Mapping[str, tuple[str, ...]]) -> list[Hit]:
+def _hits(text: str, matcher: Matcher) -> tuple[Hit, ...]:
     """The terms in a text, without those inside harmless phrases that are written plainly."""
-    found = _matcher(tuple(lists.items())).find(text.text)
+    found = matcher.find(text)
     harmless = [hit for hit in found if hit.list == BENIGN and hit.certainty == 1]
     starts = [hit.start for hit in harmless]  # in order, as `found` is
     ends = list(accumulate((hit.end for hit in harmless), max))
@@ -160,7 +171,7 @@ def _hits(text: PromptText, lists: Mapping[str, tuple[str, ...]]) -> list[Hit]:
         before = bisect_right(starts, hit.start)
         if hit.list != BENIGN and not (before and ends[before - 1] >= hit.end):
             kept.append(hit)
-    return kept
+    return tuple(kept)
 
 
 def _apply(rule: Rule, wanted: Sequence[_Match], unwanted: Sequence[_Match]) -> Iterator[Finding]:
@@ -224,12 +235,13 @@ def check_pictures(
     resolved: ResolvedRequest, policies: Sequence[Policy], trigger_words: TriggerWords
 ) -> tuple[Decision, ...]:
     """What policies say about each image of a resolved request: the findings of all of them together."""
+    find_hits = cache(_hits)  # the tiers of a policy, and Limner's own policies, mostly have the same lists
     decisions: dict[tuple[PromptText, ...], Decision] = {}  # images of one prompt are checked once
     found = []
     for picture in resolved.pictures:
         texts = tuple(texts_of(picture, trigger_words))
         if texts not in decisions:
-            decisions[texts] = combined([check_texts(texts, policy) for policy in policies])
+            decisions[texts] = combined([check_texts(texts, policy, find_hits) for policy in policies])
         found.append(decisions[texts])
     return tuple(found)
 

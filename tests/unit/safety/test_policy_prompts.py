@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.prompt_policy import MINORS, TRANSFORMATIONS, benign, obfuscations
 from limner.errors import InvalidRequest, PromptRefused
+from limner.safety import prompts
 from limner.safety.checker_config import CompVisConfig, OnnxConfig, OpenNSFWConfig
+from limner.safety.matching import Matcher
 from limner.safety.policy import Action, ImageRule, PolicyFile, Rule, load_policy
-from limner.safety.prompts import PromptText, check_prompt, check_texts
+from limner.safety.prompts import PromptText, check_pictures, check_prompt, check_texts
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -62,6 +65,22 @@ def test_subject_and_act_may_be_in_different_texts():
     decision = check_texts(apart, policy)
     assert (decision.action, decision.rule) == (Action.BLOCK, "minors.sexual")
     assert {span.source for span in decision.spans} == {"prompt", "loras"}
+
+
+def test_each_text_of_a_request_is_searched_once_whatever_number_of_tiers_and_policies_read_it(monkeypatch):
+    searched = []
+    find = Matcher.find
+    monkeypatch.setattr(Matcher, "find", lambda self, text: searched.append(text) or find(self, text))
+    monkeypatch.setattr(prompts, "texts_of", lambda picture, _: picture)
+    first = [PromptText("prompt", "a nude"), PromptText("hires_prompt", "a nude")]
+    pictures = [first, [*first, PromptText("loras", "ink")]]
+    policies = [load_policy("standard"), load_policy("strict")]
+    found = check_pictures(SimpleNamespace(pictures=pictures), policies, lambda _: ())
+    assert sorted(searched) == ["a nude", "ink"]
+    assert [one.action for one in found] == [Action.BLOCK, Action.BLOCK]
+    [one, other] = check_pictures(SimpleNamespace(pictures=pictures), policies[:1], lambda _: ())
+    assert one.action is other.action is Action.FLAG
+    assert len(searched) == 4  # nothing is remembered from one request to the next
 
 
 def test_a_negative_prompt_steers_away():
