@@ -10,7 +10,7 @@ Without torch, but for a checker that needs it.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,12 +23,14 @@ from PIL import Image
 from limner.errors import ImageRefused, InternalError, NumericalError
 from limner.images.picture import Picture
 
-from .checker_config import CheckerConfig
+from .checker_config import CheckerConfig, OpenNSFWConfig
 from .checkers import ImageChecker, load_checker
 from .decisions import BaseDecision, BaseFinding
 from .policy import Action, Policy
 
 NOTE = "image_safety"  # key of the decision in a record's notes
+Scores = list[dict[str, float]]
+"""The scores that a checker gives images, by category."""
 _CELLS = 8  # colours along the longer side of a blurred image
 _DONE = {Action.FLAG: "flags", Action.BLUR: "blurs", Action.BLOCK: "blocks"}
 
@@ -101,7 +103,12 @@ def load_checkers(policy: Policy) -> dict[str, ImageChecker]:
     Raises:
         LimnerError: As `load_checker`.
     """
-    return {name: _loaded(name, config, policy.folder) for name, config in policy.checkers.items()}
+    return {name: _loaded(name, config, _folder(config, policy)) for name, config in policy.checkers.items()}
+
+
+def _folder(config: CheckerConfig, policy: Policy) -> Path:
+    """The folder of a checker's files; the same for all policies where it has none."""
+    return Path() if isinstance(config, OpenNSFWConfig) else policy.folder
 
 
 @lru_cache(maxsize=8)
@@ -122,18 +129,53 @@ def check_images(
         NumericalError: A score is NaN or infinite.
         InternalError: A checker does not score every image in every category that the rules name.
     """
-    scores = {name: checkers[name].check(images) for name in policy.checkers}
+    [decisions] = check_images_by_policies(images, [(policy, checkers)])
+    return decisions
+
+
+def check_images_by_policies(
+    images: Sequence[NDArray[np.uint8]], policies: Iterable[tuple[Policy, Mapping[str, ImageChecker]]]
+) -> list[list[ImageDecision]]:
+    """What several policies say about images: for each policy, its decision about each image.
+
+    A checker that several policies have scores the images once.
+
+    Args:
+        images: As `check_images` takes them.
+        policies: Each with the checkers that `load_checkers` returns for it.
+
+    Raises:
+        NumericalError, InternalError: As `check_images`.
+    """
+    found: dict[int, tuple[ImageChecker, Scores]] = {}  # by the checker's id, which it has while it is here
+
+    def scores_of(checker: ImageChecker) -> Scores:
+        if id(checker) not in found:
+            found[id(checker)] = checker, checker.check(images)
+        return found[id(checker)][1]
+
+    decisions = []
+    for policy, checkers in policies:
+        scores = {name: scores_of(checkers[name]) for name in policy.checkers}
+        _check_scores(scores, len(images))
+        versions = {name: checkers[name].version for name in policy.checkers}
+        decisions.append(
+            [
+                _decide(policy, {name: every[index] for name, every in scores.items()}, versions)
+                for index in range(len(images))
+            ]
+        )
+    return decisions
+
+
+def _check_scores(scores: Mapping[str, Scores], images: int) -> None:
+    """Raise if a checker did not score every image, or a score is not finite."""
     for name, found in scores.items():
-        if len(found) != len(images):
-            raise InternalError(f"the image checker {name} scored {len(found)} of {len(images)} images")
+        if len(found) != images:
+            raise InternalError(f"the image checker {name} scored {len(found)} of {images} images")
         for value in (value for one in found for value in one.values()):
             if not math.isfinite(value):  # which no rule would apply to
                 raise NumericalError(f"the image checker {name} gave an image the score {value}")
-    versions = {name: checkers[name].version for name in policy.checkers}
-    return [
-        _decide(policy, {name: found[index] for name, found in scores.items()}, versions)
-        for index in range(len(images))
-    ]
 
 
 def _decide(

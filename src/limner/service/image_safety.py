@@ -10,7 +10,7 @@ import numpy as np
 
 from limner.images.picture import Picture
 from limner.safety.checkers import ImageChecker
-from limner.safety.images import ImageDecision, check_images, load_checkers
+from limner.safety.images import ImageDecision, check_images_by_policies, load_checkers
 from limner.safety.policy import Action, Policy
 from limner.settings.serve import ServeSettings
 
@@ -55,7 +55,8 @@ class ImageSafety:
         if not policies:
             return None
         pixels = np.asarray(picture.convert("RGB"))
-        decisions = [check_images([pixels], policy, self._load(policy))[0] for policy in policies]
+        loaded = ((policy, self._load(policy)) for policy in policies)
+        decisions = [one for [one] in check_images_by_policies([pixels], loaded)]
         return max(decisions, key=lambda one: (one.action.severity, one.score))
 
     def _of(self, job: Job) -> tuple[Policy, ...]:

@@ -12,7 +12,14 @@ from PIL import Image
 from limner import Engine, GenerationRequest, ImageRefused, load
 from limner.cli.main import main
 from limner.errors import InternalError, InvalidRequest, NumericalError
-from limner.safety.images import NOTE, blurred, check_images, load_checkers, released
+from limner.safety.images import (
+    NOTE,
+    blurred,
+    check_images,
+    check_images_by_policies,
+    load_checkers,
+    released,
+)
 from limner.safety.policy import Action, load_policy
 from tests.onnx_files import write_means
 
@@ -104,6 +111,28 @@ def test_each_image_of_several_has_its_own_decision(tmp_path):
     assert check_images([], policy_of(tmp_path), {"stub": checker}) == []
 
 
+def test_a_checker_of_several_policies_scores_an_image_once(tmp_path):
+    checked = []
+
+    class Counted(Stub):
+        def check(self, images):
+            checked.extend(images)
+            return super().check(images)
+
+    strict = policy_of(tmp_path, BANDS.replace("min_score = 0.75", "min_score = 0.25"))
+    mild, checker, images = policy_of(tmp_path), Counted(otherwise=0.3), [image(1), image(2)]
+    both = [(policy, {"stub": checker}) for policy in (mild, strict)]
+    decisions = check_images_by_policies(images, both)
+    assert len(checked) == len(images)
+    assert decisions == [check_images(images, policy, checkers) for policy, checkers in both]
+    assert [[one.action for one in some] for some in decisions] == [[Action.FLAG] * 2, [Action.BLOCK] * 2]
+    assert len(checked) == 3 * len(images)
+
+    other = Counted(otherwise=0.9)
+    [[one], [two]] = check_images_by_policies([image()], [(mild, {"stub": checker}), (mild, {"stub": other})])
+    assert (one.action, two.action) == (Action.FLAG, Action.BLOCK)
+
+
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
 def test_a_score_that_is_no_number_lets_nothing_pass(tmp_path, score):
     with pytest.raises(NumericalError, match="stub gave an image the score"):
@@ -158,6 +187,15 @@ def test_a_rule_of_the_base_is_replaced_and_what_only_allows_needs_no_checker(tm
     assert policy.rules == load_policy("strict").rules
     assert policy.version != load_policy("strict").version
     assert load_policy("off").checkers == {}
+
+
+@NEEDS_NSFW
+def test_policies_in_several_folders_share_one_network(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first, second = (policy_of(tmp_path / name, 'base = "standard"') for name in ("first", "second"))
+    assert first.folder != second.folder
+    assert load_checkers(first)["opennsfw"] is load_checkers(second)["opennsfw"]
 
 
 def test_levels_name_the_extra_where_it_is_missing(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import json
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ import limner.server
 from limner.errors import ModelNotFound
 from limner.request import GenerationRequest
 from limner.safety.images import blurred
+from limner.safety.policy import Action
 from limner.service import worker
 from limner.service.fake import FakeDevice, _pattern
-from limner.service.image_safety import ImageSafety
+from limner.service.image_safety import LEVELS, ImageSafety
 from limner.service.worker import run_worker
 from limner.settings.serve import ServeSettings
 from tests.serving import serving, submit
@@ -227,6 +229,24 @@ def test_an_interrupted_image_is_withheld(checked):
         asking.join(DEADLINE)
         assert not holds_image(answers[0].content)
         assert answers[0].json()["images"] == []
+
+
+def test_an_image_is_scored_once_for_the_level_of_a_key_besides(tmp_path):
+    scored = []
+
+    class Counted(Stub):
+        def check(self, images):
+            scored.extend(images)
+            return [{"nsfw": 0.5} for _ in images]
+
+    checker = Counted()
+    settings = ServeSettings(data=tmp_path, safety="standard")
+    safety = ImageSafety(settings, load=lambda _: {"opennsfw": checker})
+    image = Image.new("RGB", (8, 8))
+    for levels, action in (((None, None), Action.FLAG), ((None, "strict"), Action.BLUR)):
+        before = len(scored)
+        assert safety.decide(SimpleNamespace(safety={LEVELS: levels}), image).action is action
+        assert len(scored) - before == 1
 
 
 def test_a_policy_whose_checker_is_missing_refuses_to_start(tmp_path):
