@@ -1,7 +1,7 @@
 """A loaded model: its facts, resolving requests against them, and the execution of calls."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from limner.request.templates import with_final_prompts
 from limner.settings import default_cache_dir
 from limner.weights.checkpoint import Checkpoint, files_hash, weights_hash
 
-from .adapters import AdapterLibrary, Words
+from .adapters import AdapterLibrary
 from .answers import CallExecutor
 from .controls import ControlLibrary
 from .image_prompts import ImagePromptLibrary
@@ -147,10 +147,10 @@ class Model:
         """
         if self.policy is None:
             return ()
-        from limner.safety.prompts import check_request
+        from limner.safety.prompts import check_request, find_trigger_words
 
         words_of = cache(self.adapters.words), cache(trigger_words_of)  # folders and files are read once
-        decision = check_request(resolved, self.policy, partial(self._trigger_words, *words_of))
+        decision = check_request(resolved, self.policy, partial(find_trigger_words, *words_of))
         decision.raise_if_blocked()
         return decision.warnings
 
@@ -171,29 +171,6 @@ class Model:
 
         [decision] = check_images([np.asarray(picture)], self.policy, self.checkers)
         return released(picture, decision)
-
-    def _trigger_words(
-        self,
-        known_of: Callable[[tuple[UsedAdapter, ...]], Words],
-        words_of: Callable[[Path], tuple[str, ...]],
-        picture: PictureSpec,
-    ) -> Iterator[tuple[str, str]]:
-        """The words that the LoRAs and textual inversions of an image answer to, each with the field that
-        names the file.
-
-        Args:
-            known_of: `AdapterLibrary.words`.
-            words_of: `trigger_words_of`.
-        """
-        for one in picture.passes:
-            for used in one.adapters:
-                yield from (("loras", words) for words in words_of(used.path))
-            known = known_of(one.adapters)
-            for part in one.prompts:
-                texts = [("prompt", text) for text, _ in part.positive] + [("negative_prompt", part.negative)]
-                for name, text in texts:
-                    for file in known.files_in(text):
-                        yield from ((name, words) for words in words_of(file))
 
     def _files(self, images: InputImages) -> Files:
         """Finds what a request names."""

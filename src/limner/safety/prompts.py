@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from limner.errors import PromptRefused
+from limner.request.networks import UsedAdapter
 from limner.request.resolve import PictureSpec, ResolvedRequest
 
 from .decisions import BaseDecision, BaseFinding
@@ -205,6 +207,36 @@ def _of(lists: Sequence[str], matches: Sequence[_Match]) -> list[_Match]:
 
 TriggerWords = Callable[[PictureSpec], Iterable[tuple[str, str]]]
 """The words that the adapters and embeddings of an image answer to, each after the field naming the file."""
+
+
+class Embeddings(Protocol):
+    """Textual inversions, whose names are words in prompts."""
+
+    def files_in(self, text: str) -> Iterable[Path]:
+        """The files whose words a text has."""
+
+
+def find_trigger_words(
+    embeddings_of: Callable[[tuple[UsedAdapter, ...]], Embeddings],
+    words_of: Callable[[Path], Iterable[str]],
+    picture: PictureSpec,
+) -> Iterator[tuple[str, str]]:
+    """The words that the LoRAs and textual inversions of an image answer to, each with the field that names
+    the file. It is a `TriggerWords` once its first arguments are given.
+
+    Args:
+        embeddings_of: The textual inversions that prompts may name beside these adapters.
+        words_of: The words that a file answers to.
+    """
+    for one in picture.passes:
+        for used in one.adapters:
+            yield from (("loras", words) for words in words_of(used.path))
+        embeddings = embeddings_of(one.adapters)
+        for part in one.prompts:
+            texts = [("prompt", text) for text, _ in part.positive] + [("negative_prompt", part.negative)]
+            for name, text in texts:
+                for file in embeddings.files_in(text):
+                    yield from ((name, words) for words in words_of(file))
 
 
 def texts_of(picture: PictureSpec, trigger_words: TriggerWords) -> Iterator[PromptText]:

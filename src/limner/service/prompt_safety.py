@@ -1,13 +1,11 @@
 """The safety policy of the service: what it says about the prompts of a caller's request. No torch."""
 
-from collections.abc import Callable, Iterator
 from functools import cache, partial
-from pathlib import Path
 
 from limner.catalogue.catalogue import Catalogue, trigger_words_of
-from limner.request.resolve import PictureSpec, ResolvedRequest
+from limner.request.resolve import ResolvedRequest
 from limner.safety.policy import Policy
-from limner.safety.prompts import Decision, check_pictures
+from limner.safety.prompts import Decision, check_pictures, find_trigger_words
 from limner.settings.serve import ServeSettings
 
 from .identity import Principal
@@ -40,20 +38,6 @@ class PromptSafety:
             family: Family of the model, whose embeddings a prompt may name.
         """
         embeddings = CatalogueWords(self._catalogue.entries("embedding", family))
-        words = partial(_trigger_words, embeddings, cache(trigger_words_of))  # files are read once
+        words_of = cache(trigger_words_of)  # files are read once
+        words = partial(find_trigger_words, lambda _: embeddings, words_of)
         return check_pictures(resolved, self.policies(principal), words)
-
-
-def _trigger_words(
-    embeddings: CatalogueWords, words_of: Callable[[Path], tuple[str, ...]], picture: PictureSpec
-) -> Iterator[tuple[str, str]]:
-    """The words that the LoRAs and textual inversions of an image answer to, each with the field that names
-    the file."""
-    for one in picture.passes:
-        for used in one.adapters:
-            yield from (("loras", words) for words in words_of(used.path))
-        for part in one.prompts:
-            texts = [("prompt", text) for text, _ in part.positive] + [("negative_prompt", part.negative)]
-            for name, text in texts:
-                for file in embeddings.files_in(text):
-                    yield from ((name, words) for words in words_of(file))
