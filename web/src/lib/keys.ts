@@ -56,7 +56,6 @@ const TABLE = {
   lighter: shown('prompt', 'Ctrl+ArrowDown'),
   earlierPrompt: shown('prompt', 'Alt+ArrowUp'),
   laterPrompt: shown('prompt', 'Alt+ArrowDown'),
-  dial: key('prompt', 'd'),
   blink: key('compare', 'b'),
   earlier: shown('queue', 'Alt+ArrowUp'),
   later: shown('queue', 'Alt+ArrowDown'),

@@ -30,16 +30,12 @@ const REACH = 5
 const FAR = 20
 const FILE_LENGTH = 1_000_000
 
-/** The settings in the order of the schema, without those that `left` names. */
-export function settingsOf(schema: RequestSchema, left: readonly string[] = []): Setting[] {
+/** The settings in the order of the schema. */
+export function settingsOf(schema: RequestSchema): Setting[] {
   return Object.entries(schema.properties)
-    .filter(([name, field]) => field.group && !left.includes(name))
+    .filter(([, field]) => field.group)
     .map(([name, field]) => settingOf(name as FieldName, field))
 }
-
-/** The settings by their names; none while the schema is not known. */
-export const settingsByName = (schema: RequestSchema | undefined): Map<string, Setting> =>
-  new Map((schema ? settingsOf(schema) : []).map((one) => [one.name, one]))
 
 function settingOf(name: FieldName, field: FieldSchema): Setting {
   const type: FieldSchema = field.anyOf?.find((one) => one.type !== 'null') ?? field

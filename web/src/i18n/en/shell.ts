@@ -101,7 +101,6 @@ export const keys = {
   lighter: 'Less weight',
   earlierPrompt: 'Earlier prompt',
   laterPrompt: 'Later prompt',
-  dial: 'Dial: seven values of a slider',
   blink: 'Blink',
   earlier: 'Draw earlier',
   later: 'Draw later',

@@ -1,5 +1,6 @@
 /** The checkpoints, adapters and other networks of this server, and what a request may say. */
 import { api, ApiError, data, type Model, type Schemas } from '../api'
+import { settingsOf } from '../schema'
 
 export interface RequestSchema {
   properties: Record<string, FieldSchema>
@@ -24,12 +25,14 @@ export interface FieldSchema {
   prefixItems?: FieldSchema[]
   also?: string[]
   parts?: string[]
-  examples?: unknown[]
 }
 
 class Models {
   all = $state.raw<Model[]>([])
   schema = $state.raw<RequestSchema>()
+  /** The settings of a request in the order of the schema; none while it is not known. */
+  settings = $derived(this.schema ? settingsOf(this.schema) : [])
+  settingsByName = $derived(new Map(this.settings.map((one) => [one.name as string, one])))
   loaded = $state(false)
   error = $state.raw<ApiError>()
   #defaults = $state<Record<string, Record<string, unknown>>>({})

@@ -135,10 +135,10 @@ export class LiveSet {
   }
 
   /** What is shown, place by place. */
-  get shown(): LiveJob[] {
+  readonly shown = $derived.by((): LiveJob[] => {
     const byId = new Map(this.jobs.map((job) => [job.id, job]))
     return this.#places.flatMap((place) => byId.get(place.at(-1)!) ?? []).filter((job) => !job.deleted)
-  }
+  })
 
   /** A name of the place of a job, which stays when the next one takes it. */
   placeOf(job: LiveJob): string {
@@ -340,11 +340,6 @@ class Sets {
   /** The set of a job, where it is here. */
   setOf(job: LiveJob): LiveSet | undefined {
     return this.find(job.setId)
-  }
-
-  /** The job that made a picture, where it is here. */
-  jobOf(imageId: string): LiveJob | undefined {
-    return [...this.#jobs.values()].find((job) => job.image?.id === imageId)
   }
 
   /** Stop what has not ended of a set. */
