@@ -36,8 +36,11 @@ class Capacity:
 
     def affordable(self, waiting: Waiting) -> Call:
         """The call, or where it does not fit, the same call in tiles, if it has that form."""
+        in_tiles = tiled(waiting.call)
+        if in_tiles is None:
+            return waiting.call
         needed = self._limits_of(waiting).needs(waiting.model, waiting.call)
-        return (tiled(waiting.call) if needed > self._spare(waiting) else None) or waiting.call
+        return in_tiles if needed > self._spare(waiting) else waiting.call
 
     def models(self, client: Client | None) -> set[Model]:
         """The models that count among what is in memory for a client, or for a batch."""
