@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from limner.engine.events import Subscriber
 from limner.engine.fake import FakeEngine
-from limner.engine.handle import Progress
+from limner.request import GenerationRequest
 from limner.server.app import create_app
 from limner.server.connections import PatientProtocol
 from limner.server.state import ServerState
@@ -35,12 +35,10 @@ from limner.studio import DIST
 from tests.waiting import DEADLINE, until
 
 
-class _Previewed(Progress):
-    """A step with a preview."""
-
-    def preview(self) -> Image.Image:
-        shade = 255 * self.step // self.steps
-        return Image.new("RGB", (8, 8), (shade, shade, shade))
+def _grey(request: GenerationRequest, step: int, steps: int) -> Image.Image:
+    """The preview of a step."""
+    shade = 255 * step // steps
+    return Image.new("RGB", (8, 8), (shade, shade, shade))
 
 
 @dataclass
@@ -70,25 +68,15 @@ class Painter:
 
 class _PaintingEngine(FakeEngine):
     def __init__(self, painter: Painter, subscribers: Sequence[Subscriber]) -> None:
-        super().__init__(
-            step_seconds=painter.step_seconds, subscribers=subscribers, failures=dict(painter.failures)
-        )
+        failures = dict(painter.failures)
+        super().__init__(subscribers=subscribers, failure_of=lambda request, *_: failures.get(request.prompt))
         self._painter = painter
 
     def _take_step(self, job: Any, index: int, step: int, steps: int) -> None:
         self._painter.steps += 1
         self._step_seconds = self._painter.step_seconds
-        publish = job.handle.publish
-
-        def with_preview(progress: Progress) -> None:
-            values = {one.name: getattr(progress, one.name) for one in fields(progress)}
-            publish(_Previewed(**values) if self._painter.previews else progress)
-
-        job.handle.publish = with_preview
-        try:
-            super()._take_step(job, index, step, steps)
-        finally:
-            job.handle.publish = publish
+        self._draw_preview = _grey if self._painter.previews else None
+        super()._take_step(job, index, step, steps)
 
 
 @dataclass

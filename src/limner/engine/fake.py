@@ -25,6 +25,9 @@ Draw = Callable[[GenerationRequest], Image.Image]
 DrawPreview = Callable[[GenerationRequest, int, int], Image.Image]
 """Request for one image, a step from 1 and the number of steps -> the preview of this step."""
 
+FailureOf = Callable[[GenerationRequest, int, int], Exception | None]
+"""Request, a step from 1 and the number of steps -> what the request fails with after this step."""
+
 
 @dataclass(frozen=True)
 class _Previewed(Progress):
@@ -55,11 +58,10 @@ class FakeEngine(Front):
         step_seconds: Seconds that each step takes.
         max_waiting: Number of requests that may wait at once.
         subscribers: Called with each `Event`.
-        failures: Exceptions by prompt: a request with such a prompt fails after its first step.
         at_once: Number of requests that are drawn at once.
         draw: Draws images in place of those of one colour.
         draw_preview: Draws previews; without it there are none.
-        failure_of: Returns the exception that a request fails with half-way; None for one that succeeds.
+        failure_of: Returns the exception that a request fails with after a step; None to go on.
     """
 
     def __init__(
@@ -68,14 +70,13 @@ class FakeEngine(Front):
         step_seconds: float = 0.0,
         max_waiting: int = 4096,
         subscribers: Sequence[Subscriber] = (),
-        failures: dict[str, Exception] | None = None,
         at_once: int = 1,
         draw: Draw | None = None,
         draw_preview: DrawPreview | None = None,
-        failure_of: Callable[[GenerationRequest], Exception | None] | None = None,
+        failure_of: FailureOf | None = None,
     ) -> None:
         super().__init__(Desk(max_waiting, subscribers))
-        self._step_seconds, self._failures, self._at_once = step_seconds, failures or {}, at_once
+        self._step_seconds, self._at_once = step_seconds, at_once
         self._draw, self._draw_preview, self._failure_of = draw or _flat, draw_preview, failure_of
         self.renew()
         renew_after_fork(self)
@@ -136,12 +137,9 @@ class FakeEngine(Front):
         """Generate one image, unless it or its request ends before."""
         request = job.request
         assert request.steps is not None
-        failure = None if self._failure_of is None else self._failure_of(request)
         for step in range(1, request.steps + 1):
             self._take_step(job, index, step, request.steps)
-            if request.prompt in self._failures:
-                self._desk.fail(job, self._failures[request.prompt])
-            elif failure is not None and 2 * step >= request.steps:
+            if self._failure_of and (failure := self._failure_of(request, step, request.steps)) is not None:
                 self._desk.fail(job, failure)
             if job.ended or self._desk.drop(job):
                 return

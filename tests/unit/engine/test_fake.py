@@ -48,7 +48,11 @@ def test_events():
 def test_cancelling_deadlines_and_failures():
     seen = []
     failures = {"a bad one": NumericalError("no")}
-    with FakeEngine(step_seconds=0.01, subscribers=[seen.append], failures=failures) as engine:
+    with FakeEngine(
+        step_seconds=0.01,
+        subscribers=[seen.append],
+        failure_of=lambda request, *_: failures.get(request.prompt),
+    ) as engine:
         late = engine.submit(ask(steps=1000), timeout=1.0)  # until when those behind it wait
         cancelled = engine.submit(ask(steps=1000))
         partly = engine.submit(ask(num_images=2))

@@ -81,7 +81,11 @@ def fake(step_seconds=0.0, failures=None, engine=FakeEngine):
 
     def make(settings, device, subscribers, meter):
         made = FakeDevice(settings, device, subscribers, meter)
-        made.engine = engine(step_seconds=step_seconds, subscribers=subscribers, failures=failures)
+        made.engine = engine(
+            step_seconds=step_seconds,
+            subscribers=subscribers,
+            failure_of=lambda request, *_: (failures or {}).get(request.prompt),
+        )
         return made
 
     return make
