@@ -1,7 +1,8 @@
 """What decisions about prompts and about images have in common."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .policy import Action
 
@@ -31,14 +32,17 @@ class BaseDecision(Generic[F]):
     """What a policy says.
 
     Attributes:
-        action: The most severe action of the findings; allow without any.
         version: Name and hash of the policy.
         findings: The rules that apply, the most severe first.
     """
 
-    action: Action
     version: str
     findings: tuple[F, ...] = ()
+
+    @property
+    def action(self) -> Action:
+        """The most severe action of the findings; allow without any."""
+        return self.findings[0].action if self.findings else Action.ALLOW
 
     @property
     def rule(self) -> str | None:
@@ -54,3 +58,20 @@ class BaseDecision(Generic[F]):
     def reason(self) -> str:
         """Why."""
         return self.findings[0].reason if self.findings else "no rule applies"
+
+
+D = TypeVar("D", bound=BaseDecision[Any])
+
+
+def ordered(findings: Iterable[F]) -> tuple[F, ...]:
+    """Findings as decisions have them: the most severe first, and of these the surest first."""
+    return tuple(sorted(findings, key=_severity, reverse=True))
+
+
+def most_severe(decisions: Iterable[D]) -> D:
+    """The most severe of some decisions, and of these the surest."""
+    return max(decisions, key=_severity)
+
+
+def _severity(one: BaseFinding | BaseDecision[Any]) -> tuple[int, float]:
+    return one.action.severity, one.score

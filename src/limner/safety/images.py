@@ -25,7 +25,7 @@ from limner.images.picture import Picture
 
 from .checker_config import CheckerConfig, OpenNSFWConfig
 from .checkers import ImageChecker, load_checker
-from .decisions import BaseDecision, BaseFinding
+from .decisions import BaseDecision, BaseFinding, ordered
 from .policy import Action, Policy
 
 NOTE = "image_safety"  # key of the decision in a record's notes
@@ -198,9 +198,7 @@ def _decide(
                     category=rule.category,
                 )
             )
-    findings.sort(key=lambda one: (-one.action.severity, -one.score))
-    action = findings[0].action if findings else Action.ALLOW
-    return ImageDecision(action, policy.version, tuple(findings), scores, versions)
+    return ImageDecision(policy.version, ordered(findings), scores, versions)
 
 
 def released(picture: Picture, decision: ImageDecision) -> Picture:

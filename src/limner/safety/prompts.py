@@ -19,7 +19,8 @@ from limner.errors import PromptRefused
 from limner.request.networks import UsedAdapter
 from limner.request.resolve import PictureSpec, ResolvedRequest
 
-from .decisions import BaseDecision, BaseFinding
+from .decisions import BaseDecision, BaseFinding, ordered
+from .decisions import most_severe as most_severe
 from .matching import Hit, Matcher
 from .policy import BENIGN, Action, Policy, Rule
 
@@ -138,9 +139,7 @@ def check_texts(texts: Iterable[PromptText], policy: Policy, find_hits: FindHits
         unwanted = [one for one in matches if one.text.negative]
         for rule in rules:
             findings += _apply(rule, wanted, unwanted)
-    findings = [one for one in findings if one.action is not Action.ALLOW]
-    findings.sort(key=lambda one: (-one.action.severity, -one.score))
-    return Decision(findings[0].action if findings else Action.ALLOW, policy.version, tuple(findings))
+    return Decision(policy.version, ordered(one for one in findings if one.action is not Action.ALLOW))
 
 
 @dataclass(frozen=True)
@@ -283,15 +282,8 @@ def check_request(resolved: ResolvedRequest, policy: Policy, trigger_words: Trig
     return most_severe(check_pictures(resolved, [policy], trigger_words))
 
 
-def most_severe(decisions: Iterable[Decision]) -> Decision:
-    """The most severe of some decisions."""
-    return max(decisions, key=lambda one: (one.action.severity, one.score))
-
-
 def combined(decisions: Sequence[Decision]) -> Decision:
-    """The decisions of several policies about the same texts as one: the most severe action, and the findings
-    of all."""
+    """The decisions of several policies about the same texts as one, with the findings of all."""
     findings = dict.fromkeys(finding for one in decisions for finding in one.findings)
-    ordered = sorted(findings, key=lambda one: (-one.action.severity, -one.score))
     versions = dict.fromkeys(one.version for one in decisions)
-    return Decision(most_severe(decisions).action, ", ".join(versions), tuple(ordered))
+    return Decision(", ".join(versions), ordered(findings))

@@ -10,6 +10,7 @@ import numpy as np
 
 from limner.images.picture import Picture
 from limner.safety.checkers import ImageChecker
+from limner.safety.decisions import most_severe
 from limner.safety.images import ImageDecision, check_images_by_policies, load_checkers
 from limner.safety.policy import Action, Policy
 from limner.settings.serve import ServeSettings
@@ -56,8 +57,7 @@ class ImageSafety:
             return None
         pixels = np.asarray(picture.convert("RGB"))
         loaded = ((policy, self._load(policy)) for policy in policies)
-        decisions = [one for [one] in check_images_by_policies([pixels], loaded)]
-        return max(decisions, key=lambda one: (one.action.severity, one.score))
+        return most_severe(one for [one] in check_images_by_policies([pixels], loaded))
 
     def _of(self, job: Job) -> tuple[Policy, ...]:
         """The policies of a job that have rules about images."""
