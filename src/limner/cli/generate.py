@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limner.cli.fields import RequestOptions
-from limner.cli.lines import looks_like_json
+from limner.cli.lines import read_prompt
 from limner.cli.options import (
     OUTPUT,
     ModelOptions,
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from limner.images.picture import Picture
     from limner.model.model import Model
     from limner.request import GenerationRequest
-
-_MAX_STDIN = 1 << 20  # characters; a request takes far fewer
-
 
 _OUT = "Folder for numbered files; for a single image, also a file name ending in .png, .jpg or .webp."
 _FROM = "Generate the request stored in this image; other options override it."
@@ -80,22 +77,6 @@ def generate(
     except KeyboardInterrupt:
         terminal.say("stopped", destination.kept, "yellow")
         raise typer.Exit(130) from None
-
-
-def read_prompt(prompt: str | None) -> str | None:
-    """The prompt, from standard input where it is "-".
-
-    Raises:
-        InvalidRequest: The prompt is a request in JSON.
-    """
-    if prompt == "-":
-        prompt = sys.stdin.read(_MAX_STDIN).rstrip("\n")
-    if prompt is not None and looks_like_json(prompt):
-        raise InvalidRequest(
-            "the prompt is JSON",
-            hint="`limner batch` takes requests in JSON, from a file or, with -, from standard input",
-        )
-    return prompt
 
 
 def request_of(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limner.cli.fields import RequestOptions
-from limner.cli.generate import read_prompt, request_of
+from limner.cli.generate import request_of
+from limner.cli.lines import read_prompt
 from limner.cli.options import OUTPUT, ModelOptions, Quiet, Text, flag, option, spread
 from limner.cli.output import Destination, make_folder
 from limner.errors import LimnerError

@@ -1,9 +1,13 @@
-"""A batch file: requests as JSON (lines, a list or objects) or as a table (CSV), or one prompt per line."""
+"""A batch file: requests as JSON (lines, a list or objects) or as a table (CSV), or one prompt per line.
+
+`read_prompt` takes the prompt of other commands, which must not be such JSON.
+"""
 
 import csv
 import io
 import json
 import re
+import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -40,6 +44,7 @@ _SUFFIXES = {
 _OTHERS = {".toml", ".xml", ".yaml", ".yml"}  # of structured text that is no list of prompts
 _JSON = re.compile(r'\s*(?:\{\s*["}]|\[\s*(?:"|\]|\{\s*["}]))')  # how JSON begins, and no prompt
 _DELIMITERS = ",;\t"
+_MAX_STDIN = 1 << 20  # characters; a request takes far fewer
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,22 @@ def read_lines(
         lines.append(Line(number, request, sha256(f"{asked} {seen[asked]}".encode()).hexdigest()[:16]))
         seen[asked] += 1
     return lines, faults
+
+
+def read_prompt(prompt: str | None) -> str | None:
+    """The prompt, from standard input where it is "-".
+
+    Raises:
+        InvalidRequest: The prompt is a request in JSON.
+    """
+    if prompt == "-":
+        prompt = sys.stdin.read(_MAX_STDIN).rstrip("\n")
+    if prompt is not None and looks_like_json(prompt):
+        raise InvalidRequest(
+            "the prompt is JSON",
+            hint="`limner batch` takes requests in JSON, from a file or, with -, from standard input",
+        )
+    return prompt
 
 
 def _format_of(name: str, text: str) -> Format:

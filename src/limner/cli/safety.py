@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limner.cli.generate import read_prompt
+from limner.cli.lines import read_prompt
 from limner.cli.opening import JsonOption
 
 from . import terminal

@@ -39,10 +39,10 @@ class Signing:
             InvalidRequest: Keys that cannot be used, or limner[provenance] is not installed.
             OutputError: The development CA cannot be made.
         """
-        from limner.safety.provenance.keys import c2pa_library
-
         if not (wanted or with_prompt):
             return None
+        from limner.safety.provenance.keys import c2pa_library
+
         c2pa_library("signing")  # an error before anything is drawn
         return cls(_signer(SigningSettings.read()), read_anchors(), with_prompt)
 

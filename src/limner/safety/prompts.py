@@ -13,16 +13,18 @@ from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from limner.errors import PromptRefused
-from limner.request.networks import UsedAdapter
-from limner.request.resolve import PictureSpec, ResolvedRequest
 
 from .decisions import BaseDecision, BaseFinding, ordered
 from .decisions import most_severe as most_severe
 from .matching import Hit, Matcher
 from .policy import BENIGN, Action, Policy, Rule
+
+if TYPE_CHECKING:
+    from limner.request.networks import UsedAdapter
+    from limner.request.resolve import PictureSpec, ResolvedRequest
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _of(lists: Sequence[str], matches: Sequence[_Match]) -> list[_Match]:
     return sorted((one for one in matches if one.hit.list in lists), key=lambda one: -one.hit.certainty)
 
 
-TriggerWords = Callable[[PictureSpec], Iterable[tuple[str, str]]]
+TriggerWords = Callable[["PictureSpec"], Iterable[tuple[str, str]]]
 """The words that the adapters and embeddings of an image answer to, each after the field naming the file."""
 
 
@@ -216,9 +218,9 @@ class Embeddings(Protocol):
 
 
 def find_trigger_words(
-    embeddings_of: Callable[[tuple[UsedAdapter, ...]], Embeddings],
+    embeddings_of: "Callable[[tuple[UsedAdapter, ...]], Embeddings]",
     words_of: Callable[[Path], Iterable[str]],
-    picture: PictureSpec,
+    picture: "PictureSpec",
 ) -> Iterator[tuple[str, str]]:
     """The words that the LoRAs and textual inversions of an image answer to, each with the field that names
     the file. It is a `TriggerWords` once its first arguments are given.
@@ -238,7 +240,7 @@ def find_trigger_words(
                     yield from ((name, words) for words in words_of(file))
 
 
-def texts_of(picture: PictureSpec, trigger_words: TriggerWords) -> Iterator[PromptText]:
+def texts_of(picture: "PictureSpec", trigger_words: TriggerWords) -> Iterator[PromptText]:
     """Every text that one image of a resolved request is made of: prompts as they are given and as the
     networks read them from step to step, after styles, wildcards and comments; names of LoRAs; trigger words.
     """
@@ -263,7 +265,7 @@ def texts_of(picture: PictureSpec, trigger_words: TriggerWords) -> Iterator[Prom
 
 
 def check_pictures(
-    resolved: ResolvedRequest, policies: Sequence[Policy], trigger_words: TriggerWords
+    resolved: "ResolvedRequest", policies: Sequence[Policy], trigger_words: TriggerWords
 ) -> tuple[Decision, ...]:
     """What policies say about each image of a resolved request: the findings of all of them together."""
     find_hits = cache(_hits)  # the tiers of a policy, and Limner's own policies, mostly have the same lists
@@ -277,7 +279,7 @@ def check_pictures(
     return tuple(found)
 
 
-def check_request(resolved: ResolvedRequest, policy: Policy, trigger_words: TriggerWords) -> Decision:
+def check_request(resolved: "ResolvedRequest", policy: Policy, trigger_words: TriggerWords) -> Decision:
     """What a policy says about a resolved request: the most severe decision about any of its images."""
     return most_severe(check_pictures(resolved, [policy], trigger_words))
 

@@ -1,6 +1,8 @@
 """The policy that a model is loaded with decides about everything that it draws."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -80,6 +82,16 @@ def test_the_command_line_refuses_with_code_3(checkpoint_folder, tmp_path, capsy
     assert not list(out.glob("*.png"))
     assert not run("generate", "a hentai poster", "--out", out, *ask)  # off where it is not asked for
     assert len(list(out.glob("*.png"))) == 1
+
+
+def test_a_safety_check_of_a_prompt_loads_nothing_of_requests():
+    program = (
+        "import sys; from limner.cli.main import main\n"
+        "try: main(['safety', 'check', 'prompt', 'a house'])\n"
+        "finally: print([name for name in sys.modules if name.startswith(('limner.request', 'torch'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_safety_check(capsys):
