@@ -36,23 +36,33 @@ class Comparison:
         file: What the pixels of the file equal, bit for bit: the new image ("drawn"), that with the watermark
             of the record ("watermarked"), either after compression in the file's format ("compressed"), or
             none of these ("other").
-        most, mean: Greatest and mean difference of colours between the file and the nearest of these, of 255;
-            None if the sizes differ.
-        differing: Share of pixels that differ, in [0, 1]; None if the sizes differ.
-        difference: Difference of each colour, [H, W, 3] in [0, 255]; None if the sizes differ.
+        difference: Difference of each colour between the file and the nearest of these, [H, W, 3] in
+            [0, 255]; None if the sizes differ.
     """
 
     same: bool | None
     file: File
-    most: int | None
-    mean: float | None
-    differing: float | None
     difference: NDArray[np.uint8] | None = field(repr=False, compare=False)
 
     @property
     def holds(self) -> bool:
         """Whether the file is what its record draws."""
         return self.same is not False and self.file != "other"
+
+    @property
+    def most(self) -> int | None:
+        """Greatest difference of colours, of 255; None if the sizes differ."""
+        return None if self.difference is None else int(self.difference.max())
+
+    @property
+    def mean(self) -> float | None:
+        """Mean difference of colours, of 255; None if the sizes differ."""
+        return None if self.difference is None else float(self.difference.mean())
+
+    @property
+    def differing(self) -> float | None:
+        """Share of pixels that differ, in [0, 1]; None if the sizes differ."""
+        return None if self.difference is None else float(self.difference.any(axis=2).mean())
 
     def map(self) -> Image.Image | None:
         """A picture of the differences, the greatest as white; None if the sizes differ."""
@@ -98,17 +108,15 @@ def compare(
     for file, image in _candidates(again, record, format, keys):
         candidate = np.asarray(image.convert("RGB"))
         if candidate.shape != seen.shape:
-            return Comparison(same, "other", None, None, None, None)
+            return Comparison(same, "other", None)
         difference = np.abs(candidate.astype(np.int16) - seen).astype(np.uint8)
         if not difference.any():
-            return Comparison(same, file, 0, 0.0, 0.0, difference)
+            return Comparison(same, file, difference)
         mean = float(difference.mean())
         if nearest is None or mean < nearest[0]:
             nearest = mean, difference
     assert nearest is not None
-    mean, difference = nearest
-    share = float(difference.any(axis=2).mean())
-    return Comparison(same, "other", int(difference.max()), mean, share, difference)
+    return Comparison(same, "other", nearest[1])
 
 
 def _candidates(
