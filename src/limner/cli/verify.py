@@ -210,6 +210,8 @@ def _replay_rows(replay: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What drawing again showed, for people."""
     if replay is None:
         return []
+    from limner.safety.replay import Difference
+
     reproduced = {
         True: "the same pixels as recorded",
         False: "not the pixels that were recorded",
@@ -223,11 +225,8 @@ def _replay_rows(replay: Mapping[str, Any] | None) -> list[tuple[str, str]]:
             *rows,
             ("explained by", "the file was changed, or compressed by another program, after drawing"),
         ]
-    said = [
-        f"{one['name']} was {one['was']}, is {one['now']}"
-        for one in replay["differences"]
-        if one["name"] != "batch_invariant"
-    ]
+    differences = (Difference(**one) for one in replay["differences"])
+    said = [str(one) for one in differences if one.name != "batch_invariant"]
     if not replay["batch_invariant"]:
         said.append("the bits depend on the other images of a batch, on one of the two devices or backends")
     return rows + [("explained by", one) for one in said or ["nothing that the record knows"]]

@@ -167,6 +167,9 @@ class PolicyFile(BaseModel):
     image_rules: tuple[ImageRule, ...] = Field(default=(), description="Rules about images.")
 
 
+_NO_RULES = PolicyFile.model_validate({"schema": 1, "base": "none"})
+
+
 @dataclass(frozen=True)
 class Policy:
     """Rules with their lists and image checkers.
@@ -225,17 +228,17 @@ def load_policy(level: str | Path) -> Policy:
     else:
         file = _read_file(path)
     lists = _lists(path, file, own)
-    base = None if file.base == "none" else _read_file(RULES / f"{file.base}.toml")
+    base = _NO_RULES if file.base == "none" else _read_file(RULES / f"{file.base}.toml")
     if reserved := {rule.name for rule in always} & {rule.name for rule in file.rules}:
         raise _fault(path, f"the rule {min(reserved)} is always active and cannot be replaced")
-    rules = _over(path, () if base is None else base.rules, file.rules)
+    rules = _over(path, base.rules, file.rules)
     for rule in rules:
         for name in (*rule.lists, *rule.with_lists, *rule.unless, *rule.steered_from):
             if name not in lists:
                 raise _fault(
                     path, f"the rule {rule.name} names the list {name}; lists are {', '.join(lists)}"
                 )
-    image_rules = _over(path, () if base is None else base.image_rules, file.image_rules)
+    image_rules = _over(path, base.image_rules, file.image_rules)
     try:
         checkers = _named_checkers(image_rules, file.checkers)
     except ValueError as error:

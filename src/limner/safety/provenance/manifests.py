@@ -207,7 +207,7 @@ def _padded_with_zeros(data: bytes) -> bool:
     return True
 
 
-def _context(library: Any, anchors: bytes = b"") -> Any:
+def _context(library: Any, anchors: bytes) -> Any:
     settings: dict[str, Any] = {
         "version": 1,
         "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True},
