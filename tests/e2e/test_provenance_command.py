@@ -12,6 +12,7 @@ from PIL import Image
 
 from limner.catalogue.shipped import SHIPPED
 from limner.images.metadata import read_texts
+from limner.safety import provenance
 
 DRAWN = ("--width", 128, "--height", 128, "--steps", 2, "--exact")
 SIZE = ("--width", 64, "--height", 64, "--steps", 2)
@@ -70,6 +71,25 @@ def test_a_signed_image_is_verified_and_one_flipped_byte_is_found(limner, tmp_pa
     flip("signed.png", Path("signed.png").read_bytes().index(b"IDAT") + 100)
     changed = limner("verify", "signed.png", "--anchors", "ca.pem")
     assert (changed.code, "manifest\tinvalid" in changed.out) == (1, True)
+
+
+def test_a_batch_reads_the_input_images_of_a_line_once_to_sign_its_images(limner, tiny, monkeypatch):
+    read = []
+    ingredients_of = provenance.ingredients_of
+    monkeypatch.setattr(
+        provenance,
+        "ingredients_of",
+        lambda request, *rest: read.append(request) or ingredients_of(request, *rest),
+    )
+    Path("prompts.txt").write_text("a house\na boat\n")
+    Image.new("RGB", (64, 64)).save("input.bmp")
+    asked = ("--model", tiny, *SIZE, "--image", "input.bmp", "-n", 2, "--sign")
+    paths = limner("batch", "prompts.txt", *asked).out.splitlines()
+    assert len(paths) == 4
+    for path in paths:
+        found = json.loads(limner("verify", path, "--json").out)["manifest"]
+        assert (found["state"], found["actions"]) == ("trusted", ["c2pa.opened", "c2pa.edited"])
+    assert sorted(request.prompt for request in read) == ["a boat", "a house"]
 
 
 def test_the_images_of_a_batch_and_of_a_sheet_are_signed(limner, tiny):

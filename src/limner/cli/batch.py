@@ -159,6 +159,7 @@ class _Run:
         self._taken = journal.all_names()
         self._files: dict[str, dict[int, Path]] = defaultdict(dict)  # of lines under way, by fingerprint
         self._errors: dict[str, dict[int, str]] = defaultdict(dict)
+        self._encodings: dict[str, Encode] = {}  # of lines that have images to sign, by fingerprint
         self._said = set[str]()
 
     def check(self, options: ModelOptions) -> list[Fault]:
@@ -259,10 +260,11 @@ class _Run:
         if len(files) + len(errors) == line.request.num_images:
             self._note(line, [files[i].name for i in sorted(files)], [errors[i] for i in sorted(errors)])
             del self._files[key], self._errors[key]
+            self._encodings.pop(key, None)
 
     def _write(self, line: Line, path: Path, handle: "Handle") -> Path:
         """Write an image; another name is taken where a file has appeared under this one."""
-        from limner.images.picture import encode, write_new_picture
+        from limner.images.picture import write_new_picture
 
         [picture] = handle.result().images
         if self._key is not None:
@@ -270,9 +272,7 @@ class _Run:
 
             picture = marked(picture, self._key)
         others = (other for other in numbered(path) if other.name not in self._taken)
-        signing = self._signing
-        write: Encode = encode if signing is None else signing.encoding(line.request, self._assets)
-        path = write_new_picture(picture, chain([path], others), write)
+        path = write_new_picture(picture, chain([path], others), self._encoding(line))
         for warning in picture.record.warnings:
             if warning not in self._said:
                 self._said.add(warning)
@@ -280,6 +280,17 @@ class _Run:
                     self._bar.hide()
                 terminal.warning(f"{self._name}:{line.number}: {warning}")
         return path
+
+    def _encoding(self, line: Line) -> "Encode":
+        """What encodes the images of a line. To sign them, its input images are read with the first one."""
+        from limner.images.picture import encode
+
+        if self._signing is None:
+            return encode
+        key = line.fingerprint
+        if key not in self._encodings:
+            self._encodings[key] = self._signing.encoding(line.request, self._assets)
+        return self._encodings[key]
 
     def _note(self, line: Line, names: Sequence[str], errors: Sequence[str]) -> None:
         from limner.cli.journal import Entry
