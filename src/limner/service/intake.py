@@ -13,7 +13,8 @@ import io
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -372,8 +373,7 @@ class Intake:
             if webhook is not None:
                 check_webhook(webhook, self._settings.webhook_hosts)
             prepared = self.prepare(principal, request)
-            self._check_load(len(prepared.jobs))
-            check_room(self._settings.data, self._settings.min_free_bytes)
+            self._admit(len(prepared.jobs))
             for upload in prepared.uploads:
                 self.store_upload(principal, upload)
             submission = Submission(
@@ -395,15 +395,14 @@ class Intake:
             )
             return self._ledger.accept(principal, submission)
 
-        try:
-            if waits and self._stopping():
-                raise service_stops()
-            accepted = await run_in_threadpool(work)
-        except LimnerError as error:
-            self._meter.count("limner_jobs_rejected_total", client=client, reason=error.code)
-            if isinstance(error, PromptRefused):
-                await run_in_threadpool(self._refused, principal, error, client, request)
-            raise
+        async with self._recorded(principal, client, request):
+            try:
+                if waits and self._stopping():
+                    raise service_stops()
+                accepted = await run_in_threadpool(work)
+            except LimnerError as error:
+                self._meter.count("limner_jobs_rejected_total", client=client, reason=error.code)
+                raise
         if accepted.replayed:
             self._meter.count("limner_jobs_replayed_total", client=client)
         else:
@@ -451,8 +450,7 @@ class Intake:
 
         def work() -> Extended:
             number = len(seeds) or len(instead_of) or count
-            self._check_load(number)
-            check_room(self._settings.data, self._settings.min_free_bytes)
+            self._admit(number)
             while True:
                 known = self._ledger.get_set(set_id, account_id=principal.account.id)
                 further = self._further(principal, known, seeds, number)
@@ -467,11 +465,8 @@ class Intake:
                 if extended is not None:  # else others came first, and took the seeds
                     return extended
 
-        try:
+        async with self._recorded(principal, "native"):
             extended = await run_in_threadpool(work)
-        except PromptRefused as error:
-            await run_in_threadpool(self._refused, principal, error, "native")
-            raise
         added = len(extended.cancelled) if instead_of else len(seeds) or count
         labels = {"client": extended.jobs.client, "lane": extended.jobs.lane}
         self._meter.count("limner_jobs_submitted_total", added, **labels)
@@ -497,17 +492,25 @@ class Intake:
                 own = job.account_id == principal.account.id
                 owner = principal if own else Principal(self._ledger.get_account(job.account_id))
                 self.prepare(owner, GenerationRequest.of(_params_of(job)))
-            self._check_load(1)
-            check_room(self._settings.data, self._settings.min_free_bytes)
+            self._admit(1)
             return self._ledger.retry(account_id=account_id, job_id=job_id)
 
-        try:
+        async with self._recorded(principal, "native"):
             retried = await run_in_threadpool(work)
-        except PromptRefused as error:
-            await run_in_threadpool(self._refused, principal, error, "native")
-            raise
         self._wake()
         return retried
+
+    @asynccontextmanager
+    async def _recorded(
+        self, principal: Principal, client: str, request: GenerationRequest | None = None
+    ) -> AsyncIterator[None]:
+        """A context in which a refusal by the safety policy is counted and recorded, as `_refused` does, and
+        raised."""
+        try:
+            yield
+        except PromptRefused as error:
+            await run_in_threadpool(self._refused, principal, error, client, request)
+            raise
 
     def _refused(
         self,
@@ -611,6 +614,11 @@ class Intake:
             self._load, self._added = self._ledger.load(), 0
             self._loaded_until = time.monotonic() + _LOAD_SECONDS
         return self._load
+
+    def _admit(self, jobs: int) -> None:
+        """Raise QueueFull or StorageError where further jobs cannot be accepted."""
+        self._check_load(jobs)
+        check_room(self._settings.data, self._settings.min_free_bytes)
 
     def _check_load(self, jobs: int) -> None:
         """Raise QueueFull where too many jobs wait. What is accepted since the ledger was asked is added, as
