@@ -45,7 +45,7 @@ CLIENT_GONE = JobError(
 CONCERNED = [  # what the changes below need of a job
     *(jobs.c[name] for name in ("id", "set_id", "index", "account_id", "key_id", "kind", "model", "notify")),
     *(jobs.c[name] for name in ("predicted_seconds", "attempt", "fence", "owner", "started_at")),
-    *(jobs.c[name] for name in ("cancel_requested", "deadline_at", "state")),
+    *(jobs.c[name] for name in ("cancel_requested", "deadline_at", "state", "lane")),
 ]
 _USED = ("fence", "account_id", "key_id", "kind", "model", "predicted_seconds", "started_at")
 _ATTEMPT_ENDS = (

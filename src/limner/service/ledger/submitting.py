@@ -454,28 +454,26 @@ class Submitting(Reading, Ending):
             now = self._db.time(tx)
             if job.state not in ("queued", "paused"):
                 raise Conflict(f"{job_id} is {job.state}; only a job that waits can be moved")
-            lane = tx.execute(select(jobs.c.lane).where(jobs.c.id == job_id)).scalar_one()
             if before is None:
-                position = self._last_position(tx, job.account_id, lane) + 1.0
+                position = self._last_position(tx, job.account_id, job.lane) + 1.0
             else:
-                position = self._gap(tx, job, lane, before)
+                position = self._gap(tx, job, before)
             tx.execute(update(jobs).where(jobs.c.id == job_id).values(position=position))
             self._events(tx, "moved", [job._mapping], now, {"before": before})
             self._audit(tx, now, actor_of(account_id), "job.moved", job_id, before=before)
 
-    def _gap(self, tx: Connection, job: Row[Any], lane: str, before: str) -> float:
+    def _gap(self, tx: Connection, job: Row[Any], before: str) -> float:
         """A position just before another job's."""
-        its = [*CONCERNED, jobs.c.position, jobs.c.lane]
-        other = tx.execute(select(*its).where(jobs.c.id == before)).first()
+        other = tx.execute(select(*CONCERNED, jobs.c.position).where(jobs.c.id == before)).first()
         if other is None or other.account_id != job.account_id:
             raise NotFound(f"no job {before}", fields=("before",))
-        if other.state not in ("queued", "paused") or other.lane != lane or other.id == job.id:
+        if other.state not in ("queued", "paused") or other.lane != job.lane or other.id == job.id:
             raise Conflict(
                 f"{job.id} cannot be moved before {before}, which is {other.state} in the lane {other.lane}",
                 hint="name another waiting job of the same lane",
                 fields=("before",),
             )
-        mine = (jobs.c.account_id == job.account_id, jobs.c.lane == lane, or_(QUEUED, PAUSED))
+        mine = (jobs.c.account_id == job.account_id, jobs.c.lane == job.lane, or_(QUEUED, PAUSED))
         ahead = select(func.max(jobs.c.position)).where(
             *mine, jobs.c.position < other.position, jobs.c.id != job.id
         )
@@ -507,11 +505,9 @@ class Submitting(Reading, Ending):
                     f"{job_id} is {row.state}; only one that failed, is dead or was cancelled can be retried"
                 )
             now = self._db.time(tx)
-            its = (jobs.c.lane, jobs.c.model, jobs.c.predicted_seconds)
-            lane, model, seconds = tx.execute(select(*its).where(jobs.c.id == job_id)).one()
             if account_id is not None:
                 owner = tx.execute(select(accounts).where(accounts.c.id == account_id)).one()
-                check_quotas(tx, account_of(owner), [NewJob({}, model, seconds)], now)
+                check_quotas(tx, account_of(owner), [NewJob({}, row.model, row.predicted_seconds)], now)
             tx.execute(
                 update(jobs)
                 .where(jobs.c.id == job_id)
@@ -528,10 +524,10 @@ class Submitting(Reading, Ending):
                     passed_over=0,
                     passed_since=null(),
                     queued_at=now,
-                    position=self._last_position(tx, row.account_id, lane) + 1.0,
+                    position=self._last_position(tx, row.account_id, row.lane) + 1.0,
                 )
             )
-            self._open_shares(tx, row.account_id, lane)
+            self._open_shares(tx, row.account_id, row.lane)
             self._events(tx, "queued", [row._mapping], now, {"retried": True})
             self._audit(tx, now, actor_of(account_id), "job.retried", job_id)
             return self._job(tx, job_id, None)
