@@ -20,7 +20,7 @@ from limner.errors import (
     NotFound,
     OutOfMemory,
 )
-from limner.images.picture import Picture, encode
+from limner.images.picture import Picture, encode, pixel_hash
 from limner.safety.images import released
 from limner.safety.policy import Action
 
@@ -162,7 +162,7 @@ class HandingIn:
             account_id=job.account_id,
             key=key,
             sha256=hashlib.sha256(data).hexdigest(),
-            pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
+            pixels_sha256=pixel_hash(pixels),
             width=picture.width,
             height=picture.height,
             bytes=len(data),
