@@ -59,8 +59,7 @@ def is_blurred(decision: Mapping[str, Any] | None) -> bool:
 
 def encoded_thumbnail(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> bytes:
     """An image at most `THUMBNAIL_SIDE` pixels a side, as a WebP. The image itself is made smaller."""
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    return _webp(image.convert(mode))
+    return _webp(_small(image, mode))
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ class ImageRelease:
         with Image.open(io.BytesIO(self.file(image)), formats=("PNG",)) as opened:
             mode: Literal["RGB", "RGBA"] = "RGBA" if "A" in opened.getbands() else "RGB"
             large = max(opened.size) > THUMBNAIL_SIDE
-            opened.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-            small = opened.convert(mode)
+            small = _small(opened, mode)
         if large and image.watermark is not None and min(small.size) >= TILE:  # the mark is scaled, and weak
             small = embed(small, int(image.watermark, 16), self._key)
         data = _webp(small)
@@ -175,6 +173,12 @@ class ImageRelease:
         self._store.put_delivered(image.key, data)
         _LOG.warning("a lost file was made again", extra={"fields": {"image": image.id}})
         return data
+
+
+def _small(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> Image.Image:
+    """An image at most `THUMBNAIL_SIDE` pixels a side. The image itself is made smaller."""
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    return image.convert(mode)
 
 
 def _webp(image: Image.Image) -> bytes:
