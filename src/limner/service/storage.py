@@ -112,9 +112,7 @@ class ImageStore:
     def put_delivered(self, key: str, data: bytes) -> None:
         """Store the PNG that is delivered of the master with this key. It can be made again, so it is not
         written through to the disk. Raises StorageError as `put_master`."""
-        name = _delivered(key)
-        with _telling("write", name):
-            obstore.put(self._store, name, data)
+        self._put(_delivered(key), data)
 
     def get_delivered(self, key: str) -> bytes:
         """What is delivered of the master with this key. Raises as `get`."""
@@ -124,8 +122,7 @@ class ImageStore:
         """Store the thumbnail, a WebP, of the master with this key, and return its own key. It can be made
         again, so it is not written through to the disk. Raises StorageError as `put_master`."""
         name = _thumbnail(key)
-        with _telling("write", name):
-            obstore.put(self._store, name, data)
+        self._put(name, data)
         return name
 
     def get_thumbnail(self, key: str) -> bytes | None:
@@ -139,8 +136,7 @@ class ImageStore:
         """Store the steps of the image with this master: a WebP, and where each step is in it. They are not
         written through to the disk. Raises StorageError as `put_master`."""
         for name, data in zip(_strip(key), (sprite, json.dumps(layout).encode()), strict=True):
-            with _telling("write", name):
-                obstore.put(self._store, name, data)
+            self._put(name, data)
 
     def get_strip_layout(self, key: str) -> dict[str, Any] | None:
         """Where each step of the image with this master is in its sprite; None if no steps are stored."""
@@ -220,6 +216,10 @@ class ImageStore:
                 path.unlink(missing_ok=True)
                 removed += 1
         return removed
+
+    def _put(self, name: str, data: bytes) -> None:
+        with _telling("write", name):
+            obstore.put(self._store, name, data)
 
     def _sync(self, key: str) -> None:
         """Write a file, and the names in its folder, through to the disk."""
