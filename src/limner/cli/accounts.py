@@ -175,7 +175,7 @@ def _retention(ledger: Any, data: Path | None) -> Any:
 
     settings = service_settings(data)
     store = ImageStore.in_folder(settings.data / "pictures")
-    return Retention(ledger, store, settings, Meter(), uploads=settings.data / "uploads")
+    return Retention(ledger, store, settings, Meter())
 
 
 def _release(ledger: Any, data: Path | None) -> Any:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from limner.errors import PromptRefused
 
-from .decisions import BaseDecision, BaseFinding, ordered
-from .decisions import most_severe as most_severe
+from .decisions import BaseDecision, BaseFinding, most_severe, ordered
 from .matching import Hit, Matcher
 from .policy import BENIGN, Action, Policy, Rule
 

@@ -43,7 +43,7 @@ class Housekeeping:
     ) -> None:
         secret = webhook_secret(settings, signing_key)
         self.webhooks = Webhooks(ledger, settings, meter, secret=secret)
-        self.retention = Retention(ledger, store, settings, meter, uploads=settings.data / "uploads")
+        self.retention = Retention(ledger, store, settings, meter)
         self._stopping = threading.Event()
         self._threads = [
             self._thread("limner-webhooks", self.webhooks.deliver_due, _WEBHOOK_SECONDS),

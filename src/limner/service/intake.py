@@ -44,7 +44,8 @@ from limner.request.estimate import DEVICES, Device, Estimate
 from limner.request.facts import ModelFacts
 from limner.request.policy import RequestPolicy
 from limner.request.resolve import ResolvedRequest, resolve
-from limner.safety.prompts import Decision, most_severe
+from limner.safety.decisions import most_severe
+from limner.safety.prompts import Decision
 from limner.settings.serve import ServeSettings
 
 from .health import check_room

@@ -61,17 +61,11 @@ class Deleted:
 
 
 class Retention:
-    """Deletes expired data; exports and deletes the data of an account.
+    """Deletes expired data; exports and deletes the data of an account."""
 
-    Args:
-        uploads: Folder of the uploads' content, by hash.
-    """
-
-    def __init__(
-        self, ledger: Ledger, store: StoredFiles, settings: ServeSettings, meter: Meter, *, uploads: Path
-    ) -> None:
+    def __init__(self, ledger: Ledger, store: StoredFiles, settings: ServeSettings, meter: Meter) -> None:
         self._ledger, self._store, self._settings, self._meter = ledger, store, settings, meter
-        self._uploads = uploads
+        self._uploads = settings.data / "uploads"
 
     def run(self) -> Deleted:
         """Delete expired data.

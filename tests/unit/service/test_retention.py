@@ -40,7 +40,7 @@ def retention(ledger, store, tmp_path):
 
     def made(meter=None, **settings):
         own = ServeSettings(data=tmp_path, **settings)
-        return Retention(ledger, store, own, meter or Metrics(), uploads=tmp_path / "uploads")
+        return Retention(ledger, store, own, meter or Metrics())
 
     return made
 

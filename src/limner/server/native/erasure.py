@@ -65,8 +65,7 @@ def _own(caller: Principal, account_id: str) -> str:
 
 def retention_of(state: ServerState) -> Retention:
     """What deletes files of the service for good."""
-    uploads = state.settings.data / "uploads"
-    return Retention(state.ledger, state.store, state.settings, state.metrics, uploads=uploads)
+    return Retention(state.ledger, state.store, state.settings, state.metrics)
 
 
 def _exported(state: ServerState, account_id: str) -> IO[bytes]:
