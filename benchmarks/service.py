@@ -306,6 +306,18 @@ def _milliseconds(values: Sequence[float]) -> tuple[str, str]:
     return tuple(f"{1000 * float(np.quantile(values, share)):.1f} ms" for share in (0.5, 0.99))  # type: ignore[return-value]
 
 
+def compared_precisions(quick: bool) -> dict[str, tuple[str, str]]:
+    """The comparisons with the peer: name -> precision of Limner, and of the peer."""
+    from limner.backends.device import computes_in_bf16
+
+    first = {"as each comes": ("auto", "fp32")}
+    if quick:
+        return first
+    if not computes_in_bf16():  # bf16 would be emulated, and "auto" is fp32
+        return {"fp32, as each comes on this CPU": ("auto", "fp32")}
+    return {**first, "fp32": ("fp32", "fp32"), "bf16": ("bf16", "bf16")}
+
+
 def report(options: argparse.Namespace, data: Data) -> Report:
     found = Report(
         "service",
@@ -398,7 +410,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts to run")
     given = options.parse_args(argv)
     quick = given.quick
-    equal = {"fp32": ("fp32", "fp32"), "bf16": ("bf16", "bf16")}
     run: dict[str, Callable[[], Data]] = {
         "throughput": lambda: throughput(
             [2] if quick else [16, 64], 4 if quick else 128, given.rounds, "auto"
@@ -411,7 +422,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             2 if quick else 16,
             2 if quick else 48,
             1 if quick else given.rounds,
-            {"as each comes": ("auto", "fp32")} if quick else {"as each comes": ("auto", "fp32"), **equal},
+            compared_precisions(quick),
         ),
     }
     run["ledger"] = lambda: service_ledger.measured(quick)
