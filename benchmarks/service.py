@@ -2,10 +2,12 @@
 
 The shipped model behind the service is compared with the engine that is fed directly, and with diffusers'
 pipeline behind FastAPI and a lock. Then: how long it takes to accept a job, what an idle server costs, how
-long the first image takes from nothing, and the ledger alone. `--only` runs some of the parts.
+long the first image takes from nothing, and the ledger alone. `--only` runs some of the parts, and keeps the
+others of a page of the same machine.
 """
 
 import argparse
+import json
 import socket
 import subprocess
 import sys
@@ -24,7 +26,7 @@ import numpy as np
 from . import service_ledger
 from .contestant import Contestant
 from .faults.service import Service, until
-from .harness import Chart, Report, Spread, Table, alternate, parser, ratio, say
+from .harness import RESULTS, Chart, Report, Spread, Table, alternate, machine, parser, ratio, say
 from .many_requests import arrivals_of, captions
 from .service_clients import (
     Connection,
@@ -132,15 +134,22 @@ def started(stack: ExitStack, *options: str) -> Service:
     return stack.enter_context(Service(folder / "data", "--log-level", "warning", *options))
 
 
-def throughput(sizes: Sequence[int], images: int, rounds: int, precision: str) -> Data:
-    """Images per second of the service and of the engine alone, and the service's own CPU time."""
+def throughput(sizes: Mapping[int, int], rounds: int, precision: str) -> Data:
+    """Images per second of the service and of the engine alone, and the service's own CPU time.
+
+    Args:
+        sizes: Number of clients -> of images that they draw together.
+    """
     found: Data = {}
     with ExitStack() as stack:
         service = started(stack, "--precision", precision)
         direct = stack.enter_context(Contestant(partial(Direct, precision)))
         seeds = count(0, 10_000)
 
-        def through(clients: int, previews: bool) -> tuple[float, float]:
+        def alone(clients: int, images: int) -> tuple[float, float]:
+            return direct.ask("closed_loop", requests_of(images, next(seeds)), clients)  # type: ignore[no-any-return]
+
+        def through(clients: int, images: int, previews: bool) -> tuple[float, float]:
             pids = [service.process.pid, *service.pids("api"), *service.pids("worker")]
             work = requests_of(images, next(seeds))
             with Listeners(service.url, int(previews), "?previews=true"):
@@ -148,28 +157,26 @@ def throughput(sizes: Sequence[int], images: int, rounds: int, precision: str) -
                 seconds = closed_loop(service.url, draw_with_limner, work, clients)
                 return seconds, cpu_seconds(pids) - used
 
-        for clients in sizes:
+        def turns(clients: int, images: int) -> dict[str, Callable[[], tuple[float, float]]]:
+            return {
+                "engine": partial(alone, clients, images),
+                "service": partial(through, clients, images, False),
+                "service with previews": partial(through, clients, images, True),
+            }
+
+        alternate(turns(min(sizes), min(sizes)), rounds=0)  # to warm up
+        for clients, images in sizes.items():
             say(f"{clients} clients")
-            answers = alternate(
-                {
-                    "engine": lambda clients=clients: direct.ask(
-                        "closed_loop", requests_of(images, next(seeds)), clients
-                    ),
-                    "service": partial(through, clients, False),
-                    "service with previews": partial(through, clients, True),
-                },
-                rounds,
-            )
-            alone = answers["engine"]
+            answers = alternate(turns(clients, images), rounds, warmup=0)
             found[str(clients)] = {
                 name: {
-                    "images per second": [images / seconds for seconds, _ in turns],
+                    "images per second": [images / seconds for seconds, _ in times],
                     "own CPU ms per image": [
                         1000 * (used - engine) / images
-                        for (_, used), (_, engine) in zip(turns, alone, strict=True)
+                        for (_, used), (_, engine) in zip(times, answers["engine"], strict=True)
                     ],
                 }
-                for name, turns in answers.items()
+                for name, times in answers.items()
             }
     return found
 
@@ -268,18 +275,21 @@ def against_peer(clients: int, images: int, rounds: int, precisions: Mapping[str
             url, seeds = peer.ask("url"), count(0, 10_000)
             until(lambda url=url: _answers(url), 30.0, "the start of the peer")
             drawn = partial(_images_per_second, images, clients, seeds)
+            for warm_url, draw in ((url, draw_with_peer), (service.url, draw_with_limner)):
+                _images_per_second(2, 2, seeds, warm_url, draw)
             rates = alternate(
                 {
                     "peer": partial(drawn, url, draw_with_peer),
                     "limner": partial(drawn, service.url, draw_with_limner),
                 },
                 rounds,
+                warmup=0,
             )
             rate = _LOAD * float(np.median(rates["peer"]))
             late: dict[str, list[float]] = {"peer": [], "limner": []}
             for number in range(rounds):
-                moments, _ = arrivals_of(2 * images, rate, number, [_STEPS])
-                work = requests_of(2 * images, next(seeds))
+                moments, _ = arrivals_of(images, rate, number, [_STEPS])
+                work = requests_of(images, next(seeds))
                 late["peer"].append(_p95(arriving(url, draw_with_peer, work, moments)))
                 late["limner"].append(_p95(arriving(service.url, draw_with_limner, work, moments)))
             found[name] = {"images per second": rates, "rate": rate, "p95": late}
@@ -407,13 +417,11 @@ def report(options: argparse.Namespace, data: Data) -> Report:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser(__doc__.splitlines()[0], rounds=3)
     parts = ("throughput", "simulated", "acceptance", "idle", "first", "peer", "ledger")
-    options.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts to run")
+    options.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts to run anew")
     given = options.parse_args(argv)
     quick = given.quick
     run: dict[str, Callable[[], Data]] = {
-        "throughput": lambda: throughput(
-            [2] if quick else [16, 64], 4 if quick else 128, given.rounds, "auto"
-        ),
+        "throughput": lambda: throughput({2: 4} if quick else {16: 64, 64: 128}, given.rounds, "auto"),
         "simulated": lambda: simulated(0.2 if quick else _SIMULATED, 3 if quick else 16),
         "acceptance": lambda: acceptance(5 if quick else _STREAMS, 5 if quick else 200),
         "idle": lambda: idle([0] if quick else [0, _STREAMS], 0.5 if quick else 20.0),
@@ -426,12 +434,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
     }
     run["ledger"] = lambda: service_ledger.measured(quick)
+    earlier = {} if quick else earlier_parts(given.out or RESULTS, parts)
     data: Data = {}
     for name in parts:
         if name in given.only:
             say(name)
             data[name] = run[name]()
+        elif name in earlier:
+            data[name] = earlier[name]
     report(given, data).publish(given)
+
+
+def earlier_parts(folder: Path, parts: Sequence[str]) -> Data:
+    """The figures of the parts that were measured before on the same CPU and with the same versions."""
+    try:
+        known = json.loads((folder / "service.json").read_text())
+    except FileNotFoundError:
+        return {}
+    here = machine()
+    same = all(known["machine"][name] == here[name] for name in ("CPU", "versions"))
+    return {name: known[name] for name in parts if name in known} if same else {}
 
 
 if __name__ == "__main__":
