@@ -435,6 +435,8 @@ class Intake:
         count: int = 1,
         seeds: Sequence[int] = (),
         instead_of: Sequence[str] = (),
+        idempotency_key: str | None = None,
+        digest: str = "",
     ) -> Extended:
         """Add further images of the same request to a set of the caller's own account.
 
@@ -443,6 +445,7 @@ class Intake:
             seeds: Their seeds, in place of `count`.
             instead_of: Jobs of the set that are cancelled, in place of both: one image is added for each that
                 has not ended.
+            idempotency_key, digest: As of `Submission`.
 
         Raises:
             Conflict: The set is not of generated images, or would get too large.
@@ -450,6 +453,11 @@ class Intake:
         """
 
         def work() -> Extended:
+            if idempotency_key is not None:
+                # Before anything that may refuse it by now: what was accepted once stays accepted.
+                earlier = self._ledger.find_replayed(principal.account.id, idempotency_key, digest)
+                if earlier is not None:
+                    return Extended(earlier)
             number = len(seeds) or len(instead_of) or count
             self._admit(number)
             while True:
@@ -462,12 +470,17 @@ class Intake:
                     known=len(known.jobs),
                     uploads=_uploads_of(further[0].request),
                     instead_of=instead_of,
+                    idempotency_key=idempotency_key,
+                    digest=digest,
                 )
                 if extended is not None:  # else others came first, and took the seeds
                     return extended
 
         async with self._recorded(principal, "native"):
             extended = await run_in_threadpool(work)
+        if extended.jobs.replayed:
+            self._meter.count("limner_jobs_replayed_total", client="native")
+            return extended
         added = len(extended.cancelled) if instead_of else len(seeds) or count
         labels = {"client": extended.jobs.client, "lane": extended.jobs.lane}
         self._meter.count("limner_jobs_submitted_total", added, **labels)

@@ -114,8 +114,8 @@ class Retention:
 
     def collect(self) -> int:
         """Delete masters that no image refers to, as attempts leave behind that came too late, and uploads
-        that no account has, as a process leaves behind that dies. Returns their number. Those of the last
-        hour stay: they may be about to be entered.
+        that no account has and unfinished files, as a process leaves behind that dies. Returns their number.
+        Those of the last hour stay: they may be about to be entered.
 
         Lists the whole store, so it is not for every minute. Raises as `run`.
         """
@@ -128,10 +128,11 @@ class Retention:
             self._delete(stale, "leftover")
             count += len(stale)
         uploads = self._collect_uploads(before.timestamp())
-        if count or uploads:
-            fields = {"images": count, "uploads": uploads}
+        unfinished = self._store.remove_unfinished(before)
+        if count or uploads or unfinished:
+            fields = {"images": count, "uploads": uploads, "unfinished": unfinished}
             _LOG.info("deleted files that nothing refers to", extra={"fields": fields})
-        return count + uploads
+        return count + uploads + unfinished
 
     def _collect_uploads(self, before: float) -> int:
         """Delete uploads written before a time that no account has, and return their number."""

@@ -63,6 +63,9 @@ class StoredFiles(Protocol):
     def delete(self, keys: Sequence[str]) -> None:
         """As `ImageStore.delete`."""
 
+    def remove_unfinished(self, before: datetime) -> int:
+        """As `ImageStore.remove_unfinished`."""
+
     def check(self) -> None:
         """As `ImageStore.check`."""
 
@@ -207,14 +210,23 @@ class ImageStore:
         self._sync(key)
         self.delete([key])
 
-    def remove_unfinished(self) -> int:
-        """Remove the unfinished files of processes that have died, and return their number. Safe only while
-        nothing is written."""
+    def remove_unfinished(self, before: datetime) -> int:
+        """Remove the unfinished files of processes that have died, and return their number.
+
+        Args:
+            before: Only files that were last written before this: no process is still writing them.
+
+        Raises:
+            StorageError: One cannot be removed.
+        """
         removed = 0
         for path in () if self._folder is None else self._folder.rglob("*#*"):
-            if _STAGED.fullmatch(path.name):
-                path.unlink(missing_ok=True)
-                removed += 1
+            if not _STAGED.fullmatch(path.name):
+                continue
+            with _telling("remove", path.name), suppress(FileNotFoundError):  # finished in the meantime
+                if path.stat().st_mtime < before.timestamp():
+                    path.unlink()
+                    removed += 1
         return removed
 
     def _put(self, name: str, data: bytes) -> None:

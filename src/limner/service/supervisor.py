@@ -191,7 +191,6 @@ class Supervisor:
                 Tracing.start(enabled=settings.telemetry, process="serve").close()
                 store = ImageStore.in_folder(settings.data / "pictures")
                 store.check()
-                store.remove_unfinished()
                 self._give_up(ledger, self._prefix)  # of a service that was killed
                 for child in self._children:
                     child.order(settings.to_json(), first=True)

@@ -104,6 +104,19 @@ def test_a_set_gets_the_next_seeds_and_nothing_else_changes(idle):
     assert other.status_code == 404
 
 
+def test_a_set_is_extended_once_when_the_request_is_sent_twice(idle):
+    key = idle.key("nora")
+    made = posted(idle, key)
+    once = {**key, "idempotency-key": "two-more"}
+    route = f"/api/v1/sets/{made['id']}/jobs"
+    first, again = (idle.client.post(route, json={"count": 2}, headers=once) for _ in range(2))
+    assert [len(one.json()["jobs"]) for one in (first, again)] == [4, 4]
+    assert [one.headers.get("idempotent-replayed") for one in (first, again)] == [None, "true"]
+    other = idle.client.post(route, json={"count": 1}, headers=once)
+    assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
+    assert queue(idle, key)["total"] == 4
+
+
 def test_variations_get_the_next_variation_seeds(idle):
     key = idle.key("gina")
     made = posted(idle, key, variation_strength=0.2, variation_seed=9)

@@ -8,7 +8,7 @@ import time
 import pytest
 from sqlalchemy import event, select, update
 
-from limner.errors import Conflict, NotFound, QuotaExceeded
+from limner.errors import Conflict, IdempotencyConflict, NotFound, QuotaExceeded
 from limner.service.identity import LOCAL_ACCOUNT, Principal, Quotas
 from limner.service.jobs import Completion, JobError, NewJob, Submission
 from limner.service.ledger.ending import RETRY_SECONDS, WORKER_LOST
@@ -408,6 +408,36 @@ def test_a_set_that_others_have_extended_is_looked_at_again(ledger, anna, submit
     assert ledger.extend(anna, made.id, jobs_of(1), known=2) is not None
     assert ledger.extend(anna, made.id, jobs_of(1), known=2) is None
     assert len(ledger.get_set(made.id).jobs) == 3
+
+
+def test_a_set_is_extended_once_for_an_idempotency_key(ledger, anna, bert, submit):
+    made, other, berts = submit(anna, 2), submit(anna, 1, idempotency_key="of-a-set"), submit(bert, 1)
+    once = {"idempotency_key": "more", "digest": "one"}
+    first = ledger.extend(anna, made.id, jobs_of(2), known=2, **once)
+    again = ledger.extend(anna, made.id, jobs_of(2), known=2, **once)
+    assert (first.jobs.replayed, again.jobs.replayed) == (False, True)
+    assert [job.id for job in again.jobs.jobs] == [job.id for job in first.jobs.jobs]
+    assert ledger.find_replayed("anna", "more", "one").id == made.id
+    of_another_account = ledger.extend(bert, berts.id, jobs_of(1), known=1, **once)
+    assert (len(of_another_account.jobs.jobs), of_another_account.jobs.replayed) == (2, False)
+    for key, digest in (("more", "another"), ("of-a-set", "another")):
+        with pytest.raises(IdempotencyConflict):
+            ledger.extend(anna, other.id, jobs_of(1), known=1, idempotency_key=key, digest=digest)
+    with pytest.raises(IdempotencyConflict):
+        submit(anna, 1, idempotency_key="more", digest="another")
+    exported = [one for kind, one in ledger.export_account("anna") if kind == "extension"]
+    assert [one["idempotency_key"] for one in exported] == ["more"]
+
+
+def test_an_extension_that_was_not_made_does_not_use_up_its_idempotency_key(ledger, anna, submit):
+    made = submit(anna, 2)
+    once = {"idempotency_key": "more", "digest": "one"}
+    assert ledger.extend(anna, made.id, jobs_of(1), known=1, **once) is None
+    limited = Principal(ledger.update_account("anna", quotas=Quotas(queued_jobs=2)))
+    with pytest.raises(QuotaExceeded):
+        ledger.extend(limited, made.id, jobs_of(1), known=2, **once)
+    extended = ledger.extend(anna, made.id, jobs_of(1), known=2, **once)
+    assert (len(extended.jobs.jobs), extended.jobs.replayed) == (3, False)
 
 
 def test_jobs_are_replaced_and_those_that_have_ended_are_not(ledger, anna, submit, stored):

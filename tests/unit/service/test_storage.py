@@ -1,6 +1,8 @@
 """The picture store in a folder."""
 
 import errno
+import os
+from datetime import UTC, datetime, timedelta
 
 import obstore
 import pytest
@@ -96,11 +98,14 @@ def test_a_check_leaves_nothing(store, tmp_path):
 
 def test_what_a_killed_process_was_writing_is_removed(store, tmp_path):
     key = store.put_master("anna", "job1", 1, b"x")
-    part = tmp_path / "pictures/masters/anna/job1/2.png#7"
-    part.write_bytes(b"half")
+    now = datetime.now(UTC)
+    parts = [tmp_path / f"pictures/masters/anna/job1/2.png#{number}" for number in (6, 7)]
+    for part, age in zip(parts, (3000, 4000), strict=True):
+        part.write_bytes(b"half")
+        os.utime(part, (then := now.timestamp() - age, then))
     assert [one.key for one in store.masters()] == [key]
-    assert store.remove_unfinished() == 1
-    assert not part.exists()
+    assert store.remove_unfinished(now - timedelta(hours=1)) == 1
+    assert [part.exists() for part in parts] == [True, False]  # the newer one may still be written
     assert store.get(key) == b"x"
 
 

@@ -361,7 +361,13 @@ async def show_set(
 @router.post(
     "/sets/{set_id}/jobs", status_code=202, openapi_extra=body_schema(MoreJobs), response_model=SetView
 )
-async def extend_set(request: Request, caller: Submitter, set_id: str) -> SetView:
+async def extend_set(
+    request: Request,
+    response: Response,
+    caller: Submitter,
+    set_id: str,
+    idempotency_key: IdempotencyKey = None,
+) -> SetView:
     """Add further images of its request to a set: with the next seeds, with given ones, or in place of jobs
     that are cancelled."""
     state = state_of(request)
@@ -376,7 +382,11 @@ async def extend_set(request: Request, caller: Submitter, set_id: str) -> SetVie
         count=body.count or 1,
         seeds=body.seeds or (),
         instead_of=body.instead_of or (),
+        idempotency_key=idempotency_key,
+        digest=await body_digest(request),
     )
+    if extended.jobs.replayed:
+        response.headers["idempotent-replayed"] = "true"
     state.hub.cancel(extended.cancelled)
     return set_view(extended.jobs, state.hub.latest)
 

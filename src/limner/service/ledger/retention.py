@@ -26,6 +26,7 @@ from .schema import (
     deliveries,
     drafts,
     events,
+    extensions,
     images,
     jobs,
     preferences,
@@ -194,8 +195,8 @@ class Retention(Reading, Auditing):
 
     def export_account(self, account_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Everything that is kept of an account, as pairs of a kind and its values: "account", "key", "set",
-        "job", "attempt", "image", "album", "album_image", "parent", "upload", "draft", "preference",
-        "webhook", "usage", "event", "audit".
+        "job", "attempt", "image", "album", "album_image", "parent", "extension", "upload", "draft",
+        "preference", "webhook", "usage", "event", "audit".
 
         Hashes of keys and secrets of webhooks are left out. Raises NotFound.
         """
@@ -213,6 +214,7 @@ class Retention(Reading, Auditing):
             ("album", albums, albums.c.account_id == account_id),
             ("album_image", album_images, album_images.c.album_id.in_(my_albums)),
             ("parent", set_parents, set_parents.c.set_id.in_(my_sets)),
+            ("extension", extensions, extensions.c.account_id == account_id),
             ("upload", uploads, uploads.c.account_id == account_id),
             ("draft", drafts, drafts.c.account_id == account_id),
             ("preference", preferences, preferences.c.account_id == account_id),

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "v0007"
+HEAD = "v0008"
 """Revision of the schema that this program uses: the newest script in `migrations/versions`."""
 
 metadata = MetaData(
@@ -98,6 +98,16 @@ set_parents = Table(
     Column("set_id", String, ForeignKey("sets.id", ondelete="CASCADE"), primary_key=True),
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("image_id", String, nullable=False, index=True),
+)
+
+# Requests to extend a set that had an idempotency key.
+extensions = Table(
+    "extensions",
+    metadata,
+    Column("account_id", String, primary_key=True),
+    Column("idempotency_key", String, primary_key=True),
+    Column("digest", String, nullable=False),
+    Column("set_id", String, ForeignKey("sets.id", ondelete="CASCADE"), nullable=False, index=True),
 )
 
 jobs = Table(

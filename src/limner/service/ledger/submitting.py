@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, null, or_, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, null, or_, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
 from limner.errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound
@@ -17,7 +17,7 @@ from .library import find_images
 from .quotas import check_quotas
 from .reading import Reading
 from .rows import account_of, error_value, new_id
-from .schema import accounts, jobs, set_parents, sets, shares, uploads
+from .schema import accounts, extensions, jobs, set_parents, sets, shares, uploads
 from .states import PAUSED, QUEUED, RUNNING
 from .writing import actor_of, check_name
 
@@ -136,16 +136,18 @@ class Submitting(Reading, Ending):
     def _find_replayed(
         self, connection: Connection, account_id: str, idempotency_key: str, digest: str
     ) -> JobSet | None:
-        row = connection.execute(
-            select(sets).where(sets.c.account_id == account_id, sets.c.idempotency_key == idempotency_key)
-        ).first()
-        if row is None:
-            return None
-        if row.digest != digest:
-            raise IdempotencyConflict(
-                f"the idempotency key {idempotency_key!r} was used for another request",
-                hint="use a new key for each request, and the same one only to send it again",
+        accepted, extended = (
+            select(table.c.digest, its_id.label("set_id")).where(
+                table.c.account_id == account_id, table.c.idempotency_key == idempotency_key
             )
+            for table, its_id in ((sets, sets.c.id), (extensions, extensions.c.set_id))
+        )
+        known = connection.execute(union_all(accepted, extended)).first()
+        if known is None:
+            return None
+        if known.digest != digest:
+            raise _other_request(idempotency_key)
+        row = connection.execute(select(sets).where(sets.c.id == known.set_id)).one()
         return self._set_of(connection, row, replayed=True)
 
     def _accept(self, tx: Connection, principal: Principal, submission: Submission) -> JobSet:
@@ -264,6 +266,8 @@ class Submitting(Reading, Ending):
         known: int,
         uploads: Sequence[str] = (),
         instead_of: Sequence[str] = (),
+        idempotency_key: str | None = None,
+        digest: str = "",
     ) -> Extended | None:
         """Add jobs to a set of the caller's own account, with the deadline that its others had.
 
@@ -272,25 +276,38 @@ class Submitting(Reading, Ending):
             uploads: Hashes of the account's uploads that the jobs need.
             instead_of: Jobs of the set to be cancelled. As many are added as have not ended, and they are
                 next among those of the account.
+            idempotency_key, digest: As in `Submission`.
 
         Returns:
-            What was done; None, with nothing changed, if the set has another number of jobs by now.
+            What was done; None, with nothing changed, if the set has another number of jobs by now. The set
+            with `replayed`, if the account has used the idempotency key for the same digest.
 
         Raises:
+            IdempotencyConflict: If the account has used the key for another digest.
             NotFound: If the set or a job does not exist for the account.
             Conflict: If the set would get too large.
             QuotaExceeded, InvalidRequest: As `accept`.
         """
+        check_name("idempotency_key", idempotency_key)
         account = principal.account
         with self._db.write() as tx:
             row = tx.execute(select(sets).where(sets.c.id == set_id).with_for_update()).first()
             if row is None or row.account_id != account.id:
                 raise NotFound(f"no set {set_id}")
+            if idempotency_key is not None:
+                earlier = self._find_replayed(tx, account.id, idempotency_key, digest)
+                if earlier is not None:
+                    return Extended(earlier)
             its = tx.execute(
                 select(*[jobs.c.created_at, jobs.c.deadline_at]).where(jobs.c.set_id == set_id)
             ).all()
             if len(its) != known:
                 return None
+            if idempotency_key is not None:
+                its_key = {"account_id": account.id, "idempotency_key": idempotency_key}
+                entry = self._upsert(extensions).values(**its_key, digest=digest, set_id=set_id)
+                if not tx.execute(entry.on_conflict_do_nothing()).rowcount:  # used for another set just now
+                    raise _other_request(idempotency_key)
             if known + len(new) > MAX_SET_JOBS:
                 raise Conflict(
                     f"{set_id} has {known} jobs and may have {MAX_SET_JOBS}",
@@ -553,3 +570,10 @@ class Submitting(Reading, Ending):
             there = {row.id for row in rows}
             rows += [row for row in found if row.id not in there]
         return rows
+
+
+def _other_request(idempotency_key: str) -> IdempotencyConflict:
+    return IdempotencyConflict(
+        f"the idempotency key {idempotency_key!r} was used for another request",
+        hint="use a new key for each request, and the same one only to send it again",
+    )
