@@ -72,6 +72,22 @@ def _fail(page: Page) -> None:
     expect(page.get_by_role("alert").nth(3)).to_be_visible(timeout=120_000)
 
 
+def _turn_dial(page: Page) -> None:
+    page.get_by_label("Prompt", exact=True).fill("a boat on the sea at night")
+    if page.get_by_role("button", name="Show settings").is_visible():
+        page.get_by_role("button", name="Show settings").click()
+    page.get_by_role("button", name="All settings").click()
+    page.get_by_role("button", name="Guidance Scale: try several values").click()
+    expect(page.get_by_role("status").filter(has_text="7 pictures, about")).to_be_visible()
+
+
+def _draw_dial(page: Page) -> None:
+    _turn_dial(page)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").locator("img.preview").nth(3)).to_be_visible()
+    page.wait_for_timeout(4000)  # something shows in the noise
+
+
 def _wait_in_queue(page: Page) -> None:
     _draw(page, "a lighthouse in the rain", 16)
     expect(page.get_by_role("progressbar").first).to_be_visible()
@@ -108,6 +124,8 @@ SHOTS = (
     Shot("create-empty", "#/create", states=True),
     Shot("history-empty", "#/history", states=True),
     Shot("growing", "#/create", _grow, states=True, guide=(390, "dark")),
+    Shot("dial-price", "#/create", _turn_dial, states=True),
+    Shot("dial", "#/create", _draw_dial, states=True),
     Shot("failed", "#/create", _fail, states=True),
     Shot("queue", "#/queue", _wait_in_queue, states=True),
     Shot("offline", "#/create", _go_offline, states=True),

@@ -3,13 +3,13 @@
 The schema's own bounds are generous: they are what Limner can do at all. A policy is what one caller may ask.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from limner.errors import InvalidRequest
 
 from .request import GenerationRequest
-from .resolve import ResolvedRequest
+from .resolve import PictureSpec, ResolvedRequest
 
 _LISTS = ("loras", "controls", "image_prompts", "styles")
 
@@ -54,8 +54,30 @@ class RequestPolicy:
         faults += _over("steps", max(one.run_steps for one in passes), self.max_steps)
         faults += _over("loras", max(len(one.adapters) for one in passes), self.max_loras, "entries")
         _raise(faults)
-        if self.max_work is not None:
-            _check_work(resolved, self.max_work)
+        self.check_work(resolved.pictures)
+
+    def check_work(self, pictures: Sequence[PictureSpec], *, many: str = "`num_images` of {}") -> None:
+        """Check the work of all images that are asked for at once.
+
+        Args:
+            many: How their number is asked for, with a place for it.
+
+        Raises:
+            InvalidRequest: They exceed `max_work`. The hint says what would not.
+        """
+        each = [sum(one.width * one.height * one.run_steps for one in picture.passes) for picture in pictures]
+        if self.max_work is None or (work := sum(each)) <= self.max_work:
+            return
+        largest = max(each)
+        if images := self.max_work // largest:
+            hint = f"ask for {many.format(images)} at most, or for smaller images or fewer `steps`"
+        else:
+            hint = f"ask for less than {self.max_work / largest:.0%} of the pixels, or of the `steps`"
+        raise InvalidRequest(
+            f"width x height x steps x images are {work:,} in all; the limit, max_work, is {self.max_work:,}",
+            hint=hint,
+            fields=("width", "height", "steps", "num_images"),
+        )
 
     def _over(self, request: GenerationRequest) -> "Iterator[_Fault]":
         for name in ("width", "height", "hires_width", "hires_height"):
@@ -67,25 +89,6 @@ class RequestPolicy:
             yield from _over(name, len(getattr(request, name)), getattr(self, f"max_{name}"), "entries")
         for name in ("prompt", "negative_prompt", "hires_prompt", "hires_negative_prompt"):
             yield from _over(name, len(getattr(request, name) or ""), self.max_prompt_length, "characters")
-
-
-def _check_work(resolved: ResolvedRequest, limit: int) -> None:
-    """Raise InvalidRequest where a request's passes exceed `max_work`, with what would not."""
-    each = [
-        sum(one.width * one.height * one.run_steps for one in picture.passes) for picture in resolved.pictures
-    ]
-    if (work := sum(each)) <= limit:
-        return
-    largest = max(each)
-    if images := limit // largest:
-        hint = f"ask for `num_images` of {images} at most, or for smaller images or fewer `steps`"
-    else:
-        hint = f"ask for less than {limit / largest:.0%} of the pixels, or of the `steps`"
-    raise InvalidRequest(
-        f"width x height x steps x images are {work:,} in all; the limit, max_work, is {limit:,}",
-        hint=hint,
-        fields=("width", "height", "steps", "num_images"),
-    )
 
 
 _Fault = tuple[tuple[str, ...], str]  # the fields, and what is wrong with them

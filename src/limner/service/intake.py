@@ -10,11 +10,12 @@ import base64
 import binascii
 import hashlib
 import io
+import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -39,7 +40,8 @@ from limner.files import FileStamp
 from limner.images.assets import Assets
 from limner.images.inputs import InputImages, inputs_of, map_inputs
 from limner.images.opening import ImageInfo, image_info, shortened
-from limner.request import GenerationRequest
+from limner.request import NEW_SEEDS, GenerationRequest
+from limner.request.dial import Dial
 from limner.request.estimate import DEVICES, Device, Estimate
 from limner.request.facts import ModelFacts
 from limner.request.policy import RequestPolicy
@@ -103,6 +105,19 @@ class Upload:
     def reference(self) -> str:
         """What a request holds for it."""
         return f"sha256:{self.sha256}"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A request with its checkpoint, with the names of the catalogue and with `sha256:` references.
+
+    Attributes:
+        uploads: Images that it brought along, not stored yet, by their references.
+    """
+
+    entry: Entry
+    request: GenerationRequest
+    uploads: dict[str, Upload]
 
 
 @dataclass(frozen=True)
@@ -290,8 +305,50 @@ class Intake:
         Raises:
             LimnerError: With the fields at fault.
         """
+        with self._without_paths():
+            return self._prepare(principal, self._named(principal, request))
+
+    def prepare_all(
+        self, principal: Principal, request: GenerationRequest, dial: Dial | None
+    ) -> tuple[Prepared, ...]:
+        """The request, prepared as by `prepare`; with a dial one for each of its values, all with one seed.
+        The `request` of each is the given one, without a value of the dial.
+
+        Raises:
+            InvalidRequest: The dial's field or a value of it cannot be used, or all of them together exceed
+                the caller's limits.
+            LimnerError: As `prepare`.
+        """
+        if dial is None:
+            return (self.prepare(principal, request),)
+        with self._without_paths():
+            dial.check(request)
+            policy = self.policy(principal)
+            if policy.max_images is not None and len(dial.values) > policy.max_images:
+                raise InvalidRequest(
+                    f"dial.values has {len(dial.values)} values, each for an image; the limit is "
+                    f"{policy.max_images}",
+                    hint="give fewer values",
+                    fields=("dial",),
+                )
+            named = self._named(principal, request)
+            seeds = secrets.randbelow(NEW_SEEDS), secrets.randbelow(NEW_SEEDS)
+            found = []
+            for value in dial.values:
+                at_value = dial.request_at(value, named.request, *seeds)
+                policy.check(at_value)
+                one = self._prepare(principal, replace(named, request=at_value))
+                found.append(replace(one, request=named.request))
+            pictures = [picture for one in found for picture in one.resolved.pictures]
+            policy.check_work(pictures, many="a dial of {} values")
+            return tuple(found)
+
+    @contextmanager
+    def _without_paths(self) -> Iterator[None]:
+        """A context whose errors are raised without paths of this machine, and those of prompts with the
+        field."""
         try:
-            return self._prepare(principal, request)
+            yield
         except LimnerError as error:
             if isinstance(error, PromptError) and not error.fields:
                 error.fields = ("prompt",)
@@ -299,13 +356,15 @@ class Intake:
             error.hint = error.hint and self.without_paths(error.hint)
             raise
 
-    def _prepare(self, principal: Principal, request: GenerationRequest) -> Prepared:
-        policy = self.policy(principal)
-        policy.check(request)
+    def _named(self, principal: Principal, request: GenerationRequest) -> _Named:
+        self.policy(principal).check(request)
         named = request.model if "model" in request.model_fields_set else self._settings.model
         entry = self.find_model(named, variant=request.variant)
-        facts = self.facts(entry)
-        request, uploads = self._with_uploads(principal, self._with_names(request, entry))
+        return _Named(entry, *self._with_uploads(principal, self._with_names(request, entry)))
+
+    def _prepare(self, principal: Principal, named: _Named) -> Prepared:
+        request, entry, uploads = named.request, named.entry, named.uploads
+        policy, facts = self.policy(principal), self.facts(entry)
         images = InputImages(info=lambda source: self._image_info(source, uploads))
         files = CatalogueFiles(self._catalogue, facts, images=images)
         resolved = resolve(
@@ -337,6 +396,7 @@ class Intake:
         principal: Principal,
         request: GenerationRequest,
         *,
+        dial: Dial | None = None,
         lane: Lane = "interactive",
         client: str = "native",
         idempotency_key: str | None = None,
@@ -355,14 +415,14 @@ class Intake:
             warnings: Those of the API, before those of the request.
             waits: Whether the jobs are only for the call that waits for them, so that a service which is
                 about to stop does not accept them.
-            lane, client, idempotency_key, digest, external_id, deadline_seconds, webhook, parents, relation:
-                As of `Submission`.
+            dial, lane, client, idempotency_key, digest, external_id, deadline_seconds, webhook, parents,
+                relation: As of `Submission`.
 
         Raises:
             EngineClosed: The service is about to stop, and the caller waits.
             QueueFull: Too many jobs are waiting; `retry_after` says when to try again.
             StorageError: The disk has no room for images.
-            LimnerError: As `prepare` and `Ledger.accept`.
+            LimnerError: As `prepare_all` and `Ledger.accept`.
         """
 
         def work() -> JobSet:
@@ -373,13 +433,16 @@ class Intake:
                     return earlier
             if webhook is not None:
                 check_webhook(webhook, self._settings.webhook_hosts)
-            prepared = self.prepare(principal, request)
-            self._admit(len(prepared.jobs))
-            for upload in prepared.uploads:
+            prepared = self.prepare_all(principal, request, dial)
+            jobs = tuple(job for one in prepared for job in one.jobs)
+            given = prepared[0].request
+            self._admit(len(jobs))
+            for upload in prepared[0].uploads:
                 self.store_upload(principal, upload)
             submission = Submission(
-                prepared.jobs,
-                prepared.request.model_dump(mode="json", exclude_unset=True),
+                jobs,
+                given.model_dump(mode="json", exclude_unset=True),
+                dial=dial,
                 lane=lane,
                 client=client,
                 idempotency_key=idempotency_key,
@@ -390,9 +453,11 @@ class Intake:
                 parents=parents,
                 relation=relation,
                 traceparent=current_traceparent(),
-                warnings=(*warnings, *prepared.warnings),
-                uploads=_uploads_of(prepared.request),
-                prompts=self.logged_prompts(prepared.request),
+                warnings=tuple(
+                    dict.fromkeys((*warnings, *(said for one in prepared for said in one.warnings)))
+                ),
+                uploads=_uploads_of(given),
+                prompts=self.logged_prompts(given),
             )
             return self._ledger.accept(principal, submission)
 
@@ -448,7 +513,7 @@ class Intake:
             idempotency_key, digest: As of `Submission`.
 
         Raises:
-            Conflict: The set is not of generated images, or would get too large.
+            Conflict: The set is not of generated images, is that of a dial, or would get too large.
             LimnerError: As `accept`.
         """
 
@@ -570,6 +635,11 @@ class Intake:
         """Further images of a set's request, with these seeds or else the next ones."""
         if known.kind != "generate":
             raise Conflict(f"{known.id} makes no images of a request: its kind is {known.kind}")
+        if known.dial is not None:
+            raise Conflict(
+                f"{known.id} has an image for each value of {known.dial.field}, all of one seed",
+                hint="submit a request of its own for further values or seeds",
+            )
         job = known.jobs[0]
         params = _params_of(job)
         name = "variation_seed" if params.get("variation_strength") else "seed"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from limner.request.dial import Dial
 from limner.settings.values import PromptLog
 
 JobKind = Literal["generate", "train", "animate", "campaign"]
@@ -73,6 +74,7 @@ class Submission:
     Attributes:
         jobs: The jobs, in the order of the images.
         request: The request as the user gave it, as JSON.
+        dial: The dial whose values the jobs have, one each; None: the jobs differ in their seeds.
         kind: Kind of all its jobs.
         lane: Lane of all its jobs.
         client: API that it came through: "native", "openai", "sdapi", "cli".
@@ -91,6 +93,7 @@ class Submission:
 
     jobs: tuple[NewJob, ...]
     request: Mapping[str, Any]
+    dial: Dial | None = None
     kind: JobKind = "generate"
     lane: Lane = "interactive"
     client: str = "native"
@@ -280,6 +283,7 @@ class JobSet:
 
     Attributes:
         jobs: Its jobs, in the order of the images.
+        dial: As of `Submission`: the job of index `i` has its value `i`.
         parents: Ids of the images that these are made from.
         relation: What they are of their parents; None without any.
         replayed: Whether an earlier set was found under the idempotency key.
@@ -293,6 +297,7 @@ class JobSet:
     request: Mapping[str, Any] = field(repr=False)
     created_at: float
     jobs: tuple[Job, ...]
+    dial: Dial | None = None
     external_id: str | None = None
     webhook: Mapping[str, str] | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from limner.errors import LedgerError, LedgerUnavailable
+from limner.request.dial import Dial
 from limner.service.identity import LOCAL_ACCOUNT, Principal
 from limner.service.jobs import Completion, NewJob, StoredImage, Submission
 from limner.service.ledger import database
@@ -111,7 +112,9 @@ def test_what_was_in_an_older_ledger_is_in_the_new_one(empty_url, start):
     assert claim.job.id == waiting.id
     image = StoredImage("img_2", waiting.id, "", "k", "ab", "cd", 64, 32, 10, {})
     assert ledger.finish(waiting.id, claim.job.fence, Completion(image, 1.0))
-    more = ledger.accept(Principal(ledger.get_account("anna")), Submission((NewJob({}, "m", 1.0),), {}))
+    assert made.dial is None
+    dialled = Submission((NewJob({}, "m", 1.0),) * 2, {}, dial=Dial(field="steps", values=(4, 8)))
+    more = ledger.accept(Principal(ledger.get_account("anna")), dialled)
     assert ledger.get_set(more.id) == more
     ledger.close()
 

@@ -102,6 +102,10 @@ function reasonOf(error: unknown): unknown {
   return gone ? new ApiError({ code: 'unreachable', detail: 'The server cannot be reached.', retryable: true }) : error
 }
 
+/** What a request would take; with a dial all its values together. Raises ApiError. */
+export const estimateOf = (request: GenerationRequest, dial: Schemas['Dial'] | null = null): Promise<Schemas['EstimateView']> =>
+  data(api.POST('/api/v1/estimates', { body: { request: request as Schemas['GenerationRequest'], dial } }))
+
 /** A random id, also where the page came over plain HTTP and `crypto.randomUUID` is missing. */
 export function randomId(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('')

@@ -21,7 +21,7 @@ describe('combinationOf', () => {
 
 describe('the table of keys', () => {
   it('gives no combination twice among actions that act together', () => {
-    for (const group of ['pictures', 'prompt', 'compare', 'mask'] as const) {
+    for (const group of ['pictures', 'prompt', 'sliders', 'compare', 'mask'] as const) {
       const rows = ACTIONS.map(keyOf).filter((row) => !row.shownOnly && ['everywhere', group].includes(row.group))
       const all = rows.flatMap((row) => row.keys)
       expect(all.filter((one, index) => all.indexOf(one) !== index)).toEqual([])

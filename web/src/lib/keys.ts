@@ -7,7 +7,7 @@
 import { t } from '../i18n'
 import { preferences } from './preferences.svelte'
 
-export type KeyGroup = 'everywhere' | 'pictures' | 'prompt' | 'compare' | 'queue' | 'mask'
+export type KeyGroup = 'everywhere' | 'pictures' | 'prompt' | 'sliders' | 'compare' | 'queue' | 'mask'
 
 interface Key {
   keys: string[]
@@ -56,6 +56,7 @@ const TABLE = {
   lighter: shown('prompt', 'Ctrl+ArrowDown'),
   earlierPrompt: shown('prompt', 'Alt+ArrowUp'),
   laterPrompt: shown('prompt', 'Alt+ArrowDown'),
+  dial: key('sliders', 'd'),
   blink: key('compare', 'b'),
   earlier: shown('queue', 'Alt+ArrowUp'),
   later: shown('queue', 'Alt+ArrowDown'),

@@ -40,8 +40,10 @@ export function settingsOf(schema: RequestSchema): Setting[] {
 function settingOf(name: FieldName, field: FieldSchema): Setting {
   const type: FieldSchema = field.anyOf?.find((one) => one.type !== 'null') ?? field
   const whole = type.type === 'integer'
-  const least = type.minimum ?? type.exclusiveMinimum
-  const most = type.maximum ?? type.exclusiveMaximum
+  const end = type.maximum ?? type.exclusiveMaximum
+  const step = type.multipleOf ?? (whole ? 1 : (end ?? 1) <= 1 ? 0.05 : 0.1)
+  const least = type.minimum ?? (type.exclusiveMinimum === undefined ? undefined : type.exclusiveMinimum + step)
+  const most = type.maximum ?? (type.exclusiveMaximum === undefined ? undefined : type.exclusiveMaximum - step)
   return {
     name,
     title: field.title ?? name,
@@ -54,7 +56,7 @@ function settingOf(name: FieldName, field: FieldSchema): Setting {
     whole,
     least,
     most,
-    step: type.multipleOf ?? (whole ? 1 : (most ?? 1) <= 1 ? 0.05 : 0.1),
+    step,
     also: field.also ?? [],
   }
 }

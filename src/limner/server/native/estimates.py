@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from limner.request import GenerationRequest
+from limner.request.dial import Dial
 from limner.server.auth import Reader
 from limner.server.bodies import body_schema, read_envelope
 from limner.server.state import in_thread, state_of
@@ -21,6 +22,9 @@ class EstimateBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     request: GenerationRequest = Field(description="What would be generated.")
+    dial: Dial | None = Field(
+        default=None, description="A field that takes several values in turn, as in `POST /api/v1/jobs`."
+    )
 
 
 class EstimateView(BaseModel):
@@ -35,7 +39,9 @@ class EstimateView(BaseModel):
     currency: str = Field(description="Currency of the cost.")
     device: str = Field(description="Device that it is estimated for.")
     model: str = Field(description="Id of the checkpoint in the catalogue.")
-    request: dict[str, Any] = Field(description="The request with every default filled in.")
+    request: dict[str, Any] = Field(
+        description="The request with every default filled in; with a dial, that of its first value."
+    )
     warnings: list[str] = Field(description="Warnings: what would not be done as requested.")
 
 
@@ -45,22 +51,22 @@ async def estimate(request: Request, caller: Reader) -> EstimateView:
     state = state_of(request)
     body = await read_envelope(request, EstimateBody)
 
-    def work() -> tuple[Prepared, Load]:
-        return state.intake.prepare(caller, body.request), state.ledger.load()
+    def work() -> tuple[tuple[Prepared, ...], Load]:
+        return state.intake.prepare_all(caller, body.request, body.dial), state.ledger.load()
 
     prepared, load = await in_thread(work)
-    taken, pace = prepared.estimate, load.work_per_second or 1.0
-    seconds = taken.seconds / pace
+    first, taken, pace = prepared[0], [one.estimate for one in prepared], load.work_per_second or 1.0
+    seconds = sum(one.seconds for one in taken) / pace
     return EstimateView(
-        images=len(prepared.jobs),
+        images=sum(len(one.jobs) for one in prepared),
         seconds=seconds,
         waiting_seconds=load.all_waiting_seconds / pace,
-        memory=taken.memory,
-        fits=taken.fits,
+        memory=max(one.memory for one in taken),
+        fits=all(one.fits for one in taken),
         cost=seconds * state.settings.price_of(state.intake.device_name),
         currency=state.settings.currency,
         device=state.intake.device_name,
-        model=prepared.entry.id,
-        request=prepared.resolved.request.model_dump(mode="json", exclude_none=True),
-        warnings=list(prepared.warnings),
+        model=first.entry.id,
+        request=first.resolved.request.model_dump(mode="json", exclude_none=True),
+        warnings=list(dict.fromkeys(said for one in prepared for said in one.warnings)),
     )

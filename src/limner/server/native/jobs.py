@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from limner.errors import DeadlineExceeded, EngineClosed, InvalidRequest
 from limner.request import GenerationRequest
+from limner.request.dial import Dial
 from limner.request.fields import Seed
 from limner.server.auth import Manager, Reader, Submitter, principal
 from limner.server.bodies import body_digest, body_schema, read_body, read_envelope
@@ -72,6 +73,10 @@ class NewJobs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     request: GenerationRequest = Field(description="What to generate. One job is made for each image.")
+    dial: Dial | None = Field(
+        default=None,
+        description="A field that takes several values in turn: one image for each, all of the same seed.",
+    )
     lane: Lane = Field(
         default="interactive", description="`interactive` runs before `batch`, which always gets a share."
     )
@@ -132,7 +137,7 @@ class ChangedView(BaseModel):
 
 
 class MoreJobs(BaseModel):
-    """Further images of a set's request: one of these fields."""
+    """Further images of a set's request: one of these fields. A set with a dial cannot have any."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -170,6 +175,7 @@ async def submit(
     accepted = await state.intake.accept(
         caller,
         body.request,
+        dial=body.dial,
         lane=body.lane,
         client="native",
         idempotency_key=idempotency_key,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field
 
 from limner.errors import NotFound
+from limner.request.dial import Dial
 from limner.service.events import JobChanged, JobProgress
 from limner.service.jobs import (
     Attempt,
@@ -180,6 +181,11 @@ class SetView(BaseModel):
     external_id: str | None = Field(default=None, description="The caller's own name for it.")
     ended: bool = Field(description="Whether all its jobs have ended.")
     request: dict[str, Any] = Field(description="The request as it was given.")
+    dial: Dial | None = Field(
+        default=None,
+        description="The field that its jobs differ in, instead of in their seeds: that of index 0 has its "
+        "first value, and so on.",
+    )
     parents: list[str] = Field(description="Ids of the images that its own are made from.")
     relation: Relation | None = Field(default=None, description="What they are of those.")
     warnings: list[str] = Field(description="Warnings: what was not done as requested.")
@@ -355,6 +361,7 @@ def set_view(jobs: JobSet, latest: Callable[[str], JobProgress | None], *, whole
         external_id=jobs.external_id,
         ended=jobs.ended,
         request=dict(jobs.request),
+        dial=jobs.dial,
         parents=list(jobs.parents),
         relation=jobs.relation,
         warnings=list(jobs.warnings),

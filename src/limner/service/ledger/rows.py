@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from limner.request.dial import Dial
 from limner.service.events import JobChanged, LedgerEvent, LibraryChanged
 from limner.service.identity import Account, ApiKey, Quotas
 from limner.service.jobs import Attempt, Job, JobError, JobSet, LibraryImage, StoredImage
@@ -86,6 +87,7 @@ def set_of(
         request=row.request,
         created_at=row.created_at,
         jobs=its_jobs,
+        dial=None if row.dial is None else Dial.model_validate(row.dial),
         external_id=row.external_id,
         webhook=row.webhook,
         warnings=tuple(row.warnings),

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "v0008"
+HEAD = "v0009"
 """Revision of the schema that this program uses: the newest script in `migrations/versions`."""
 
 metadata = MetaData(
@@ -77,6 +77,7 @@ sets = Table(
     Column("lane", String, nullable=False),
     Column("client", String, nullable=False),
     Column("request", _Json, nullable=False),
+    Column("dial", _Json),  # field and values, one for each job
     Column("relation", String),  # of its images to their parents
     Column("warnings", _Json, nullable=False),
     Column("idempotency_key", String),

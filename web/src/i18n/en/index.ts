@@ -1,5 +1,6 @@
 import { compare } from './compare'
 import { create } from './create'
+import { dial } from './dial'
 import { history } from './history'
 import { imports } from './imports'
 import { mask } from './mask'
@@ -10,4 +11,4 @@ import { settings } from './settings'
 import { common, keys, keyGroups, palette, shell, signIn } from './shell'
 import { viewer } from './viewer'
 
-export const en = { common, keys, keyGroups, palette, shell, signIn, create, references, mask, imports, history, queue, models, settings, viewer, compare }
+export const en = { common, keys, keyGroups, palette, shell, signIn, create, dial, references, mask, imports, history, queue, models, settings, viewer, compare }

@@ -1,5 +1,5 @@
 /** The checkpoints, adapters and other networks of this server, and what a request may say. */
-import { api, ApiError, data, type Model, type Schemas } from '../api'
+import { api, ApiError, data, estimateOf, type Model } from '../api'
 import { settingsOf } from '../schema'
 
 export interface RequestSchema {
@@ -61,7 +61,7 @@ class Models {
 
   async #loadDefaults(name: string | undefined): Promise<void> {
     try {
-      const { request } = await data(api.POST('/api/v1/estimates', { body: { request: { prompt: 'x', model: name } as Schemas['GenerationRequest'] } }))
+      const { request } = await estimateOf({ prompt: 'x', model: name })
       const given = ['prompt', 'seed', 'num_images']
       this.#defaults[name ?? ''] = Object.fromEntries(Object.entries(request).filter(([field]) => !given.includes(field)))
     } catch (error) {

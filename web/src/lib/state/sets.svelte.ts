@@ -113,6 +113,8 @@ export class LiveSet {
   /** Ids of the pictures that it was made from, and what it is of them. */
   readonly parents: string[]
   readonly relation: JobSet['relation']
+  /** The setting whose values its pictures have, where they differ in that instead of their seeds. */
+  readonly dial: JobSet['dial']
   warnings = $state.raw<string[]>([])
   jobs = $state.raw<LiveJob[]>([])
   #places = $state.raw<Place[]>([])
@@ -123,6 +125,7 @@ export class LiveSet {
     this.createdAt = view.created_at
     this.parents = view.parents
     this.relation = view.relation
+    this.dial = view.dial
     this.update(view)
   }
 
@@ -145,6 +148,11 @@ export class LiveSet {
     return this.#places.find((place) => place.includes(job.id))?.[0] ?? job.id
   }
 
+  /** The value of a picture on the set's dial. */
+  valueOf(job: LiveJob): string | number | undefined {
+    return this.dial?.values[job.index]
+  }
+
   /** Pictures that were stopped, and the seconds of the device that this has saved. */
   get stopped(): { count: number; seconds: number } {
     const gone = this.jobs.filter((job) => job.state === 'cancelled')
@@ -160,7 +168,7 @@ export class LiveSet {
       job?.update(one)
       return job ?? new LiveJob(one)
     })
-    const asked = this.request.num_images ?? 1
+    const asked = this.dial?.values.length ?? this.request.num_images ?? 1
     this.#places = placed(this.#places, this.jobs, asked, instead)
   }
 }
@@ -334,7 +342,8 @@ class Sets {
     if (!job.image || !set) throw new Error('this job has no picture')
     if (!job.params) job.update(await this.#answer(api.GET('/api/v1/jobs/{job_id}', { params: { path: { job_id: job.id } } })))
     const { seed, variation_seed } = job.params as GenerationRequest
-    return { image: job.image, request: { ...set.request, seed, variation_seed } }
+    const dialled = set.dial ? { [set.dial.field]: set.valueOf(job) } : {}
+    return { image: job.image, request: { ...set.request, ...dialled, seed, variation_seed } }
   }
 
   /** The set of a job, where it is here. */

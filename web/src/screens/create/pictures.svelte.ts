@@ -53,8 +53,9 @@ class Pictures {
   remove(jobs: LiveJob[]): void {
     const place = placeOfFocus()
     for (const job of jobs.filter((one) => !one.ended && !one.stopping)) {
-      const isAlone = sets.setOf(job)?.shown.length === 1
-      void (isAlone ? sets.stop(job) : sets.replace(job)).catch(toastError)
+      const set = sets.setOf(job)
+      const hasNoNext = set?.shown.length === 1 || set?.dial // a dial has one seed only
+      void (hasNoNext ? sets.stop(job) : sets.replace(job)).catch(toastError)
     }
     const done = withImage(jobs)
     this.chosen.clear()
