@@ -159,6 +159,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/v1/estimates": {"request": {"prompt": "a (boat:1.2)", "controls": [], "styles": []}},
     "/api/v1/prompts/analysis": {"prompt": "a (boat:1.2) [a:b:3] <lora:x:1>", "steps": 10},
     "/api/v1/accounts": {"id": "a", "quotas": {"images_per_day": 1}, "policy": {"max_steps": 2}},
+    "/api/v1/moderation/rev_none/decide": {"decision": "uphold", "note": "seen"},
     "/v1/images/generations": {
         "prompt": "a boat",
         "n": 1,

@@ -17,7 +17,7 @@ from limner.safety.policy import LEVELS
 from limner.service.identity import SAFETY, Account, Quotas, Role
 
 from . import terminal
-from .opening import DataOption, open_ledger, service_settings
+from .opening import DataOption, image_release, open_ledger, service_settings
 
 app = typer.Typer(
     help="Manage the accounts of a service: roles, shares, quotas, export and erasure.",
@@ -142,7 +142,7 @@ def export(
     with open_ledger(data) as ledger:
         ledger.get_account(account)
         with whole_file(target) as temporary, temporary.open("wb") as file:
-            count = _retention(ledger, data).export(account, file, _release(ledger, data))
+            count = _retention(ledger, data).export(account, file, image_release(ledger, data))
         ledger.audit("cli", "account.exported", account)
     terminal.note(f"{count} files of {account}")
     typer.echo(str(target))
@@ -176,14 +176,6 @@ def _retention(ledger: Any, data: Path | None) -> Any:
     settings = service_settings(data)
     store = ImageStore.in_folder(settings.data / "pictures")
     return Retention(ledger, store, settings, Meter())
-
-
-def _release(ledger: Any, data: Path | None) -> Any:
-    from limner.service.release import ImageRelease, watermark_key
-    from limner.service.storage import ImageStore
-
-    settings = service_settings(data)
-    return ImageRelease(ImageStore.in_folder(settings.data / "pictures"), ledger, watermark_key(settings))
 
 
 def _role(name: RoleName | None) -> Role | None:

@@ -62,6 +62,9 @@ COMMANDS = {
         "audit": _Entry(
             "Show, verify and export the audit log of a service, and prove what is in it.", "audit:app"
         ),
+        "moderation": _Entry(
+            "Look at images that the safety policy of a service holds up, and decide.", "moderation:app"
+        ),
         "webhooks": _Entry("Print or renew the secret that webhooks are signed with.", "webhooks:app"),
     },
     _FILES: {

@@ -11,6 +11,7 @@ from limner.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from limner.service.ledger.ledger import Ledger
+    from limner.service.release import ImageRelease
     from limner.settings.serve import ServeSettings
 
 DataOption = Annotated[
@@ -62,3 +63,12 @@ def open_ledger(data: Path | None, *, create: bool = False) -> "Iterator[Ledger]
     finally:
         ACTING.reset(acting)
         ledger.close()
+
+
+def image_release(ledger: "Ledger", data: Path | None) -> "ImageRelease":
+    """The images of a service with this data folder, as they leave it."""
+    from limner.service.release import ImageRelease, watermark_key
+    from limner.service.storage import ImageStore
+
+    settings = service_settings(data)
+    return ImageRelease(ImageStore.in_folder(settings.data / "pictures"), ledger, watermark_key(settings))

@@ -18,6 +18,7 @@ _GROUPS = (
     ["keys"],
     ["jobs"],
     ["audit"],
+    ["moderation"],
 )  # commands with subcommands
 
 

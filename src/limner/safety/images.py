@@ -86,13 +86,20 @@ class ImageDecision(BaseDecision[ImageFinding]):
             "checkers": dict(self.checkers),
         }
 
+    @property
+    def refusal(self) -> ImageRefused | None:
+        """The error about an image that is blocked; None if it is not."""
+        if self.action is not Action.BLOCK:
+            return None
+        return ImageRefused(
+            f"the safety policy {self.version} blocks the image by its rule {self.findings[0].text()}",
+            hint="try another seed or prompt; `limner safety check picture` shows what a policy says",
+        )
+
     def raise_if_blocked(self) -> None:
         """Raise ImageRefused if the action is block."""
-        if self.action is Action.BLOCK:
-            raise ImageRefused(
-                f"the safety policy {self.version} blocks the image by its rule {self.findings[0].text()}",
-                hint="try another seed or prompt; `limner safety check picture` shows what a policy says",
-            )
+        if (refusal := self.refusal) is not None:
+            raise refusal
 
 
 def load_checkers(policy: Policy) -> dict[str, ImageChecker]:
@@ -201,19 +208,23 @@ def _decide(
     return ImageDecision(policy.version, ordered(findings), scores, versions)
 
 
+def noted(picture: Picture, decision: ImageDecision) -> Picture:
+    """The image with a record that has the decision, and a warning for each rule that flags or blurs it."""
+    record = picture.record
+    notes = {**record.notes, NOTE: json.dumps(decision.to_dict(), ensure_ascii=False, separators=(",", ":"))}
+    warnings = tuple(dict.fromkeys((*record.warnings, *decision.warnings)))
+    return Picture(picture, record.model_copy(update={"notes": notes, "warnings": warnings}))
+
+
 def released(picture: Picture, decision: ImageDecision) -> Picture:
-    """The image that may leave: as it is, or blurred. Its record has the decision, and a warning for each
-    rule that flags or blurs it.
+    """The image that may leave: as it is, or blurred, with a record as of `noted`.
 
     Raises:
         ImageRefused: The decision is to block it.
     """
     decision.raise_if_blocked()
-    record = picture.record
-    notes = {**record.notes, NOTE: json.dumps(decision.to_dict(), ensure_ascii=False, separators=(",", ":"))}
-    warnings = tuple(dict.fromkeys((*record.warnings, *decision.warnings)))
-    image = blurred(picture) if decision.action is Action.BLUR else picture
-    return Picture(image, record.model_copy(update={"notes": notes, "warnings": warnings}))
+    shown = noted(picture, decision)
+    return Picture(blurred(shown), shown.record) if decision.action is Action.BLUR else shown
 
 
 def blurred(image: Image.Image) -> Image.Image:

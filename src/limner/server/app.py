@@ -22,7 +22,7 @@ from limner.prompts.wildcards import Wildcards
 from limner.service.catalogue import catalogue_of
 from limner.service.completions import Completions
 from limner.service.events import JobChanged
-from limner.service.health import Health, health_gauges, queue_gauges, worker_gauges
+from limner.service.health import Health, health_gauges, queue_gauges, review_gauges, worker_gauges
 from limner.service.housekeeping import Housekeeping
 from limner.service.hub import Hub
 from limner.service.identity import LOCAL_ACCOUNT
@@ -165,7 +165,8 @@ def open_server_state(settings: ServeSettings) -> ServerState:
     health = Health(ledger, store, settings.data, settings.min_free_bytes, lambda: hub.workers)
     searches = Searches(ledger, settings.data / "search")
     workers = worker_gauges(lambda: hub.workers)
-    metrics.sources += [queue_gauges(ledger), health_gauges(health, settings.data), workers]
+    metrics.sources += [queue_gauges(ledger), review_gauges(ledger.open_reviews)]
+    metrics.sources += [health_gauges(health, settings.data), workers]
     return ServerState(
         settings=settings,
         ledger=ledger,

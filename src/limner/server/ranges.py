@@ -11,6 +11,9 @@ from .problems import Refused
 IMMUTABLE = "private, max-age=31536000, immutable"
 """Cache-Control of content whose id or hash never refers to other content."""
 
+REVALIDATED = "private, no-cache"
+"""Cache-Control of content that may be replaced."""
+
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -41,7 +44,7 @@ async def answered(
     Args:
         read: Returns the bytes. It is not called for a 304.
         tag: Entity tag, in its quotes. It never refers to other bytes.
-        headers: Headers besides `etag` and `cache-control`.
+        headers: Headers besides `etag`; a `cache-control` takes the place of `IMMUTABLE`.
 
     Raises:
         Refused: 416 for a range outside of the bytes.

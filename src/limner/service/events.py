@@ -1,5 +1,5 @@
-"""What callers can watch: changes of jobs and libraries, which are kept in the ledger, and progress, which is
-not."""
+"""What callers can watch: changes of jobs and libraries and notices, which are kept in the ledger, and
+progress, which is not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,8 +38,8 @@ class LibraryChanged:
 
     Attributes:
         seq, account_id, at: As of `JobChanged`.
-        change: What happened: images were marked or unmarked as kept, deleted (for good, or into the trash),
-            taken out of the trash; or albums were changed.
+        change: What happened: images were marked or unmarked as kept; deleted for good, into the trash or by
+            a moderator; taken out of the trash or given back by a moderator; or albums were changed.
         data: The `numbers` of the images; for "kept" whether they are `kept` now, for "albums" the `album`.
     """
 
@@ -50,7 +50,24 @@ class LibraryChanged:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-LedgerEvent = JobChanged | LibraryChanged
+@dataclass(frozen=True)
+class NoticeGiven:
+    """An account is told what became of an image; kept and numbered as changes of jobs are.
+
+    Attributes:
+        seq, account_id, at: As of `JobChanged`.
+        data: Id of the `notice`, its `cause` and `delivery`, and its `job_id` and `image_id`.
+        change: Always the same.
+    """
+
+    seq: int
+    account_id: str
+    at: float
+    data: Mapping[str, Any]
+    change: Literal["notice"] = "notice"
+
+
+LedgerEvent = JobChanged | LibraryChanged | NoticeGiven
 
 
 @dataclass(frozen=True)

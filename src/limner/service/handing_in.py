@@ -8,35 +8,32 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
 from secrets import token_hex
 from typing import Any
 
 from limner.errors import (
     DeadlineExceeded,
-    ImageRefused,
     InternalError,
     LimnerError,
     NotFound,
     OutOfMemory,
 )
 from limner.images.picture import Picture, encode, pixel_hash
-from limner.safety.images import released
+from limner.safety.images import ImageDecision, blurred, noted
 from limner.safety.policy import Action
 
 from .channel import for_callers
-from .image_safety import ImageSafety
-from .jobs import Completion, JobError, StoredImage
+from .image_safety import ImageSafety, review_of
+from .jobs import Completion, JobError, NewReview, StoredImage
 from .ledger.ledger import Ledger
 from .measuring import WorkerMeter
-from .release import COMPRESSION, is_blurred, with_watermark
+from .release import COMPRESSION, with_watermark
 from .runs import Run
 from .storage import ImageStore
 
 _LOG = logging.getLogger("limner.worker")
 
 _LATER, _MUCH_LATER = 0.2, 5.0  # seconds until a retry
-_DONE = {Action.FLAG: "flagged", Action.BLUR: "blurred", Action.BLOCK: "blocked"}  # in the audit log
 
 
 class HandingIn:
@@ -52,6 +49,7 @@ class HandingIn:
         without_paths: Removes paths from messages for callers.
         watermark_key: Key of the watermark of what is delivered; None: it has none.
         safety: Decides about images; None: nothing does.
+        keeps_withheld: Whether images that it blocks are stored for their review.
     """
 
     def __init__(
@@ -67,11 +65,12 @@ class HandingIn:
         without_paths: Callable[[str], str],
         watermark_key: bytes | None = None,
         safety: ImageSafety | None = None,
+        keeps_withheld: bool = False,
     ) -> None:
         self._ledger, self._store, self._meter = ledger, store, meter
         self._price, self._currency, self._ended, self._trouble = price, currency, ended, trouble
         self._without_paths, self._watermark_key = without_paths, watermark_key
-        self._safety = safety
+        self._safety, self._keeps_withheld = safety, keeps_withheld
 
     def end(self, run: Run, error: Exception | None) -> None:
         """End a job as its run says: done, failed, cancelled or given back.
@@ -98,10 +97,7 @@ class HandingIn:
         if error is not None:
             self._fail(run, error)
         elif run.picture is not None:
-            try:
-                self._deliver(run, run.picture)
-            except ImageRefused as refused:
-                self._fail(run, refused)
+            self._deliver(run, run.picture)
         elif run.released:
             if self._insist(run, lambda: self._ledger.release(job.id, job.fence, **used)):
                 self._meter.used(job, run.device_seconds)
@@ -111,11 +107,15 @@ class HandingIn:
         else:
             self._fail(run, InternalError("the engine ended the job without an image"))
 
-    def _fail(self, run: Run, error: Exception) -> None:
+    def _fail(self, run: Run, error: Exception, review: NewReview | None = None) -> None:
         """Record an error in the ledger.
 
         Out of memory and internal errors are retryable: another batch or process may succeed. A missed
-        deadline is not."""
+        deadline is not.
+
+        Args:
+            review: What a person is to look at, where the image was blocked.
+        """
         job, public = run.claim.job, for_callers(error)
         retryable = isinstance(public, OutOfMemory) or public.retryable
         hint = public.hint and self._without_paths(public.hint)
@@ -128,31 +128,40 @@ class HandingIn:
                 retryable=retryable and not isinstance(public, DeadlineExceeded),
                 device_seconds=run.device_seconds,
                 price=self._price,
+                review=review,
             ),
         )
         if state is not None:
             self._meter.used(job, run.device_seconds)
 
     def _deliver(self, run: Run, picture: Picture) -> None:
-        """Store an image and hand it in. One that the safety policy blocks is not stored."""
+        """Store an image and hand it in. One that the safety policy blocks is withheld: it is stored for its
+        review, if at all."""
         job = run.claim.job
         picture.record = picture.record.model_copy(update={"notes": self._notes(run, picture)})
-        decision, shown = self._checked(run, picture)
+        decision = self._decided(run, picture)
+        refusal = None if decision is None else decision.refusal
+        about_image = None if decision is None else decision.to_dict()
+        if refusal is not None and not self._keeps_withheld:
+            self._fail(run, refusal, review_of(job, about_image))
+            return
         # The master keeps its pixels, and has the decision in its record.
-        picture = shown if decision is None else Picture(picture, shown.record)
+        picture = shown = picture if decision is None else noted(picture, decision)
+        if is_blurred := decision is not None and decision.action is Action.BLUR:
+            shown = Picture(blurred(picture), picture.record)
         with self._meter.stage("encode"):
             data = encode(picture, "png", compress_level=COMPRESSION)
         delivered, file = shown, b""
         if self._watermark_key is not None:
             with self._meter.stage("watermark"):
                 delivered = with_watermark(shown, self._watermark_key)
-        if delivered is not shown or is_blurred(decision):
+        if refusal is None and (delivered is not shown or is_blurred):
             with self._meter.stage("encode"):
                 file = encode(delivered, "png", compress_level=COMPRESSION)
         with self._meter.stage("store"):
             key = self._insist(run, lambda: self._store.put_master(job.account_id, job.id, job.fence, data))
             if key is not None and file:
-                self._insist(run, lambda: self._store.put_delivered(key, file))
+                self._insist(run, lambda: self._store.put_delivered(key, file, blurred=is_blurred))
         if key is None:
             return
         pixels = picture if picture.mode in ("RGB", "RGBA") else picture.convert("RGB")
@@ -170,9 +179,14 @@ class HandingIn:
             watermark=None if (mark := delivered.record.watermark) is None else mark.id,
             delivered_sha256=hashlib.sha256(file).hexdigest() if file else None,
             delivered_bytes=len(file),
-            safety=decision,
+            safety=about_image,
+            blurred=is_blurred,
         )
-        done = Completion(image, run.device_seconds, self._price, run.batch_size)
+        if refusal is not None:
+            self._fail(run, refusal, review_of(job, about_image, image))
+            return
+        review = review_of(job, about_image)
+        done = Completion(image, run.device_seconds, self._price, run.batch_size, review)
         accepted = self._insist(run, lambda: self._finish(run, done))
         if accepted:
             self._meter.used(job, run.device_seconds)
@@ -186,35 +200,20 @@ class HandingIn:
             self._store.delete([key])
         # Else the ledger may have taken it though its answer was lost. If not, collection deletes the file.
 
-    def _checked(self, run: Run, picture: Picture) -> tuple[dict[str, Any] | None, Picture]:
-        """What the safety policy says about an image, None if nothing, and the image that may leave: as it
-        is, or blurred.
-
-        Raises:
-            ImageRefused: The policy blocks it.
-        """
+    def _decided(self, run: Run, picture: Picture) -> ImageDecision | None:
+        """What the safety policy says about an image; None if nothing."""
         if self._safety is None:
-            return None, picture
+            return None
         with self._meter.stage("safety"):
             decision = self._safety.decide(run.claim.job, picture)
-        if decision is None:
-            return None, picture
-        job, rule = run.claim.job, decision.rule or ""
-        self._meter.count(
-            "limner_safety_decisions_total", stage="image", action=decision.action.value, rule=rule
-        )
-        if decision.action is not Action.ALLOW:
-            actor, action = job.owner or "worker", f"image.{_DONE[decision.action]}"
-            score, version = decision.score, decision.version
-            audit = partial(
-                self._ledger.audit, actor, action, job.id, rule=rule, score=score, version=version
-            )
-            self._insist(run, audit)
-        return decision.to_dict(), released(picture, decision)
+        if decision is not None:
+            action, rule = decision.action.value, decision.rule or ""
+            self._meter.count("limner_safety_decisions_total", stage="image", action=action, rule=rule)
+        return decision
 
     def _keep_steps(self, run: Run, image: StoredImage) -> None:
         """Store the strip of an image that has been handed in. A failure here does not affect the image."""
-        if run.strip is None or is_blurred(image.safety):
+        if run.strip is None or image.blurred:
             return
         try:
             with self._meter.stage("strip"):
@@ -222,9 +221,8 @@ class HandingIn:
                 if strip is None:
                     return
                 self._store.put_strip(image.key, strip.sprite, strip.layout)
-            self._ledger.find_image(image.id)
-        except NotFound:  # deleted in the meantime, and its strip must not be left over
-            self._store.delete([image.key])
+            if not self._ledger.known_keys([image.key]):  # deleted meanwhile: no strip may be left over
+                self._store.delete([image.key])
         except Exception:  # the image itself has been handed in
             _LOG.exception("the steps of an image are not kept", extra=_log_fields(run))
 

@@ -11,6 +11,7 @@ from limner.errors import LimnerError, StorageError
 
 from .ledger.reading import Load
 from .metrics import Meter, Source
+from .reviews import BY_POLICY
 
 _FRESH = 2.0  # seconds between checks of the stores
 
@@ -137,6 +138,21 @@ def queue_gauges(ledger: HealthLedger) -> Source:
             meter.set("limner_queue_seconds", load.waiting_seconds.get(lane, 0.0), lane=lane)
             meter.set("limner_queue_oldest_seconds", load.oldest_seconds.get(lane, 0.0), lane=lane)
         meter.set("limner_running_jobs", load.running)
+
+    return read
+
+
+def review_gauges(open_reviews: Callable[[], Mapping[str, int]]) -> Source:
+    """A source of metrics: the length of the moderation queue.
+
+    Args:
+        open_reviews: Returns the number of undecided reviews by the action of the policy.
+    """
+
+    def read(meter: Meter) -> None:
+        waiting = open_reviews()
+        for action in BY_POLICY:
+            meter.set("limner_reviews_open", waiting.get(action, 0), action=action)
 
     return read
 

@@ -1,10 +1,13 @@
 """The safety policy of the service for finished images: checked between decoding and storage, in the worker.
 
+What it flags, blurs or blocks is reviewed by people.
+
 Images are checked if the setting `safety` is given: without it the policy `standard` holds for prompts alone,
 so that the service runs without an image checker.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from limner.safety.images import ImageDecision, check_images_by_policies, load_c
 from limner.safety.policy import Action, Policy
 from limner.settings.serve import ServeSettings
 
-from .jobs import Job
+from .jobs import Job, NewReview, ReviewStage, StoredImage
 from .policies import SafetyPolicies
 
 LEVELS = "levels"
@@ -65,3 +68,22 @@ class ImageSafety:
             return ()
         account, key = (job.safety or {}).get(LEVELS, (None, None))
         return tuple(policy for policy in self._policies.of(account, key) if policy.image_rules)
+
+
+def review_of(
+    job: Job, about_image: Mapping[str, Any] | None, withheld: StoredImage | None = None
+) -> NewReview | None:
+    """What a person is to look at: the more severe of the decisions about the image of a job and about its
+    prompts; None where both allow it.
+
+    Args:
+        about_image: The decision about the image, as JSON; None: it was not checked.
+        withheld: The image, where it is stored and withheld.
+    """
+    found: tuple[tuple[ReviewStage, Mapping[str, Any] | None], ...]
+    found = (("image", about_image), ("prompt", job.safety))
+    decisions = [(stage, one) for stage, one in found if one is not None and one["action"] != Action.ALLOW]
+    if not decisions:
+        return None
+    stage, decision = max(decisions, key=lambda one: Action(one[1]["action"]).severity)
+    return NewReview(stage, decision, withheld)

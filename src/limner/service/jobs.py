@@ -16,6 +16,8 @@ by their owner."""
 Relation = Literal["variation", "refined", "edited", "redrawn"]
 """What the images of a set are of the images that they were made from."""
 
+ReviewStage = Literal["prompt", "image"]
+
 FINAL_STATES: frozenset[JobState] = frozenset({"done", "failed", "cancelled", "dead"})
 MAX_ATTEMPTS = 3
 
@@ -128,6 +130,7 @@ class StoredImage:
         delivered_sha256: Hash of the file that is delivered, in hex; None: it is the master.
         delivered_bytes: Its size; 0 where it is the master.
         safety: What the safety policy says about the pixels; None: they were not checked.
+        blurred: Whether what is delivered is blurred.
     """
 
     id: str
@@ -145,6 +148,7 @@ class StoredImage:
     delivered_sha256: str | None = None
     delivered_bytes: int = 0
     safety: Mapping[str, Any] | None = field(default=None, repr=False)
+    blurred: bool = False
 
     @property
     def file_sha256(self) -> str:
@@ -189,7 +193,7 @@ class ImageFile:
         sha256: Hash of the master's bytes, in hex.
         created_at: Seconds since the epoch.
         account_id: Whose it is.
-        watermark, delivered_sha256: As `StoredImage`.
+        watermark, delivered_sha256, blurred: As `StoredImage`.
     """
 
     id: str
@@ -200,6 +204,7 @@ class ImageFile:
     account_id: str
     watermark: str | None = None
     delivered_sha256: str | None = None
+    blurred: bool = False
 
     @property
     def file_sha256(self) -> str:
@@ -325,6 +330,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class NewReview:
+    """A decision of the safety policy that a person is to look at: to flag, blur or block an image.
+
+    Attributes:
+        stage: What it is about: the prompts of the image, or its pixels.
+        decision: The decision, as JSON.
+        withheld: The image, where it is stored and withheld; None: it is delivered, or not stored.
+    """
+
+    stage: ReviewStage
+    decision: Mapping[str, Any] = field(repr=False)
+    withheld: StoredImage | None = None
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a worker hands in for a job that is done.
 
@@ -333,9 +353,11 @@ class Completion:
         device_seconds: The job's share of the forward passes that it took part in.
         price: Price of a device second.
         batch_size: Number of images that were decoded together with it.
+        review: What a person is to look at; None: nothing.
     """
 
     image: StoredImage | None
     device_seconds: float
     price: float = 0.0
     batch_size: int = 1
+    review: NewReview | None = None

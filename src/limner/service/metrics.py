@@ -95,6 +95,13 @@ METRICS = {
             "action",
             "rule",
         ),
+        _gauge("limner_reviews_open", "Images in the moderation queue that nobody has decided.", "action"),
+        _counter(
+            "limner_review_decisions_total",
+            "Decisions about images in the moderation queue by the API.",
+            "action",
+            "decision",
+        ),
         # Work
         _counter("limner_images_total", "Images finished and stored.", "model", "device"),
         _counter("limner_device_seconds_total", "Device seconds of jobs that have ended.", "model", "device"),

@@ -5,9 +5,9 @@ A worker makes it beside the master, and its hash is in the ledger; where the fi
 Everything here runs without torch.
 """
 
+import hashlib
 import io
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,13 +18,13 @@ from limner.images.picture import Picture, encode
 from limner.images.record import Record
 from limner.safety.images import blurred
 from limner.safety.marking import marked
-from limner.safety.policy import Action
 from limner.safety.watermark import DEFAULT_KEY, TILE, Mark, detect, embed
 from limner.settings import watermark_key_in
 from limner.settings.serve import ServeSettings
 
 from .jobs import ImageFile, StoredImage
 from .ledger.ledger import Ledger
+from .reviews import DeliveredFile
 from .storage import ImageStore
 
 _LOG = logging.getLogger("limner.service")
@@ -50,11 +50,6 @@ def with_watermark(picture: Picture, key: bytes) -> Picture:
     """An image as it is delivered, with a record that names the mark; the image itself where it is too small
     for one."""
     return marked(picture, key) if min(picture.size) >= TILE else picture
-
-
-def is_blurred(decision: Mapping[str, Any] | None) -> bool:
-    """Whether a decision about an image is to blur what is delivered of it."""
-    return decision is not None and decision["action"] == Action.BLUR
 
 
 def encoded_thumbnail(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> bytes:
@@ -97,14 +92,16 @@ class ImageRelease:
         if image.delivered_sha256 is None:
             return self._store.get(image.key)
         try:
-            return self._store.get_delivered(image.key)
+            return self._store.get_delivered(image.key, blurred=image.blurred)
         except NotFound:
-            return self._made_again(image)
+            data = self._made(self._ledger.get_image(image.id))
+            _LOG.warning("a lost file was made again", extra={"fields": {"image": image.id}})
+            return data
 
     def thumbnail(self, image: ImageFile | StoredImage) -> bytes:
         """A small WebP of an image, made at the first call and kept, with the watermark if that fits. Raises
         as `file`."""
-        if (kept := self._store.get_thumbnail(image.key)) is not None:
+        if (kept := self._store.get_thumbnail(image.key, blurred=image.blurred)) is not None:
             return kept
         with Image.open(io.BytesIO(self.file(image)), formats=("PNG",)) as opened:
             mode: Literal["RGB", "RGBA"] = "RGBA" if "A" in opened.getbands() else "RGB"
@@ -113,12 +110,13 @@ class ImageRelease:
         if large and image.watermark is not None and min(small.size) >= TILE:  # the mark is scaled, and weak
             small = embed(small, int(image.watermark, 16), self._key)
         data = _webp(small)
-        self._store.put_thumbnail(image.key, data)
+        self._store.put_thumbnail(image.key, data, blurred=image.blurred)
         try:
             self._ledger.find_image(image.id)
-        except NotFound:  # deleted in the meantime, and its thumbnail must not be left over
-            self._store.delete([image.key])
-            raise
+        except NotFound:
+            if not self._ledger.known_keys([image.key]):  # deleted meanwhile: no thumbnail may be left over
+                self._store.delete([image.key])
+            raise  # or taken down
         return data
 
     def steps_layout(self, image: ImageFile) -> dict[str, Any] | None:
@@ -140,6 +138,34 @@ class ImageRelease:
         self._ledger.audit(actor, "image.exact", image.id)
         return data
 
+    def opened(self, image: StoredImage, *, actor: str, review: str) -> bytes:
+        """The master of an image under review, delivered or withheld, for operators. It is entered into the
+        audit log before it is returned. Raises as `file`.
+
+        Args:
+            actor: Who opens it.
+            review: Id of the review.
+        """
+        data = self._store.get(image.key)
+        self._ledger.audit(actor, "image.opened", image.id, review=review, account=image.account_id)
+        return data
+
+    def covered(self, image: StoredImage) -> bytes:
+        """An image under review as a blurred PNG without its record. Raises as `file`."""
+        with Image.open(io.BytesIO(self._store.get(image.key)), formats=("PNG",)) as opened:
+            small = blurred(opened)
+        encoded = io.BytesIO()
+        small.save(encoded, "PNG")
+        return encoded.getvalue()
+
+    def make_delivered(self, image: StoredImage) -> DeliveredFile:
+        """Store the file that is delivered of an image, blurred or in clear as it says. Callers get it once
+        the ledger says so. Raises as `file`."""
+        if image.watermark is None and not image.blurred:
+            return DeliveredFile(None, 0)
+        data = self._made(image)
+        return DeliveredFile(hashlib.sha256(data).hexdigest(), len(data))
+
     def inside(self, image: ImageFile | StoredImage) -> bytes:
         """The master, for the service's own networks. It must not be sent to a caller. Raises as `file`."""
         return self._store.get(image.key)
@@ -160,18 +186,16 @@ class ImageRelease:
                 return Detected(mark, "published" if key == DEFAULT_KEY else "own")
         return None
 
-    def _made_again(self, image: ImageFile | StoredImage) -> bytes:
-        """The delivered file of an image, from its master and its record."""
-        known = self._ledger.get_image(image.id)
-        record = Record.model_validate(known.record)
+    def _made(self, image: StoredImage) -> bytes:
+        """The delivered file of an image, made of its master and its record, and stored."""
+        record = Record.model_validate(image.record)
         with Image.open(io.BytesIO(self._store.get(image.key)), formats=("PNG",)) as opened:
-            pixels = blurred(opened) if is_blurred(known.safety) else opened.copy()
+            pixels = blurred(opened) if image.blurred else opened.copy()
         pixels.info = {}
         if record.watermark is not None:
             pixels = embed(pixels, int(record.watermark.id, 16), self._key)
         data = encode(Picture(pixels, record), "png", compress_level=COMPRESSION)
-        self._store.put_delivered(image.key, data)
-        _LOG.warning("a lost file was made again", extra={"fields": {"image": image.id}})
+        self._store.put_delivered(image.key, data, blurred=image.blurred)
         return data
 
 

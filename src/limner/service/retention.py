@@ -40,7 +40,7 @@ _FILES = {"usage": "usage", "audit": "audit"}  # of an export, where they are no
 
 
 _OF_FILE = (  # columns of a row
-    *("id", "seq", "key", "sha256", "created_at", "account_id", "watermark", "delivered_sha256"),
+    *("id", "seq", "key", "sha256", "created_at", "account_id", "watermark", "delivered_sha256", "blurred"),
 )
 
 
@@ -80,6 +80,10 @@ class Retention:
             while keys := ledger.expire_images(older_than=days * _DAY, limit=_BATCH):
                 self._delete(keys, "expired")
                 images += len(keys)
+        withheld = settings.keep_withheld_days * _DAY
+        while keys := ledger.expire_withheld(older_than=withheld, limit=_BATCH):
+            self._delete(keys, "expired")
+            images += len(keys)
         if (days := settings.keep_uploads_days) is not None:
             # No loop: those that other accounts still have are not among the answers.
             digests = ledger.expire_uploads(unused_for=days * _DAY, limit=20 * _BATCH)

@@ -6,10 +6,12 @@ so that an attempt which has lost its job never writes over the image of the one
     masters/ACCOUNT/JOB/FENCE.png
     delivered/ACCOUNT/JOB/FENCE.png
     thumbnails/ACCOUNT/JOB/FENCE.webp
+    blurred/ACCOUNT/JOB/FENCE.png, .webp
     steps/ACCOUNT/JOB/FENCE.webp, .json
 
-The master has the exact pixels; what is delivered may be marked. A store is a folder now. Any store of
-obstore has this form.
+The master has the exact pixels; what is delivered may be marked. What is delivered blurred has names of its
+own, so that no file of an image is ever written over by its blurred or clear form. A store is a folder now.
+Any store of obstore has this form.
 """
 
 import json
@@ -32,7 +34,7 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,127}")
 _MASTER = re.compile(r"masters/([^/]+)/([^/]+)/(\d+)\.png")
 _STAGED = re.compile(r".+#\d+")  # a file that a process which has died was writing
 
-Kind = Literal["masters", "delivered", "thumbnails", "steps"]
+Kind = Literal["masters", "delivered", "thumbnails", "blurred", "steps"]
 
 
 @dataclass(frozen=True)
@@ -112,26 +114,27 @@ class ImageStore:
         self._sync(key)
         return key
 
-    def put_delivered(self, key: str, data: bytes) -> None:
-        """Store the PNG that is delivered of the master with this key. It can be made again, so it is not
-        written through to the disk. Raises StorageError as `put_master`."""
-        self._put(_delivered(key), data)
-
-    def get_delivered(self, key: str) -> bytes:
-        """What is delivered of the master with this key. Raises as `get`."""
-        return self.get(_delivered(key))
-
-    def put_thumbnail(self, key: str, data: bytes) -> str:
-        """Store the thumbnail, a WebP, of the master with this key, and return its own key. It can be made
+    def put_delivered(self, key: str, data: bytes, *, blurred: bool = False) -> None:
+        """Store the PNG that is delivered of the master with this key, in clear or blurred. It can be made
         again, so it is not written through to the disk. Raises StorageError as `put_master`."""
-        name = _thumbnail(key)
+        self._put(_delivered(key, blurred), data)
+
+    def get_delivered(self, key: str, *, blurred: bool = False) -> bytes:
+        """What is delivered of the master with this key, in clear or blurred. Raises as `get`."""
+        return self.get(_delivered(key, blurred))
+
+    def put_thumbnail(self, key: str, data: bytes, *, blurred: bool = False) -> str:
+        """Store the thumbnail, a WebP, of what is delivered of the master with this key, and return its own
+        key. It can be made again, so it is not written through to the disk. Raises StorageError as
+        `put_master`."""
+        name = _thumbnail(key, blurred)
         self._put(name, data)
         return name
 
-    def get_thumbnail(self, key: str) -> bytes | None:
-        """The thumbnail of the master with this key; None if it is not stored."""
+    def get_thumbnail(self, key: str, *, blurred: bool = False) -> bytes | None:
+        """The thumbnail of what is delivered of the master with this key; None if it is not stored."""
         try:
-            return self.get(_thumbnail(key))
+            return self.get(_thumbnail(key, blurred))
         except NotFound:
             return None
 
@@ -170,9 +173,7 @@ class ImageStore:
             StorageError: The store cannot be written.
         """
         for key in keys:
-            every = (
-                (key, _delivered(key), _thumbnail(key), *_strip(key)) if _MASTER.fullmatch(key) else (key,)
-            )
+            every = _all_of(key) if _MASTER.fullmatch(key) else (key,)
             for one in every:
                 with suppress(NotFound), _telling("delete", one):
                     obstore.delete(self._store, one)
@@ -263,12 +264,18 @@ def _part(text: str) -> str:
     return text
 
 
-def _thumbnail(key: str) -> str:
-    return _beside(key, "thumbnails", "webp")
+def _thumbnail(key: str, blurred: bool) -> str:
+    return _beside(key, "blurred" if blurred else "thumbnails", "webp")
 
 
-def _delivered(key: str) -> str:
-    return _beside(key, "delivered", "png")
+def _delivered(key: str, blurred: bool) -> str:
+    return _beside(key, "blurred" if blurred else "delivered", "png")
+
+
+def _all_of(key: str) -> tuple[str, ...]:
+    """Keys of a master and of all that belongs to it."""
+    forms = [name(key, blurred) for name in (_delivered, _thumbnail) for blurred in (False, True)]
+    return (key, *forms, *_strip(key))
 
 
 def _strip(key: str) -> tuple[str, str]:

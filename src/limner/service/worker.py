@@ -103,6 +103,7 @@ class Worker:
             without_paths=PathFilter(settings),
             watermark_key=watermark_key(settings) if settings.watermark else None,
             safety=self._safety,
+            keeps_withheld=settings.keep_withheld_days > 0,
         )
         self._device: DrawingDevice = make_device(settings, device, (self._on_event, self.meter), self.meter)
         self._device_meter = DeviceMeter(self.meter, self._shown, gpu=self._device.gpu)

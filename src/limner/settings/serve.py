@@ -310,6 +310,14 @@ class ServeSettings(BaseSettings):
         shown="`standard`, for prompts alone",
     )
 
+    keep_withheld_days: float = _setting(
+        "Safety",
+        7.0,
+        "Days that an image which the policy blocks, or a moderator takes down, is kept for its review. No "
+        "caller gets it; operators open it in the moderation queue. 0: what the policy blocks is not stored, "
+        "and what is taken down is deleted.",
+        ge=0,
+    )
     watermark: bool = _setting(
         "Safety",
         True,

@@ -313,10 +313,10 @@ def test_a_thumbnail_of_an_image_that_is_deleted_meanwhile_is_not_left_over(serv
     state = served.state
     key, put = state.ledger.get_image(image["id"]).key, state.store.put_thumbnail
 
-    def delete_and_put(*args):
+    def delete_and_put(*args, **more):
         state.ledger.delete_image(image["id"])
         state.store.delete([key])
-        return put(*args)
+        return put(*args, **more)
 
     monkeypatch.setattr(state.store, "put_thumbnail", delete_and_put)
     assert served.client.get(image["thumbnail_url"]).status_code == 404

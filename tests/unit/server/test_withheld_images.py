@@ -2,7 +2,6 @@
 
 import ast
 import base64
-import functools
 import io
 import json
 import threading
@@ -16,97 +15,21 @@ from PIL import Image
 
 import limner.server
 from limner.errors import ModelNotFound
-from limner.request import GenerationRequest
 from limner.safety.images import blurred
 from limner.safety.policy import Action
-from limner.service import worker
-from limner.service.fake import FakeDevice, _pattern
+from limner.service.fake import FakeDevice
 from limner.service.image_safety import LEVELS, ImageSafety
 from limner.service.worker import run_worker
 from limner.settings.serve import ServeSettings
+from tests.checked_images import ASK, POLICY, RULE, Stub, holds_image, pattern, pixels
 from tests.serving import serving, submit
 from tests.waiting import DEADLINE, until
 
-POLICY = """
-schema = 1
-base = "none"
-"""
-RULE = """
-[[image_rules]]
-name = "{name}"
-action = "{action}"
-reason = "a known pattern"
-category = "nsfw"
-min_score = {score}
-"""
-RULES = (("seen", "flag", 0.3), ("hidden", "blur", 0.6), ("refused", "block", 0.8))
-SCORES = {"a forbidden boat": 0.9, "a hidden boat": 0.7, "a doubtful boat": 0.4}
-ASK = {"width": 128, "height": 128, "seed": 1, "steps": 4}
-ANY_IMAGE = (
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"WEBPVP8",
-    b"iVBORw0KGgo",
-    b"/9j/",
-    b"UklGR",
-)  # as bytes, in base64
 
-
-def pattern(prompt: str) -> np.ndarray:
-    """What the fake device draws."""
-    return np.asarray(_pattern(GenerationRequest(prompt=prompt, **ASK)))
-
-
-class Stub:
-    """A checker that knows some patterns by their pixels."""
-
-    name, version = "opennsfw", "stub"
-
-    def check(self, images):
-        known = [(pattern(prompt), score) for prompt, score in SCORES.items()]
-        return [
-            {"nsfw": next((score for one, score in known if np.array_equal(one, image)), 0.0)}
-            for image in images
-        ]
-
-
-class Drawing:
-    """What a worker draws with: patterns of prompts."""
-
-    def __init__(self, name: str = "fake") -> None:
-        self._name = name
-
-    def device(self, settings, name, subscribers, meter):
-        return FakeDevice(settings, self._name, subscribers, meter)
-
-
-@pytest.fixture
-def checked(tmp_path, monkeypatch):
-    """A server whose policy blocks, blurs and flags."""
-    monkeypatch.setattr(
-        worker, "ImageSafety", functools.partial(ImageSafety, load=lambda _: {"opennsfw": Stub()})
-    )
-    rules = [RULE.format(name=name, action=action, score=score) for name, action, score in RULES]
-    path = tmp_path / "own.toml"
-    path.write_text(POLICY + "".join(rules))
-
-    def serve(device="fake"):
-        return serving(tmp_path / "data", painter=Drawing(device), safety=str(path))
-
-    return serve
-
-
-def opened(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def holds_image(data: bytes) -> bool:
-    return any(mark in data for mark in ANY_IMAGE)
-
-
-def test_no_byte_of_a_blocked_image_leaves(checked):
+@pytest.mark.parametrize("days", [7.0, 0.0])
+def test_no_byte_of_a_blocked_image_leaves(checked, days):
     prompt = "a forbidden boat"
-    with checked() as served:
+    with checked(keep_withheld_days=days) as served:
         client, answers, stopped = served.client, [], threading.Event()
         events = []
 
@@ -142,18 +65,32 @@ def test_no_byte_of_a_blocked_image_leaves(checked):
         webui = client.post("/sdapi/v1/txt2img", json={"prompt": prompt, **ASK})
         assert (webui.status_code, "safety policy" in webui.json()["detail"]) == (400, True)
         answers += [stream, webui, client.get("/sdapi/v1/progress")]
+        review = client.get("/api/v1/moderation").json()["items"][-1]
+        assert (review["job_id"], review["delivery"]) == (job["id"], "withheld" if days else None)
+        withheld = review["image_id"] or "img_none"
+        for path in ("", "/file", "/file?exact=true", "/thumbnail", "/steps", "/steps/sprite", "/lineage"):
+            answers.append(client.get(f"/api/v1/images/{withheld}{path}"))
+            assert answers[-1].status_code == 404
+        parent = {"request": {"prompt": prompt, **ASK}, "parents": [withheld], "relation": "variation"}
+        answers.append(client.post("/api/v1/jobs", json=parent))
+        assert answers[-1].json()["fields"] == ["parents"]
+        answers += [client.get("/api/v1/moderation"), client.get("/api/v1/notices")]
         archive = zipfile.ZipFile(io.BytesIO(client.get("/api/v1/accounts/local/export").content))
         assert not [name for name in archive.namelist() if name.startswith("images/")]
+        assert not [name for name in archive.namelist() if holds_image(archive.read(name))]
         until(lambda: any(b'"failed"' in line for line in events))
         stopped.set()
         submit(client, prompt="a red boat", **ASK)  # ends the watching
         watching.join(DEADLINE)
         assert [one.request.url for one in answers if holds_image(one.content)] == []
         assert not [line for line in events if holds_image(line) or b"preview_type" in line]
-        stored = [path for path in (served.state.settings.data / "pictures").rglob("*") if path.is_file()]
+        folder = served.state.settings.data / "pictures"
+        stored = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
         fine = client.get("/api/v1/images").json()["items"]
         assert len(fine) == 1
-        assert {path.parent.name for path in stored} == {fine[0]["job_id"]}
+        others = [path for path in stored if path.parent.name != fine[0]["job_id"]]
+        assert len(others) == (6 if days else 0)
+        assert all(path.parts[0] == "masters" for path in others)
         rows = [row for row in served.ledger.audit_log() if row.action == "image.blocked"]
         assert len(rows) == 6
         assert (rows[0].subject, rows[0].details["rule"]) == (job["id"], "refused")
@@ -170,7 +107,7 @@ def test_a_blurred_image_is_delivered_blurred_and_its_master_is_for_operators(ch
         shown = np.asarray(blurred(Image.fromarray(pattern(prompt)))).astype(int)
 
         def is_blurred(data: bytes, most: float = 3.0) -> bool:
-            return bool(np.abs(opened(data) - shown).mean() < most)
+            return bool(np.abs(pixels(data) - shown).mean() < most)
 
         assert not is_blurred(Image.fromarray(pattern(prompt)) and png_of(pattern(prompt)))
         file = client.get(image["url"]).content
@@ -180,7 +117,7 @@ def test_a_blurred_image_is_delivered_blurred_and_its_master_is_for_operators(ch
         assert is_blurred(client.get(f"{image['url']}?format=jpeg").content, 5.0)
         assert client.get(f"/api/v1/images/{image['id']}/steps").json()["steps"] == []
         exact = client.get(image["url"], params={"exact": True}).content
-        assert np.array_equal(opened(exact), pattern(prompt))
+        assert np.array_equal(pixels(exact), pattern(prompt))
         body = {"prompt": prompt, "seed": 1, "steps": 4, "size": "128x128", "response_format": "b64_json"}
         sent = client.post("/v1/images/generations", json=body).json()["data"][0]["b64_json"]
         assert is_blurred(base64.b64decode(sent))
@@ -189,7 +126,7 @@ def test_a_blurred_image_is_delivered_blurred_and_its_master_is_for_operators(ch
         archive = zipfile.ZipFile(io.BytesIO(client.get("/api/v1/accounts/local/export").content))
         assert is_blurred(archive.read(f"images/{image['id']}.png"))
         key = served.ledger.get_image(image["id"]).key
-        (served.state.settings.data / "pictures" / key.replace("masters/", "delivered/")).unlink()
+        (served.state.settings.data / "pictures" / key.replace("masters/", "blurred/")).unlink()
         assert client.get(image["url"]).content == file
 
 

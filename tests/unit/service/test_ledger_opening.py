@@ -119,6 +119,19 @@ def test_what_was_in_an_older_ledger_is_in_the_new_one(empty_url, start):
     ledger.close()
 
 
+def test_an_image_that_was_delivered_blurred_is_blurred_in_the_new_ledger(empty_url):
+    upgrade(empty_url, "v0009")
+    engine = create_engine(empty_url)
+    with engine.begin() as connection:
+        for row in ROWS:
+            connection.execute(text(row.replace(":", "\\:")))
+        connection.execute(text("UPDATE images SET safety = :said"), {"said": '{"action": "blur"}'})
+    engine.dispose()
+    ledger = Ledger.open(empty_url)
+    assert ledger.find_image("img_1").blurred
+    ledger.close()
+
+
 def test_a_ledger_of_a_newer_program_is_refused_with_the_way_out(ledger_url):
     engine = create_engine(ledger_url)
     with engine.begin() as connection:

@@ -20,6 +20,8 @@ from . import (
     jobs,
     library,
     models,
+    moderation,
+    notices,
     prompts,
     search,
     session,
@@ -47,7 +49,7 @@ for part in (
         drafts,
         models,
     ),
-    *(events, session, accounts, audit, erasure),
+    *(events, session, accounts, audit, moderation, notices, erasure),
 ):
     router.include_router(part.router)
 
@@ -68,6 +70,8 @@ BODIES = (
     accounts.NewAccount,
     accounts.AccountChange,
     session.NewSession,
+    moderation.NewDecision,
+    moderation.Reversal,
 )
 """Models of bodies that routes read themselves, for the OpenAPI description."""
 

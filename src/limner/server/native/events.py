@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from limner.server.auth import Reader
 from limner.server.problems import Refused
 from limner.server.state import ServerState, in_thread, state_of
-from limner.service.events import JobChanged, LibraryChanged, ServiceEvent
+from limner.service.events import JobChanged, JobProgress, LedgerEvent, NoticeGiven, ServiceEvent
 from limner.service.identity import Principal
 
 from .access import AccountQuery, listed_account, owner_of
@@ -27,8 +27,8 @@ _MANY, _PAUSE_SECONDS = 20, 0.05  # number of streams from which each pauses bet
 _TEXTS = 2000  # texts of events that are kept, as many streams send the same ones
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events with an id: `job`, a change of a job's state, and `library`, a change of "
-        "images or albums; and without one: `progress`.",
+        "description": "Events with an id: `job`, a change of a job's state; `library`, a change of images "
+        "or albums; `notice`, what became of an image under the safety policy; and without one: `progress`.",
         "content": {"text/event-stream": {}},
     }
 }
@@ -160,7 +160,7 @@ class _Stream:
         return await in_thread(self._state.ledger.is_valid, self._caller)
 
     def _text(self, event: ServiceEvent) -> str:
-        if isinstance(event, JobChanged | LibraryChanged):
+        if not isinstance(event, JobProgress):
             texts = self._state.event_texts
             if (known := texts.get(event.seq)) is None:
                 if len(texts) >= _TEXTS:
@@ -181,8 +181,10 @@ class _Stream:
         return f"event: progress\ndata: {json.dumps(data)}\n\n"
 
 
-def _said(event: JobChanged | LibraryChanged) -> tuple[str, dict[str, Any]]:
+def _said(event: LedgerEvent) -> tuple[str, dict[str, Any]]:
     """The kind and the data of a change."""
     if isinstance(event, JobChanged):
         return "job", change_data(event)
+    if isinstance(event, NoticeGiven):
+        return "notice", {"account_id": event.account_id, "at": event.at, **event.data}
     return "library", {"account_id": event.account_id, "change": event.change, "at": event.at, **event.data}

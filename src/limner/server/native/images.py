@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from limner.errors import InvalidRequest
 from limner.server.auth import Manager, Reader
 from limner.server.problems import Refused
-from limner.server.ranges import answered
+from limner.server.ranges import REVALIDATED, answered
 from limner.server.state import in_thread, state_of
 from limner.server.waiting import MEDIA_TYPES, delivered
 from limner.service.identity import Principal
@@ -175,4 +175,5 @@ def _headers(image: ImageFile, name: str) -> Mapping[str, str]:
     return {
         "last-modified": http_date(image.created_at),
         "content-disposition": f'inline; filename="{name}"',
+        **({"cache-control": REVALIDATED} if image.blurred else {}),  # an operator may release it
     }

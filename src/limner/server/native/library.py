@@ -14,7 +14,7 @@ from limner.errors import InvalidRequest, ModelNotFound
 from limner.server.auth import Manager, Reader
 from limner.server.bodies import body_schema, read_body
 from limner.server.compressed import GZIP_LEVEL, CompressedBody
-from limner.server.ranges import conditional
+from limner.server.ranges import REVALIDATED, conditional
 from limner.server.state import in_thread, state_of
 from limner.service.ledger.library import ImageFilter
 
@@ -135,7 +135,7 @@ async def image_index(
         columns = index_columns(server.ledger.image_index(owner, which))
         text = json.dumps(columns, separators=(",", ":"))
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
-        tag, headers = f'W/"{version}"', {"cache-control": "private, no-cache"}
+        tag, headers = f'W/"{version}"', {"cache-control": REVALIDATED}
         its = {**headers, "etag": tag, "vary": "Accept-Encoding"}
         if (known := conditional(request, tag, its)) is not None:
             return known  # before anything is compressed

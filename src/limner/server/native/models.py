@@ -21,6 +21,7 @@ from limner.files import StampCache
 from limner.request import GenerationRequest
 from limner.server.auth import Reader
 from limner.server.compressed import GZIP_LEVEL, CompressedBody
+from limner.server.ranges import REVALIDATED
 from limner.server.state import ServerState, in_decoder, in_thread, state_of
 from limner.service.release import encoded_thumbnail
 
@@ -80,7 +81,7 @@ async def list_models(
     state = state_of(request)
     kinds = frozenset(kind or KINDS)
     body = await in_thread(_listing, state, kinds, family, base)
-    return body.respond(request, {"cache-control": "private, no-cache"})
+    return body.respond(request, {"cache-control": REVALIDATED})
 
 
 def _listing(
@@ -122,7 +123,7 @@ async def model_thumbnail(request: Request, caller: Reader, model_id: str) -> Re
         data = await in_decoder(state, _previews.get, entry.preview)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise NotFound("the image of this model cannot be read") from error
-    return CompressedBody.of(data, "image/webp").respond(request, {"cache-control": "private, no-cache"})
+    return CompressedBody.of(data, "image/webp").respond(request, {"cache-control": REVALIDATED})
 
 
 @router.get("/models/{model_id:path}")

@@ -20,7 +20,7 @@ from limner.request.resolve import STEPS
 from limner.server.auth import Reader, Submitter
 from limner.server.bodies import check_texts, read_json
 from limner.server.problems import Problem, SafeJSON
-from limner.server.ranges import answered
+from limner.server.ranges import REVALIDATED, answered
 from limner.server.state import ServerState, in_decoder, in_thread, state_of
 from limner.server.waiting import MEDIA_TYPES, delivered, finished_set
 from limner.service.identity import Principal
@@ -125,6 +125,8 @@ async def image_file(
         "content-disposition": f'inline; filename="{image.id}.{link.format}"',
         "cross-origin-resource-policy": "cross-origin",  # pages of other origins show it by its address
     }
+    if image.blurred:  # an operator may release it
+        headers["cache-control"] = REVALIDATED
     quality = quality_of(link.format, compression).get("quality")
     read = partial(delivered, state, image, format=link.format, quality=quality)
     return await answered(request, read, MEDIA_TYPES[link.format], tag, headers)

@@ -19,13 +19,20 @@ from sqlalchemy import (
 )
 
 from limner.service.events import Change
-from limner.service.jobs import MAX_ATTEMPTS, Completion, JobError, JobState, StoredImage
+from limner.service.jobs import (
+    MAX_ATTEMPTS,
+    Completion,
+    JobError,
+    JobState,
+    NewReview,
+    StoredImage,
+)
 
 from . import postgres
+from .reviewing import Reviewing
 from .rows import STORED_FIELDS, error_value, new_id
 from .schema import attempts, deliveries, images, jobs, sets, usage
 from .states import QUEUED, RUNNING, WAITING
-from .writing import Writing
 
 RETRY_SECONDS = (0.5, 3.0)
 """Seconds that a job waits before its second and its third attempt."""
@@ -109,7 +116,7 @@ _BATCH = 200
 """Number of jobs that a reconciliation takes up in one transaction."""
 
 
-def _hashes(image: StoredImage) -> dict[str, Any]:
+def hashes(image: StoredImage) -> dict[str, Any]:
     """What the audit log keeps of an image besides, to know its files again."""
     found = {"pixels_sha256": image.pixels_sha256}
     more = {"watermark": image.watermark, "delivered_sha256": image.delivered_sha256, "safety": image.safety}
@@ -149,7 +156,7 @@ class Reconciled:
         return bool(self.requeued or self.dead or self.late or self.cancelled)
 
 
-class Ending(Writing):
+class Ending(Reviewing):
     """Reports of workers on the jobs that they have claimed, and recovery of jobs without reports."""
 
     def renew(self, worker: str, claims: Mapping[str, int], lease_seconds: float) -> Renewal:
@@ -172,7 +179,7 @@ class Ending(Writing):
         )
 
     def finish(self, job_id: str, fence: int, completion: Completion) -> bool:
-        """End a job as done: its result, usage, audit row and event, in one transaction.
+        """End a job as done: its result, usage, review, audit row and event, in one transaction.
 
         Returns:
             False, with nothing changed, if the job is no longer running under this fence: the caller's image
@@ -184,7 +191,8 @@ class Ending(Writing):
         if image is not None:
             data |= {"image": image.id, "width": image.width, "height": image.height}
             data |= {"bytes": image.bytes, "sha256": image.sha256}
-            if not self._db.is_sqlite and self._finish_in_postgres(job_id, fence, image, data):
+            alone = not self._db.is_sqlite and completion.review is None
+            if alone and self._finish_in_postgres(job_id, fence, image, data):
                 return True
         with self._db.write() as tx:
             now = self._db.time(tx)
@@ -196,7 +204,9 @@ class Ending(Writing):
                 owned = {"job_id": job_id, "account_id": row.account_id, "created_at": now}
                 tx.execute(_IMAGE, values | owned)
             self._use(tx, row, now, seconds, cost, pictures=int(image is not None))
-            self._close(tx, row, now, "done", data, recorded={} if image is None else _hashes(image))
+            if completion.review is not None:
+                self._add_review(tx, row, completion.review, image, now)
+            self._close(tx, row, now, "done", data, recorded={} if image is None else hashes(image))
         return True
 
     def _finish_in_postgres(
@@ -205,7 +215,7 @@ class Ending(Writing):
         """The same in one statement. False if the job is stale, or has a webhook and takes more than that."""
         values = {f"image_{name}": getattr(image, name) for name in STORED_FIELDS}
         used = {"seconds": data["device_seconds"], "price": data["cost"]}
-        details = {"fence": fence, **data, **_hashes(image)}
+        details = {"fence": fence, **data, **hashes(image)}
         with self._db.driver() as cursor:
             ended = postgres.FINISH.run(
                 cursor, of_job=job_id, of_fence=fence, data=data, details=details, **used, **values
@@ -221,8 +231,12 @@ class Ending(Writing):
         retryable: bool,
         device_seconds: float = 0.0,
         price: float = 0.0,
+        review: NewReview | None = None,
     ) -> JobState | None:
         """End an attempt that failed.
+
+        Args:
+            review: What a person is to look at, where the image was blocked.
 
         Returns:
             The state of the job now: "queued" if it will be tried again, "dead" if it has used up its
@@ -235,6 +249,8 @@ class Ending(Writing):
                 return None
             now = self._db.time(tx)
             cost = device_seconds * price
+            if review is not None:
+                self._add_review(tx, row, review, review.withheld, now)
             return self._failed(tx, row, now, error, "failed", retryable, device_seconds, cost)
 
     def cancelled(self, job_id: str, fence: int, *, device_seconds: float = 0.0, price: float = 0.0) -> bool:

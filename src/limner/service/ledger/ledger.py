@@ -2,7 +2,8 @@
 
 It can be used from any thread and from many processes at once. Its parts: `submitting` (callers), `claiming`
 and `ending` (workers), `reading` and `queue`, `library`, `albums` and `searching` (finished images),
-`accounts`, `usage`, `keeping` (uploads, drafts, webhooks, workers), `retention` and `auditing`.
+`moderating` (reviews), `accounts`, `usage`, `keeping` (uploads, drafts, webhooks, workers), `retention` and
+`auditing`.
 """
 
 from .accounts import Accounts
@@ -12,6 +13,7 @@ from .claiming import Claiming
 from .database import Database
 from .keeping import Keeping
 from .library import Library
+from .moderating import Moderating
 from .queue import Queueing
 from .retention import Retention
 from .searching import Searching
@@ -20,7 +22,18 @@ from .usage import Usage
 
 
 class Ledger(
-    Submitting, Claiming, Queueing, Retention, Library, Albums, Searching, Accounts, Usage, Keeping, Auditing
+    Submitting,
+    Claiming,
+    Queueing,
+    Moderating,
+    Retention,
+    Library,
+    Albums,
+    Searching,
+    Accounts,
+    Usage,
+    Keeping,
+    Auditing,
 ):
     """A ledger in SQLite or PostgreSQL."""
 

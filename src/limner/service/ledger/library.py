@@ -24,7 +24,7 @@ from limner.errors import NotFound
 from limner.service.jobs import ImageFile, LibraryImage
 
 from .rows import LIBRARY_COLUMNS, library_image
-from .schema import album_images, images, jobs, set_parents, sets
+from .schema import album_images, images, jobs, reviews, set_parents, sets
 from .writing import Writing, actor_of, parts
 
 _LIBRARY = (
@@ -39,7 +39,7 @@ _OF_FILE = [
     images.c[name]
     for name in (
         *("seq", "id", "account_id", "job_id", "key", "sha256", "created_at"),
-        *("watermark", "delivered_sha256"),
+        *("watermark", "delivered_sha256", "blurred"),
     )
 ]
 
@@ -166,6 +166,7 @@ class Library(Writing):
             row.account_id,
             row.watermark,
             row.delivered_sha256,
+            row.blurred,
         )
 
     def find_watermark(
@@ -271,7 +272,7 @@ class Library(Writing):
     def _image(connection: Connection, name: str, account_id: str | None) -> LibraryImage:
         (image,) = _whole(connection, connection.execute(_LIBRARY.where(_is(name))).all()) or (None,)
         if image is None or account_id not in (None, image.account_id):
-            raise NotFound(f"no image {name}")
+            raise _missing(connection, name, account_id)
         return image
 
 
@@ -284,8 +285,23 @@ def find_image(
     """
     row = connection.execute(select(*_OF_FILE).where(_is(name))).first()
     if row is None or account_id not in (None, row.account_id):
-        raise NotFound(f"no image {name}", fields=(field,) if field else ())
+        raise _missing(connection, name, account_id, (field,) if field else ())
     return row
+
+
+def _missing(
+    connection: Connection, name: str, account_id: str | None, fields: tuple[str, ...] = ()
+) -> NotFound:
+    """The error about an image that there is none of, or that is withheld from the account."""
+    its = (reviews.c.image_id == name, reviews.c.withheld_key.is_not(None))
+    withheld = connection.execute(select(reviews.c.account_id, reviews.c.decision).where(*its)).first()
+    if withheld is None or withheld.account_id != account_id:
+        return NotFound(f"no image {name}", fields=fields)
+    return NotFound(
+        f"the image {name} is withheld: {withheld.decision['reason']}",
+        hint="`GET /api/v1/notices` says who decided so, and why",
+        fields=fields,
+    )
 
 
 def find_images(

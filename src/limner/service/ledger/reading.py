@@ -17,7 +17,7 @@ from limner.service.jobs import Attempt, Job, JobSet, JobState, Lane
 
 from .library import parents_of_sets
 from .rows import IMAGE_COLUMNS, JOB_COLUMNS, attempt_of, event_of, job_of, set_of
-from .schema import accounts, attempts, counters, events, images, jobs, sets, uploads, usage
+from .schema import accounts, attempts, counters, events, images, jobs, reviews, sets, uploads, usage
 from .states import QUEUED, RUNNING
 from .writing import Writing, parts
 
@@ -263,11 +263,13 @@ class Reading(Writing):
     # -- files --
 
     def known_keys(self, keys: Sequence[str]) -> set[str]:
-        """Those of the keys of the image store that are an image's. The others are of stale attempts."""
+        """Those of the keys of the image store that are an image's, delivered or withheld. The others are of
+        stale attempts."""
         known: set[str] = set()
         with self._db.read() as connection:
             for part in parts(keys):
-                known |= set(connection.execute(select(images.c.key).where(images.c.key.in_(part))).scalars())
+                for key in (images.c.key, reviews.c.withheld_key):
+                    known |= set(connection.execute(select(key).where(key.in_(part))).scalars())
         return known
 
     def known_uploads(self, hashes: Sequence[str]) -> set[str]:

@@ -9,7 +9,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, exists, func, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    delete,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from limner.errors import Conflict, NotFound
 from limner.service.identity import LOCAL_ACCOUNT
@@ -29,7 +41,10 @@ from .schema import (
     extensions,
     images,
     jobs,
+    notices,
     preferences,
+    review_decisions,
+    reviews,
     set_parents,
     sets,
     shares,
@@ -41,6 +56,11 @@ from .writing import actor_of, parts
 _LOG = logging.getLogger("limner.ledger")
 
 _OPEN = ("queued", "paused", "running")
+_LEFT_OUT = {  # columns that an export does not have, by its kinds of values
+    "key": ("hash",),
+    "review": ("withheld", "withheld_key"),
+    "review_decision": ("actor",),
+}
 
 
 @dataclass(frozen=True)
@@ -162,13 +182,17 @@ class Retention(Reading, Auditing):
             return tx.execute(delete(events).where(events.c.at < before, events.c.id < last)).rowcount
 
     def _drop_sets(self, tx: Connection, which: ColumnElement[bool]) -> list[str]:
-        """Delete sets and all rows that belong to them. Returns the keys of their images."""
+        """Delete sets and all rows that belong to them; reviews and notices go with their jobs. Returns the
+        keys of their images, of withheld ones too."""
         its_sets = select(sets.c.id).where(which)
         its_jobs = select(jobs.c.id).where(jobs.c.set_id.in_(its_sets))
         # A worker that is just handing in an image of one is waited for, or waits and finds the job gone.
         tx.execute(its_jobs.order_by(jobs.c.seq).with_for_update()).all()
         gone = [images.c.seq, images.c.account_id, images.c.key]
         rows = tx.execute(select(*gone).where(images.c.job_id.in_(its_jobs))).all()
+        withheld = and_(reviews.c.job_id.in_(its_jobs), reviews.c.withheld_key.is_not(None))
+        keys = [row.key for row in rows]
+        keys += tx.execute(select(reviews.c.withheld_key).where(withheld)).scalars()
         tx.execute(delete(images).where(images.c.job_id.in_(its_jobs)))
         self._library_events(tx, "deleted", by_account(rows), self._db.time(tx))
         tx.execute(delete(attempts).where(attempts.c.job_id.in_(its_jobs)))
@@ -176,7 +200,7 @@ class Retention(Reading, Auditing):
         tx.execute(delete(deliveries).where(deliveries.c.set_id.in_(its_sets)))
         tx.execute(delete(jobs).where(jobs.c.set_id.in_(its_sets)))
         tx.execute(delete(sets).where(which))
-        return [row.key for row in rows]
+        return keys
 
     def delete_set(self, set_id: str, *, account_id: str | None = None) -> Freed:
         """Delete a set whose jobs have all ended, with their images. Raises NotFound, Conflict."""
@@ -196,14 +220,16 @@ class Retention(Reading, Auditing):
     def export_account(self, account_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Everything that is kept of an account, as pairs of a kind and its values: "account", "key", "set",
         "job", "attempt", "image", "album", "album_image", "parent", "extension", "upload", "draft",
-        "preference", "webhook", "usage", "event", "audit".
+        "preference", "webhook", "review", "review_decision", "notice", "usage", "event", "audit".
 
-        Hashes of keys and secrets of webhooks are left out. Raises NotFound.
+        Hashes of keys, secrets of webhooks, images that are withheld, and who decided about them are left
+        out. Raises NotFound.
         """
         account = self.get_account_row(account_id)
         yield "account", account
         mine = select(jobs.c.id).where(jobs.c.account_id == account_id)
         my_albums = select(albums.c.id).where(albums.c.account_id == account_id)
+        my_reviews = select(reviews.c.id).where(reviews.c.account_id == account_id)
         my_sets = select(sets.c.id).where(sets.c.account_id == account_id)
         kinds: tuple[tuple[str, Table, ColumnElement[bool]], ...] = (
             ("key", api_keys, api_keys.c.account_id == account_id),
@@ -219,13 +245,17 @@ class Retention(Reading, Auditing):
             ("draft", drafts, drafts.c.account_id == account_id),
             ("preference", preferences, preferences.c.account_id == account_id),
             ("webhook", deliveries, deliveries.c.account_id == account_id),
+            ("review", reviews, reviews.c.account_id == account_id),
+            ("review_decision", review_decisions, review_decisions.c.review_id.in_(my_reviews)),
+            ("notice", notices, notices.c.account_id == account_id),
             ("usage", usage, usage.c.account_id == account_id),
             ("event", events, events.c.account_id == account_id),
         )
         with self._db.read() as connection:
             for kind, table, which in kinds:
                 for row in connection.execute(select(table).where(which).execution_options(yield_per=200)):
-                    values = {name: value for name, value in row._mapping.items() if name != "hash"}
+                    left_out = _LEFT_OUT.get(kind, ())
+                    values = {name: value for name, value in row._mapping.items() if name not in left_out}
                     if values.get("webhook"):
                         hidden = {"secret": "hidden"} if "secret" in values["webhook"] else {}
                         values["webhook"] = {**values["webhook"], **hidden}
@@ -269,6 +299,8 @@ class Retention(Reading, Auditing):
             tx.execute(
                 update(usage).where(usage.c.account_id == account_id).values(account_id=ERASED, key_id=null())
             )
+            its = review_decisions.c.actor == account_id
+            tx.execute(update(review_decisions).where(its).values(actor=ERASED))
             alias = self._erase_from_audit(tx, account_id)
             tx.execute(delete(accounts).where(accounts.c.id == account_id))
             details: dict[str, Any] = {"images": len(keys), "uploads": len(hashes)}

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from limner.request.dial import Dial
-from limner.service.events import JobChanged, LedgerEvent, LibraryChanged
+from limner.service.events import JobChanged, LedgerEvent, LibraryChanged, NoticeGiven
 from limner.service.identity import Account, ApiKey, Quotas
 from limner.service.jobs import Attempt, Job, JobError, JobSet, LibraryImage, StoredImage
 
@@ -118,6 +118,9 @@ def attempt_of(row: Row[Any]) -> Attempt:
 def event_of(row: Row[Any]) -> LedgerEvent:
     """An event from a row whose number is called `number`."""
     values = row._mapping
+    if values["change"] == "notice":
+        its = {name: values[name] for name in ("account_id", "at", "data")}
+        return NoticeGiven(seq=values["number"], **its)
     if not values["job_id"]:
         return LibraryChanged(
             seq=values["number"],

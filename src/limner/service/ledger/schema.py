@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-HEAD = "v0009"
+HEAD = "v0010"
 """Revision of the schema that this program uses: the newest script in `migrations/versions`."""
 
 metadata = MetaData(
@@ -199,6 +199,7 @@ images = Table(
     Column("delivered_sha256", String),
     Column("delivered_bytes", _Big, nullable=False, server_default=text("0")),
     Column("safety", _Json),  # what the policy says about the pixels
+    Column("blurred", Boolean, nullable=False, server_default=false()),  # what is delivered
     Index(None, "account_id", "seq"),
     Index(None, "created_at"),
     Index(None, "watermark"),
@@ -229,6 +230,66 @@ album_images = Table(
     metadata,
     Column("album_id", String, ForeignKey("albums.id", ondelete="CASCADE"), primary_key=True),
     Column("number", _Big, ForeignKey("images.seq", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+# Images that the safety policy flags, blurs or blocks. One that is withheld has its row here and none in
+# `images`, so that nothing that reads images finds it.
+reviews = Table(
+    "reviews",
+    metadata,
+    Column("seq", _Big, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("account_id", String, nullable=False),
+    Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("fence", Integer, nullable=False),
+    Column("image_id", String, index=True),  # None: blocked, and not stored
+    Column("stage", String, nullable=False),
+    Column("action", String, nullable=False),  # of the decision
+    Column("decision", _Json, nullable=False),  # of the policy
+    Column("state", String, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("withheld", _Json),  # the columns of the image, and the ids of its albums
+    Column("withheld_key", String, unique=True),
+    Column("withheld_at", Double),
+    Index(None, "account_id", "seq"),
+    *(
+        Index(name, column, sqlite_where=text(where), postgresql_where=text(where))
+        for name, column, where in (
+            ("ix_reviews_open", "seq", "state = 'open'"),
+            ("ix_reviews_withheld_at", "withheld_at", "withheld_at IS NOT NULL"),
+        )
+    ),
+    sqlite_autoincrement=True,
+)
+
+# What people have decided about reviews. No row is changed or deleted while the review is there.
+review_decisions = Table(
+    "review_decisions",
+    metadata,
+    Column("seq", _Big, primary_key=True, autoincrement=True),
+    Column("review_id", String, ForeignKey("reviews.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("decision", String, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("note", String, nullable=False),
+)
+
+# What accounts are told about their images.
+notices = Table(
+    "notices",
+    metadata,
+    Column("seq", _Big, primary_key=True, autoincrement=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("account_id", String, ForeignKey("accounts.id"), nullable=False),
+    Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("image_id", String),
+    Column("cause", String, nullable=False),
+    Column("delivery", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("note", String, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("read_at", Double),
+    Index(None, "account_id", "seq"),
 )
 
 usage = Table(
