@@ -1,6 +1,5 @@
 """What all routes share: the ledger, the image store, the hub to the workers, the catalogue."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +25,7 @@ from limner.service.storage import StoredFiles
 from limner.settings.serve import ServeSettings
 
 from .compressed import CompressedBody
+from .event_streams import EventStreams
 from .oidc import OpenIDConnect
 from .sessions import Sessions
 
@@ -52,9 +52,7 @@ class ServerState:
         started_at: When this process was started, by the ledger's clock.
         adopted: Ids of sets of an earlier process that a repeated request has taken over.
         waiting: Number of HTTP requests that wait for a set, by set id.
-        streams: Number of event streams that are open.
-        streams_of: The same by the account of their caller.
-        event_texts: Changes of jobs as event streams send them, by their number.
+        streams: The event streams that are open.
         sessions: Sessions of browsers.
         completions: Completes words of prompts.
         listings: Entries of the catalogue, and lists of them as they are sent, by what was asked for.
@@ -85,9 +83,7 @@ class ServerState:
     started_at: float = 0.0
     adopted: set[str] = field(default_factory=set)
     waiting: dict[str, int] = field(default_factory=dict)
-    streams: int = 0
-    streams_of: Counter[str] = field(default_factory=Counter)
-    event_texts: dict[int, str] = field(default_factory=dict)
+    streams: EventStreams = field(default_factory=EventStreams, repr=False)
     listings: tuple[tuple[Entry, ...], dict[object, CompressedBody]] = field(
         default_factory=lambda: ((), {}), repr=False
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Set
+from collections.abc import Awaitable, Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -64,13 +64,20 @@ class Subscription:
                 self._news.clear()
                 await self._news.wait()
 
-    async def batch(self, timeout: float) -> list[ServiceEvent] | None:
+    async def batch(
+        self, timeout: float, *, turn: Callable[[], Awaitable[None]] | None = None
+    ) -> list[ServiceEvent] | None:
         """All events that are there, in the order in which iterating yields them.
+
+        Args:
+            turn: Waited for before events are taken: what comes meanwhile is taken with them.
 
         Returns:
             At least one event; none where none has come for `timeout` seconds; None once there are no more.
         """
         while True:
+            if turn is not None and (self._changes or self._progress):
+                await turn()
             found: list[ServiceEvent] = list(self._changes)
             if self._changes:
                 self._position = max(self._position, self._changes[-1].seq)

@@ -336,9 +336,9 @@ def test_an_account_cannot_take_all_event_streams(tmp_path):
         assert start(bob).status_code == 200
         assert served.client.get("/api/v1/events", headers=carol).status_code == 503
         answers[0].close()
-        until(lambda: served.state.streams_of["alice"] <= 1)
+        until(lambda: served.state.streams.open_of["alice"] <= 1)
         assert start(alice).status_code == 200
-    assert (served.state.streams, dict(served.state.streams_of)) == (0, {})
+    assert (served.state.streams.open, dict(served.state.streams.open_of)) == (0, {})
 
 
 def test_a_set_is_deleted_with_its_images_once_it_has_ended(tmp_path):

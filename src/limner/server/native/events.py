@@ -1,6 +1,5 @@
 """The stream of events: changes of jobs and libraries, which can be resumed, and progress, which is live."""
 
-import asyncio
 import base64
 import json
 import time
@@ -12,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from limner.server.auth import Reader
+from limner.server.event_streams import CHECK_SECONDS
 from limner.server.problems import Refused
 from limner.server.state import ServerState, in_thread, state_of
 from limner.service.events import JobChanged, JobProgress, LedgerEvent, NoticeGiven, ServiceEvent
@@ -23,8 +23,6 @@ from .views import change_data, checked_id, progress_view
 router = APIRouter(tags=["events"])
 
 HEARTBEAT_SECONDS = 15.0
-_MANY, _PAUSE_SECONDS = 20, 0.05  # number of streams from which each pauses between two writes
-_TEXTS = 2000  # texts of events that are kept, as many streams send the same ones
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events with an id: `job`, a change of a job's state; `library`, a change of images "
@@ -67,11 +65,11 @@ async def events(
         for one in set_id:
             await in_thread(state.ledger.get_set, checked_id(one, "set"), account_id=owner_of(caller))
         owner, sets = owner_of(caller), frozenset(set_id)
-    if state.streams >= state.settings.max_event_streams:
+    if state.streams.open >= state.settings.max_event_streams:
         raise Refused(
             503, "as many event streams are open as this service keeps", headers={"retry-after": "5"}
         )
-    if state.streams_of[caller.account.id] >= state.settings.max_event_streams_per_account:
+    if state.streams.open_of[caller.account.id] >= state.settings.max_event_streams_per_account:
         raise Refused(
             429,
             "as many event streams of this account are open as this service keeps for one",
@@ -105,12 +103,8 @@ class _Counted(StreamingResponse):
             self._count(-1)
 
     def _count(self, change: int) -> None:
-        state = self._state
-        state.streams += change
-        state.streams_of[self._account] += change
-        if not state.streams_of[self._account]:
-            del state.streams_of[self._account]
-        state.metrics.set("limner_event_streams", state.streams)
+        self._state.streams.count(self._account, change)
+        self._state.metrics.set("limner_event_streams", self._state.streams.open)
 
 
 class _Stream:
@@ -144,41 +138,38 @@ class _Stream:
         yield begin  # only now: a client that has read this misses nothing that happens from here on
         watched = state.hub.subscribe(self._account, set_ids=self._sets, after=after, previews=self._previews)
         async with watched as live:
-            while (found := await live.batch(HEARTBEAT_SECONDS)) is not None:
+            while (found := await live.batch(HEARTBEAT_SECONDS, turn=state.streams.turn)) is not None:
                 if not await self._may_read():
                     return
-                yield "".join(map(self._text, found)) or ": \n\n"
-                if state.streams > _MANY:  # what comes next is sent together: a write costs the most
-                    await asyncio.sleep(_PAUSE_SECONDS)
+                yield "".join(state.streams.text(one, self._previews, _text) for one in found) or ": \n\n"
 
     async def _may_read(self) -> bool:
-        """Whether the caller's key is still good, looked up every 15 seconds."""
+        """Whether the caller's key is still good, looked up now and then."""
         now = time.monotonic()
-        if now - self._checked < HEARTBEAT_SECONDS:
+        if now - self._checked < CHECK_SECONDS:
             return True
         self._checked = now
-        return await in_thread(self._state.ledger.is_valid, self._caller)
+        state = self._state
+        return await state.streams.may_read(
+            self._caller, lambda: in_thread(state.ledger.is_valid, self._caller)
+        )
 
-    def _text(self, event: ServiceEvent) -> str:
-        if not isinstance(event, JobProgress):
-            texts = self._state.event_texts
-            if (known := texts.get(event.seq)) is None:
-                if len(texts) >= _TEXTS:
-                    texts.clear()
-                kind, said = _said(event)
-                known = f"id: {event.seq}\nevent: {kind}\ndata: {json.dumps(said)}\n\n"
-                texts[event.seq] = known
-            return known
-        data: dict[str, Any] = {
-            "job_id": event.job_id,
-            "set_id": event.set_id,
-            "account_id": event.account_id,
-            "index": event.index,
-            **progress_view(event).model_dump(),
-        }
-        if self._previews and event.preview is not None:
-            data["preview"] = f"data:{event.preview_type};base64,{base64.b64encode(event.preview).decode()}"
-        return f"event: progress\ndata: {json.dumps(data)}\n\n"
+
+def _text(event: ServiceEvent, previews: bool) -> str:
+    """An event as streams send it, with or without the preview of its progress."""
+    if not isinstance(event, JobProgress):
+        kind, said = _said(event)
+        return f"id: {event.seq}\nevent: {kind}\ndata: {json.dumps(said)}\n\n"
+    data: dict[str, Any] = {
+        "job_id": event.job_id,
+        "set_id": event.set_id,
+        "account_id": event.account_id,
+        "index": event.index,
+        **progress_view(event).model_dump(),
+    }
+    if previews and event.preview is not None:
+        data["preview"] = f"data:{event.preview_type};base64,{base64.b64encode(event.preview).decode()}"
+    return f"event: progress\ndata: {json.dumps(data)}\n\n"
 
 
 def _said(event: LedgerEvent) -> tuple[str, dict[str, Any]]:
