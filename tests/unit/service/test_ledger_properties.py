@@ -31,6 +31,7 @@ class History:
         def _quick(connection, *_):
             connection.execute("PRAGMA synchronous = OFF")  # nobody pulls the plug here
 
+        self.ledger._db._group.close()  # so that it applies to writing too
         self.now = 1000.0
         self.ledger._db.time = lambda _connection: self.now
         self.callers = [

@@ -45,7 +45,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from limner.errors import InvalidRequest, LedgerError, LedgerUnavailable
 from limner.service.identity import LOCAL_ACCOUNT
 
-from .grouping import GroupCommit
+from .grouping import GroupCommit, begin
 from .schema import COUNTERS, HEAD, accounts, counters
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        if self._group is not None:
+            self._group.close()
         self.engine.dispose()
         self._quick.dispose()
         self._single.dispose()
@@ -142,6 +144,8 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A connection that only reads: one state of the database throughout (SQLite), or the latest."""
         with self.translated(), self.engine.connect() as connection:
+            if self.is_sqlite:
+                begin(connection, "BEGIN")
             yield connection
 
     @contextmanager
@@ -427,7 +431,7 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # transactions begin below, not where the driver thinks
+        connection.isolation_level = None  # transactions begin by `begin`, not where the driver thinks
         # SQLite's own clock counts whole milliseconds: what is due by `time` would not be due by it.
         connection.create_function("limner_now", 0, time.time)
         cursor = connection.cursor()
@@ -438,11 +442,6 @@ def _sqlite(url: URL) -> Engine:
         cursor.execute("PRAGMA temp_store = MEMORY")
         cursor.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
         cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begun(connection: Connection) -> None:
-        write = connection.get_execution_options().get("limner_write")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
 

@@ -5,13 +5,31 @@ time. So a thread whose changes are made leaves them to the next one that is wai
 line commits for all. Nobody returns before his own changes are on the disk.
 """
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 GROUP_SIZE = 32
+
+
+def begin(connection: Connection, statement: str) -> None:
+    """Begin a transaction of SQLite: BEGIN or BEGIN IMMEDIATE.
+
+    The driver is asked directly: SQLAlchemy's events, and its way of running a text, take longer than SQLite.
+
+    Raises:
+        DBAPIError: As for any other statement.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    try:
+        raw.execute(statement)
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(statement, None, error, sqlite3.Error, hide_parameters=True) from error
 
 
 class _Group:
@@ -21,15 +39,16 @@ class _Group:
         size: Number of transactions in it.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.connection: Connection = engine.connect().execution_options(limner_write=True)
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.size = 0
         self._error: BaseException | None = None
         self._ended = threading.Event()
+        self._transaction = connection.begin()
         try:
-            self._transaction = self.connection.begin()
+            begin(connection, "BEGIN IMMEDIATE")
         except BaseException:
-            self.connection.close()
+            self._transaction.rollback()
             raise
 
     @property
@@ -63,19 +82,13 @@ class _Group:
             self._error = error
             raise
         finally:
-            self._end()
+            self._ended.set()
 
     def fail(self, error: BaseException) -> None:
         """Undo everything, and tell the members."""
         self._error = error
         try:
             self._transaction.rollback()
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        try:
-            self.connection.close()
         finally:
             self._ended.set()
 
@@ -91,6 +104,7 @@ class GroupCommit:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._connection: Connection | None = None  # of all groups: there is one at a time
         self._turn = threading.Lock()
         self._counting = threading.Lock()
         self._waiting = 0
@@ -102,14 +116,17 @@ class GroupCommit:
         self._take_turn()
         group = None
         try:
-            group = self._open = self._open or _Group(self._engine)
+            group = self._open = self._open or self._new_group()
             try:
                 with group.member() as connection:
                     yield connection
             except BaseException as error:
                 if not group.size or not group.alive:
                     self._open = None
-                    group.fail(error)
+                    try:
+                        group.fail(error)
+                    finally:
+                        self._drop_connection()
                 raise
         finally:
             try:
@@ -117,6 +134,26 @@ class GroupCommit:
             finally:
                 self._turn.release()
         group.wait()
+
+    def close(self) -> None:
+        """Close the connection. Another transaction opens it again."""
+        with self._turn:
+            self._drop_connection()
+
+    def _new_group(self) -> _Group:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        try:
+            return _Group(self._connection)
+        except BaseException:
+            self._drop_connection()
+            raise
+
+    def _drop_connection(self) -> None:
+        """Close the connection: after a failure, another one is taken."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _take_turn(self) -> None:
         with self._counting:
@@ -140,4 +177,8 @@ class GroupCommit:
             follow = self._waiting > 0
         if not follow or group.size >= GROUP_SIZE:
             self._open = None
-            group.commit()
+            try:
+                group.commit()
+            except BaseException:
+                self._drop_connection()
+                raise
