@@ -18,25 +18,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from limner.catalogue.shipped import SHIPPED
 from limner.errors import InternalError, InvalidRequest, LimnerError
 from limner.safety.policy import load_policy
 from limner.settings.serve import ServeSettings
 
-from .audit.sequencer import AuditLog, Sequencer
 from .channel import error_of
 from .data_folder import claimed
-from .ledger.ledger import Ledger
 from .listening import address_of, listen
 from .processes import Order
 from .secret import signing_key
-from .storage import ImageStore
-from .tracing import Tracing
+
+if TYPE_CHECKING:  # slow to import: `_attend` does, when the processes are on their way
+    from .ledger.ledger import Ledger
 
 _LOG = logging.getLogger("limner.supervisor")
 
@@ -175,42 +175,54 @@ class Supervisor:
         """
         settings = self._settings
         self._check_safety()
-        with claimed(settings.data), listen(settings.host, settings.port) as listening, self._signals():
+        with (
+            claimed(settings.data),
+            listen(settings.host, settings.port) as listening,
+            self._signals(),
+            ExitStack() as afterwards,
+        ):
             self._children = [*self._workers(), self._api_process(listening)]
-            reconciler: threading.Thread | None = None
-            sequencer: Sequencer | None = None
-            ledger: Ledger | None = None
             try:
-                for child in self._children:  # they import while the ledger is opened
+                for child in self._children:  # they import while this process does, and opens the ledger
                     child.start(self._new_name(child), self._news.set)
-                ledger = Ledger.open(settings.ledger_url)
-                self._check_access(ledger)
-                signing_key(settings.data, create=ledger.last_event() == 0)
-                log = AuditLog(ledger, settings)
-                log.record_policy()
-                Tracing.start(enabled=settings.telemetry, process="serve").close()
-                store = ImageStore.in_folder(settings.data / "pictures")
-                store.check()
-                self._give_up(ledger, self._prefix)  # of a service that was killed
-                for child in self._children:
-                    child.order(settings.to_json(), first=True)
-                reconciler = threading.Thread(
-                    target=self._reconcile, args=(ledger,), name="limner-reconciler", daemon=True
-                )
-                reconciler.start()
-                sequencer = Sequencer(log)
-                sequencer.start()
-                self._watch(ledger, f"http://{address_of(listening)}")
+                self._attend(f"http://{address_of(listening)}", afterwards)
             finally:
                 self._stopping.set()
                 listening.close()
                 self._end()
-                if reconciler is not None:
-                    reconciler.join(_GRACE)
-                if sequencer is not None:
-                    sequencer.stop(_GRACE)
-                if ledger is not None:
-                    ledger.close()
+
+    def _attend(self, url: str, afterwards: ExitStack) -> None:
+        """Open the ledger, have the processes begin, and keep them running.
+
+        Args:
+            afterwards: Ends what this has begun, once the processes have ended.
+        """
+        from .audit.sequencer import AuditLog, Sequencer
+        from .ledger.ledger import Ledger
+        from .storage import ImageStore
+        from .tracing import Tracing
+
+        settings = self._settings
+        ledger = Ledger.open(settings.ledger_url)
+        afterwards.callback(ledger.close)
+        self._check_access(ledger)
+        signing_key(settings.data, create=ledger.last_event() == 0)
+        log = AuditLog(ledger, settings)
+        log.record_policy()
+        Tracing.start(enabled=settings.telemetry, process="serve").close()
+        ImageStore.in_folder(settings.data / "pictures").check()
+        self._give_up(ledger, self._prefix)  # of a service that was killed
+        for child in self._children:
+            child.order(settings.to_json(), first=True)
+        reconciler = threading.Thread(
+            target=self._reconcile, args=(ledger,), name="limner-reconciler", daemon=True
+        )
+        reconciler.start()
+        afterwards.callback(reconciler.join, _GRACE)
+        sequencer = Sequencer(log)
+        sequencer.start()
+        afterwards.callback(sequencer.stop, _GRACE)
+        self._watch(ledger, url)
 
     def stop(self) -> None:
         """End the service; called again, at once. Any thread may call this."""
@@ -237,7 +249,7 @@ class Supervisor:
     def _new_name(self, child: _Child) -> str:
         return f"{self._prefix}/{child.label.rpartition(' ')[2]}/{secrets.token_hex(3)}"
 
-    def _watch(self, ledger: Ledger, url: str) -> None:
+    def _watch(self, ledger: "Ledger", url: str) -> None:
         """Keep all processes running until the service is to stop."""
         announced = False
         while not self._stopping.is_set():
@@ -259,7 +271,7 @@ class Supervisor:
                 self._announce(url)
             self._news.wait(wait)
 
-    def _bury(self, child: _Child, ledger: Ledger) -> None:
+    def _bury(self, child: _Child, ledger: "Ledger") -> None:
         """Note that a process has died, and when it may be started again.
 
         Raises:
@@ -316,11 +328,11 @@ class Supervisor:
 
     # Housekeeping.
 
-    def _reconcile(self, ledger: Ledger) -> None:
+    def _reconcile(self, ledger: "Ledger") -> None:
         while not self._stopping.wait(_RECONCILE):
             _reconcile_once(ledger)
 
-    def _give_up(self, ledger: Ledger, owner: str) -> None:
+    def _give_up(self, ledger: "Ledger", owner: str) -> None:
         """Requeue the jobs that a dead worker had claimed, before its leases expire.
 
         Args:
@@ -359,7 +371,7 @@ class Supervisor:
                 fields=("safety",),
             )
 
-    def _check_access(self, ledger: Ledger) -> None:
+    def _check_access(self, ledger: "Ledger") -> None:
         if self._settings.on_loopback or self._settings.oidc_issuer is not None:
             return
         if not ledger.has_keys():
@@ -390,7 +402,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
 
-def _reconcile_once(ledger: Ledger) -> None:
+def _reconcile_once(ledger: "Ledger") -> None:
     try:
         found = ledger.reconcile()
     except LimnerError as error:
