@@ -47,4 +47,15 @@ def test_a_drawn_image_is_checked_marked_and_resolved(tmp_path):
         assert pixel_hash(exact) == image["pixels_sha256"]
         found = client.post("/detect", content=file).json()
         assert [one["id"] for one in found["images"]] == [image["id"]]
+        # "gore" flags the prompt, so that a person reviews what is drawn.
+        flagged = {**request, "prompt": "a house and gore"}
+        [job] = client.post("/jobs", json={"request": flagged}, headers={"prefer": "wait=280"}).json()["jobs"]
+        [review] = client.get("/moderation").json()["items"]
+        assert (review["job_id"], review["action"], review["stage"]) == (job["id"], "flag", "prompt")
+        taken = {"decision": "block", "note": "no"}
+        assert client.post(f"/moderation/{review['id']}/decide", json=taken).json()["delivery"] == "withheld"
+        assert client.get(f"/images/{job['image']['id']}/file").status_code == 404
+        opened = Image.open(io.BytesIO(client.post(f"/moderation/{review['id']}/open").content))
+        assert pixel_hash(opened) == job["image"]["pixels_sha256"]
+        assert client.get("/notices").json()["items"][0]["note"] == "no"
         client.close()

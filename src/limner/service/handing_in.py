@@ -1,4 +1,4 @@
-"""Hands in the jobs of a worker: encodes and stores the image, and records the result in the ledger.
+"""Hands in the jobs of a worker: checks, encodes and stores the image, and records the result in the ledger.
 
 If the disk is full or the ledger unavailable, the result is kept and tried again as long as the worker holds
 the job.

@@ -121,6 +121,7 @@ def test_a_released_image_is_delivered_in_clear_and_withdrawn_by_a_reversal(api,
     assert shown(api, image_id, prompt) == "clear"
     after = api("anna", "GET", f"jobs/{job['id']}").json()
     assert (after["state"], after["error"], after["image"]["id"]) == ("done", None, image_id)
+    assert not after["image"]["blurred"]
     assert after["image"]["watermark"] is not None
     marked = api("anna", "GET", f"images/{image_id}/file").content
     found = api("anna", "POST", "detect", content=marked).json()

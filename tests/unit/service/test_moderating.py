@@ -4,6 +4,7 @@ import io
 import json
 import time
 import zipfile
+from random import Random
 
 import pytest
 
@@ -44,8 +45,8 @@ def retention(ledger, store, tmp_path):
 def review(ledger, store, submit):
     """Makes a review of an image that the policy flags, blurs or blocks."""
 
-    def make(principal, action, *, stage="image", kept=True):
-        [job] = submit(principal).jobs
+    def make(principal, action, *, stage="image", kept=True, **more):
+        [job] = submit(principal, **more).jobs
         [claim] = ledger.claim("w", lease_seconds=60)
         data = f"master of {job.id}".encode()
         key = store.put_master(job.account_id, job.id, claim.job.fence, data)
@@ -189,3 +190,48 @@ def test_withheld_bytes_count_for_no_quota(ledger, review, anna):
     assert kept() > 0
     ledger.decide(found.id, "block", note="no")
     assert kept() == 0
+
+
+def test_a_set_whose_image_is_released_is_reported_again(ledger, review, anna):
+    found = review(anna, "block", webhook={"url": "https://hooks.example.org"})
+    [failed] = ledger.due_deliveries()
+    ledger.record_delivery(failed.id, status=200)
+    ledger.decide(found.id, "release", note="harmless", file=FILE)
+    [done] = ledger.due_deliveries()
+    assert (done.set_id, done.id != failed.id) == (failed.set_id, True)
+    assert ledger.get_set(found.set_id).jobs[0].state == "done"
+    last = ledger.events("anna", after=0)[-2:]
+    assert {one.change for one in last} == {"done", "notice"}
+
+
+@pytest.mark.parametrize("action", ["flag", "blur", "block"])
+def test_after_any_decisions_an_image_is_either_delivered_as_they_say_or_withheld(
+    ledger, review, anna, action
+):
+    found, random = review(anna, action), Random(action)
+    by_policy = {"flag": "clear", "blur": "blurred", "block": "withheld"}[action]
+    state, delivery, history = "open", by_policy, 0
+    for _ in range(40):
+        decision = random.choice(("uphold", "release", "block", "reverse"))
+        allowed = (decision == "reverse") == (state != "open")
+        allowed &= (action, decision) not in {("flag", "release"), ("block", "block")}
+        try:
+            if decision == "reverse":
+                ledger.reverse(found.id, note="x", file=FILE)
+            else:
+                ledger.decide(found.id, decision, note="x", file=FILE)
+        except Conflict:
+            assert not allowed
+            continue
+        assert allowed
+        history += 1
+        delivery = {"release": "clear", "block": "withheld"}.get(decision, by_policy)
+        state = {"uphold": "upheld", "release": "released", "block": "blocked"}.get(decision, "open")
+        now = ledger.get_review(found.id)
+        assert (now.state, now.delivery, len(now.decisions)) == (state, delivery, history)
+        images = ledger.list_images("anna")
+        assert [one.blurred for one in images] == ([] if delivery == "withheld" else [delivery == "blurred"])
+        assert ledger.reviewed_image(found.id).id == found.image_id
+    assert history > 10
+    [row] = ledger.usage(by=["account"])
+    assert row.images == 1

@@ -70,6 +70,7 @@ class ImageView(BaseModel):
         description="What the safety policy says about its pixels: action, rule, score, findings; null where "
         "it says nothing.",
     )
+    blurred: bool = Field(description="Whether what is delivered is blurred.")
     created_at: Seconds
     prompt: str | None = Field(default=None, description="Its prompt.")
     seed: int | None = Field(default=None, description="Its seed.")
@@ -276,6 +277,7 @@ def image_view(image: LibraryImage, *, whole: bool = False) -> ImageView:
         delivered_sha256=image.file_sha256,
         watermark=image.watermark,
         safety=None if image.safety is None else dict(image.safety),
+        blurred=image.blurred,
         width=image.width,
         height=image.height,
         bytes=image.bytes,
