@@ -204,7 +204,7 @@ def _warn_of_open_door(state: ServerState) -> None:
     host = urlsplit(settings.public_url or "").hostname
     if host is None or is_loopback(host) or settings.require_key or settings.oidc_issuer is not None:
         return
-    if not state.ledger.list_keys():
+    if state.ledger.find_keyless() is not None:
         _LOG.warning(
             "public_url is %s, but there is no key: requests through a proxy on this machine may count as "
             "local, and local callers are operators; make a key (limner keys create) or set require_key",

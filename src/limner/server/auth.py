@@ -15,7 +15,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from limner.service.identity import LOCAL_ACCOUNT, Principal, Quotas, Scope
+from limner.service.identity import Principal, Quotas, Scope
 from limner.service.ledger.writing import ACTING
 
 from .oidc import looks_like_token
@@ -196,13 +196,9 @@ async def _local_account(state: ServerState) -> Principal | None:
     if state.has_keys or state.settings.require_key or state.oidc is not None:
         return None
 
-    def look() -> Principal | None:
-        # Keys that were revoked or have expired count, too: losing the last one must not open the service.
-        return None if state.ledger.list_keys() else Principal(state.ledger.get_account(LOCAL_ACCOUNT))
-
-    caller = await in_thread(look)
-    state.has_keys = caller is None
-    return caller
+    account = await in_thread(state.ledger.find_keyless)
+    state.has_keys = account is None
+    return None if account is None else Principal(account)
 
 
 def _basic(request: Request, value: str) -> list[str]:

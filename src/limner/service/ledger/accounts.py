@@ -15,7 +15,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from limner.errors import Conflict, InvalidRequest, NotFound
-from limner.service.identity import SCOPES, Account, ApiKey, Principal, Quotas, Role, Scope
+from limner.service.identity import LOCAL_ACCOUNT, SCOPES, Account, ApiKey, Principal, Quotas, Role, Scope
 
 from .rows import account_of, key_of, quotas_value
 from .schema import accounts, api_keys
@@ -154,6 +154,17 @@ class Accounts(Writing):
             query = query.where(api_keys.c.account_id == account_id)
         with self._db.read() as connection:
             return [key_of(row) for row in connection.execute(query)]
+
+    def find_keyless(self) -> Account | None:
+        """The account that callers without a key have on loopback; None once any key was made.
+
+        Keys that were revoked or have expired count, too: losing the last one must not open the service.
+        """
+        with self._db.read() as connection:
+            if connection.execute(select(api_keys.c.id).limit(1)).first() is not None:
+                return None
+            row = connection.execute(select(accounts).where(accounts.c.id == LOCAL_ACCOUNT)).one()
+        return account_of(row)
 
     def has_keys(self) -> bool:
         """Whether there is any key that is good now."""
