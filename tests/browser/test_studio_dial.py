@@ -67,6 +67,8 @@ def test_values_of_a_slider_are_drawn_side_by_side_and_one_is_taken_by_keyboard(
     expect(region.get_by_role("listitem")).to_have_text([re.compile(rf"{value}$") for value in values])
     page.get_by_role("button", name="Undo").click()
     expect(setting.get_by_role("textbox")).to_have_value("7.5")
+    page.goto(f"{fake_server.url}/#/history?q=a boat on a dial")
+    expect(page.get_by_role("gridcell").get_by_text("Guidance Scale 8.5")).to_be_visible(timeout=PATIENCE)
 
 
 def test_escape_takes_nothing_and_stops_what_is_not_drawn(studio, fake_server):
@@ -83,7 +85,7 @@ def test_escape_takes_nothing_and_stops_what_is_not_drawn(studio, fake_server):
     expect(strip).to_be_hidden()
     expect(setting.get_by_role("textbox")).to_have_value("7.5")
     region = page.get_by_role("group", name="a boat that is not wanted")
-    expect(region.get_by_text("7 stopped")).to_be_visible()
+    expect(region.get_by_text("7 stopped, ")).to_be_visible()
     made = newest(fake_server, "a boat that is not wanted")
     assert {job["state"] for job in made["jobs"]} == {"cancelled"}
     assert made["dial"]["values"] == [5, 5.5, 6, 6.5, 7, 7.5, 8]

@@ -54,7 +54,7 @@ class Dial(BaseModel):
             )
 
     def request_at(
-        self, value: int | float | str, request: GenerationRequest, seed: int, variation_seed: int
+        self, value: DialValue, request: GenerationRequest, seed: int, variation_seed: int
     ) -> GenerationRequest:
         """The request with the field at one of the values.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from limner.request.dial import Dial
+from limner.request.dial import Dial, DialValue
 from limner.settings.values import PromptLog
 
 JobKind = Literal["generate", "train", "animate", "campaign"]
@@ -166,6 +166,7 @@ class LibraryImage(StoredImage):
         deleted_at: When it was put into the trash, in seconds since the epoch; None: it is not there.
         set_id, index: Its place in its set.
         prompt, seed: Of its request; None where that has none.
+        dialled: Field of its set's dial, and its value; None where that has no dial, and in `Job.image`.
         relation: What it is of its parents; None without any, and in `Job.image`.
         parents: Ids of the images that it was made from; None in `Job.image`.
         albums: Ids of the albums that it is in; None in `Job.image`.
@@ -178,6 +179,7 @@ class LibraryImage(StoredImage):
     index: int = 0
     prompt: str | None = None
     seed: int | None = None
+    dialled: tuple[str, DialValue] | None = None
     relation: Relation | None = None
     parents: tuple[str, ...] | None = None
     albums: tuple[str, ...] | None = None

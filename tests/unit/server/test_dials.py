@@ -34,6 +34,8 @@ def test_each_value_makes_an_image_of_one_seed(served):
     assert all({**one, "guidance_scale": 3} == first for one in others)
     listed = served.client.get("/api/v1/sets", params={"limit": 1}).json()["items"][0]
     assert listed["dial"] == made["dial"]
+    image = served.client.get(f"/api/v1/images/{made['jobs'][1]['image']['id']}").json()
+    assert image["dialled"] == {"field": "guidance_scale", "value": 7.5}
 
 
 def test_choices_sizes_and_variations_can_be_dialled_and_an_image_comes_along_once(served):

@@ -7,11 +7,12 @@ const valuesOf = (one: Scale): number[] => valuesBetween(...windowAbout(one), on
 describe('the values of a dial', () => {
   it('lie evenly about the present one', () => {
     expect(valuesOf(scale(1, 37.5, 0.1, 7.5))).toEqual([4.5, 5.5, 6.5, 7.5, 8.5, 9.5, 10.5])
+    expect(valuesOf(scale(0, 20, 0.1, 4))).toEqual([2.5, 3, 3.5, 4, 4.5, 5, 5.5])
     expect(valuesOf(scale(1, 100, 1, 20))).toEqual([11, 14, 17, 20, 23, 26, 29])
   })
 
   it('stay on the slider: what one side lacks the other has', () => {
-    expect(valuesOf(scale(0.05, 1, 0.05, 0.8))).toEqual([0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95])
+    expect(valuesOf(scale(0.05, 1, 0.05, 0.8))).toEqual([0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
     expect(valuesOf(scale(0, 1, 0.05, 0))).toEqual([0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9])
     expect(valuesOf(scale(0, 1, 0.05, 1))).toEqual([0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1])
   })

@@ -20,7 +20,7 @@ export interface DialScale extends Scale {
 
 /** Share of a slider that is looked at where its value is near to an end. */
 const SHARE = 0.1
-const NICE = [1, 1.5, 2, 3, 5, 7.5, 10]
+const NICE = [1, 2, 3, 5, 10]
 
 /** From where to where a dial goes at first: evenly about the present value, as far as the slider reaches. */
 export function windowAbout({ least, most, step, value }: Scale): [number, number] {
@@ -50,8 +50,7 @@ export function valuesBetween(from: number, to: number, { step, value }: Scale):
 
 /** A whole number near to `count` that people would choose, at least 1. */
 function niceCount(count: number): number {
-  if (count < 10) return Math.max(1, Math.round(count))
-  const power = 10 ** Math.floor(Math.log10(count))
+  const power = 10 ** Math.max(0, Math.floor(Math.log10(count)))
   return power * NICE.reduce((best, one) => (Math.abs(one - count / power) < Math.abs(best - count / power) ? one : best))
 }
 

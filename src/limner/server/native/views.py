@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field
 
 from limner.errors import NotFound
-from limner.request.dial import Dial
+from limner.request.dial import Dial, DialValue
 from limner.service.events import JobChanged, JobProgress
 from limner.service.jobs import (
     Attempt,
@@ -44,6 +44,13 @@ class ErrorView(BaseModel):
     fields: list[str] = Field(default=[], description="Fields of the request at fault.")
 
 
+class DialledView(BaseModel):
+    """The value that an image has of its set's dial."""
+
+    field: str = Field(description="Field of the request.")
+    value: DialValue = Field(description="Its value.")
+
+
 class ImageView(BaseModel):
     """A finished image."""
 
@@ -74,6 +81,10 @@ class ImageView(BaseModel):
     created_at: Seconds
     prompt: str | None = Field(default=None, description="Its prompt.")
     seed: int | None = Field(default=None, description="Its seed.")
+    dialled: DialledView | None = Field(
+        default=None,
+        description="Its value of its set's dial, if that has one; left out of jobs, whose set has the dial.",
+    )
     kept: bool = Field(description="Whether it is marked as one to keep.")
     deleted_at: float | None = Field(default=None, description="When it was put into the trash.")
     relation: Relation | None = Field(
@@ -284,6 +295,7 @@ def image_view(image: LibraryImage, *, whole: bool = False) -> ImageView:
         created_at=image.created_at,
         prompt=image.prompt,
         seed=image.seed,
+        dialled=image.dialled and DialledView(field=image.dialled[0], value=image.dialled[1]),
         kept=image.kept,
         deleted_at=image.deleted_at,
         relation=image.relation,

@@ -26,7 +26,7 @@ IMAGE_COLUMNS = [column.label(f"image_{name}") for name, column in _IMAGE_COLUMN
 
 LIBRARY_COLUMNS = [
     *(column.label(name) for name, column in _IMAGE_COLUMNS.items()),
-    *(jobs.c.set_id, jobs.c.index, sets.c.relation),
+    *(jobs.c.set_id, jobs.c.index, sets.c.relation, sets.c.dial),
     *(jobs.c.params[name].label(name) for name in ("prompt", "seed")),
 ]
 """Columns of an image with those of its job and its set."""
@@ -99,7 +99,10 @@ def set_of(
 
 def library_image(row: Row[Any], parents: tuple[str, ...], albums: tuple[str, ...]) -> LibraryImage:
     """An image from a row with LIBRARY_COLUMNS, its parents' ids and those of the albums that it is in."""
-    return LibraryImage(**row._mapping, parents=parents, albums=albums)
+    values = dict(row._mapping)
+    dial = values.pop("dial")
+    dialled = None if dial is None else (dial["field"], dial["values"][values["index"]])
+    return LibraryImage(**values, dialled=dialled, parents=parents, albums=albums)
 
 
 def attempt_of(row: Row[Any]) -> Attempt:
