@@ -1,12 +1,12 @@
 """Pictures of any program, dropped, pasted or chosen: what was understood, replaced and left out."""
 
-import base64
 import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, expect
 
+from tests.browser.dropped import drop, transfer
 from tests.described_pictures import picture
 
 pytestmark = pytest.mark.browser
@@ -39,26 +39,6 @@ NODES = {
     "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
     "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "boat"}},
 }
-_TRANSFER = """files => {
-  const transfer = new DataTransfer()
-  for (const [name, type, content] of files) {
-    const bytes = Uint8Array.from(atob(content), (char) => char.charCodeAt(0))
-    transfer.items.add(new File([bytes], name, {type}))
-  }
-  return transfer
-}"""
-
-
-def drop(page: Page, *files: tuple[str, str, bytes]) -> Locator:
-    """Drop files (name, media type, bytes) onto the page. Returns the sheet."""
-    encoded = [(name, kind, base64.b64encode(data).decode()) for name, kind, data in files]
-    transfer = page.evaluate_handle(_TRANSFER, encoded)
-    page.dispatch_event("main", "dragenter", {"dataTransfer": transfer})
-    expect(page.get_by_role("heading", name="Drop to read how it was made")).to_be_visible()
-    page.dispatch_event("main", "drop", {"dataTransfer": transfer})
-    sheet = page.get_by_role("dialog", name="What this picture says")
-    expect(sheet).to_be_visible()
-    return sheet
 
 
 def column(sheet: Locator, name: str) -> Locator:
@@ -142,12 +122,11 @@ def test_a_sheet_that_cannot_be_loaded_says_so(studio):
 
 def test_pictures_like_a_pasted_one_are_searched(studio):
     page = studio(tolerate="Failed to load resource").page  # a fake device may have no vectors to search
-    encoded = [("pasted.png", "image/png", base64.b64encode(picture()).decode())]
-    transfer = page.evaluate_handle(_TRANSFER, encoded)
+    carried = transfer(page, ("pasted.png", "image/png", picture()))
     page.evaluate(
         "data => document.body.dispatchEvent("
         "new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true}))",
-        transfer,
+        carried,
     )
     sheet = page.get_by_role("dialog", name="What this picture says")
     sheet.get_by_role("button", name="Search pictures like this").click()

@@ -272,3 +272,87 @@ def test_a_phone_shows_the_picture_above_its_card(library_server, studio):
     assert shown.bounding_box()["y"] + shown.bounding_box()["height"] <= card.bounding_box()["y"] + 1
     sideways = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(sideways) == 0
+
+
+def steps(page: Page):
+    return page.get_by_role("region", name="Steps", exact=True)
+
+
+def test_a_picture_goes_on_from_a_step_with_other_words(library_server, studio):
+    page = studio(library_server, hash="#/image/42", tolerate=NO_FILE).page
+    strip = steps(page).get_by_role("radio")
+    expect(strip).to_have_count(6)
+    expect(strip.last).to_be_disabled()  # nothing comes after it
+    strip.nth(2).click()
+    page.keyboard.press("ArrowRight")
+    expect(strip.nth(3)).to_be_checked()
+    expect(page.get_by_text("1 of 42")).to_be_visible()  # the arrow did not lead to the next picture
+    words = steps(page).get_by_label("Prompt from step 5 on")
+    draw_it = steps(page).get_by_role("button", name="Draw with these words")
+    expect(words).to_have_value("the second of two")
+    expect(draw_it).to_be_disabled()
+    words.fill("the third of two: (last:1.2)")
+    draw_it.click()
+    made = steps(page).get_by_role("link", name="The picture with other words")
+    expect(made).to_be_visible()
+    [newest, *_] = httpx.get(f"{library_server.url}/api/v1/sets", timeout=30).json()["items"]
+    parent, [job] = image_of(library_server, 42), newest["jobs"]
+    assert (newest["parents"], newest["relation"]) == ([parent["id"]], "edited")
+    assert newest["request"]["prompt"] == "the [second of two:third of two\\: (last:1.2):4]"
+    record = image_of(library_server, job["image"]["number"])["record"]["request"]
+    before = parent["record"]["request"]
+    assert {name for name in before if before[name] != record[name]} == {"prompt"}
+
+    steps(page).get_by_role("link", name="Compare the two").click()
+    expect(page.get_by_role("table").get_by_role("rowheader")).to_have_text(["Prompt"])
+
+
+def test_a_change_that_no_schedule_can_say_is_refused_with_the_reason(library_server, studio):
+    page = studio(library_server, hash="#/image/42", tolerate=NO_FILE).page
+    steps(page).get_by_role("radio").nth(2).click()
+    for words, reason in (
+        ("the second (of two", "Check that every bracket has a partner."),
+        ("the second of two <lora:ink:0.8>", "LoRAs act from the first step on"),
+    ):
+        steps(page).get_by_label("Prompt from step 4 on").fill(words)
+        steps(page).get_by_role("button", name="Draw with these words").click()
+        expect(steps(page).get_by_role("alert")).to_contain_text(reason)
+    [newest, *_] = httpx.get(f"{library_server.url}/api/v1/sets", timeout=30).json()["items"]
+    assert newest["request"]["prompt"] == "the second of two"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"prompt_syntax": "literal"}, "Its prompt is read literally"),
+        ({"sampler": "restart"}, "Its sampler may return to earlier steps"),
+        ({"steps": 1}, "It was drawn in one step"),
+    ],
+)
+def test_a_picture_that_cannot_go_on_with_other_words_says_why(studio, fake_server, fields, reason):
+    [made] = draw(fake_server, **{"prompt": "one that is done", "steps": 3, **fields})
+    page = studio(hash=f"#/image/{made['number']}").page
+    expect(steps(page).get_by_text(reason)).to_be_visible()
+    for one in steps(page).get_by_role("radio").all():
+        expect(one).to_be_disabled()
+
+
+def test_a_picture_without_steps_says_so(library_server, studio):
+    page = studio(library_server, hash="#/image/1", tolerate=NO_FILE).page
+    expect(steps(page).get_by_text("The server keeps no steps of this picture")).to_be_visible()
+
+
+def test_the_words_that_a_wildcard_chose_stay(server, studio):
+    """With the shipped model."""
+    [made] = draw(server, prompt="a {red|blue} boat", wildcards=True, seed=5, steps=4)
+    drawn = image_of(server, made["number"])["record"]["request"]["prompt"]
+    page = studio(server, hash=f"#/image/{made['number']}").page
+    steps(page).get_by_role("radio").first.click()
+    words = steps(page).get_by_label("Prompt from step 2 on")
+    expect(words).to_have_value(drawn)
+    words.fill(f"{drawn} at night")
+    steps(page).get_by_role("button", name="Draw with these words").click()
+    expect(steps(page).get_by_role("link", name="The picture with other words")).to_be_visible()
+    [newest, *_] = httpx.get(f"{server.url}/api/v1/sets", timeout=30).json()["items"]
+    assert newest["request"]["prompt"] == f"{drawn}[ at night:1]"
+    assert not newest["request"].get("wildcards")

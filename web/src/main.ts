@@ -11,6 +11,7 @@ import { outbox } from './lib/state/outbox.svelte'
 import { queue } from './lib/state/queue.svelte'
 import { session } from './lib/state/session.svelte'
 import { sets } from './lib/state/sets.svelte'
+import { taste } from './lib/state/taste.svelte'
 import { workers } from './lib/state/workers.svelte'
 import { toastError } from './ui/toasts.svelte'
 import './theme.css'
@@ -44,11 +45,12 @@ async function begin(): Promise<void> {
   await loadStatus()
 }
 
-/** What the status bar tells of devices and costs. Without a connection it is read when the stream of events is back. */
+/** What the status bar tells of devices and costs, and whether there is sorting by taste. Without a connection it is read when the stream of events is back. */
 async function loadStatus(): Promise<void> {
   try {
     if (session.value?.account?.role === 'operator') await workers.load() // others may not see the devices
     await session.loadCost()
+    await taste.load()
   } catch (error) {
     if (!(error instanceof ApiError)) throw error // it stays empty until then
   }

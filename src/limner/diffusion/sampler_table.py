@@ -87,6 +87,8 @@ class SamplerInfo:
         takes: Options that a request may set.
         implied_options: Function that returns the keyword arguments of the sampler that a config implies.
         cfg_pp: Whether it uses CFG++ (Chung et al. 2024), which has a guidance scale of its own.
+        revisits: Whether it may call the network at a sigma of an earlier step after one of a later step. A
+            prompt that changes after a step then also changes the steps before it.
     """
 
     label: str
@@ -96,6 +98,7 @@ class SamplerInfo:
     takes: tuple[str, ...] = ()
     implied_options: Callable[[Run], dict[str, Any]] = _no_options
     cfg_pp: bool = False
+    revisits: bool = False
 
 
 def _ddpm_options(run: Run) -> dict[str, Any]:
@@ -186,8 +189,8 @@ SAMPLER_TABLE: dict[str, SamplerInfo] = {
     "euler": SamplerInfo("Euler", _EULER, takes=_CHURN),
     "euler_a": SamplerInfo("Euler a", _EULER_A, ("euler_ancestral",), takes=_BOTH),
     "heun": SamplerInfo("Heun", _HEUN, takes=_CHURN),
-    "heunpp2": SamplerInfo("HeunPP2", _HEUN),
-    "restart": SamplerInfo("Restart", _HEUN, automatic="karras", takes=_NOISE),
+    "heunpp2": SamplerInfo("HeunPP2", _HEUN, revisits=True),
+    "restart": SamplerInfo("Restart", _HEUN, automatic="karras", takes=_NOISE, revisits=True),
     "dpm2": SamplerInfo("DPM2", _DPM2, automatic="karras", takes=_CHURN),
     "dpm2_a": SamplerInfo("DPM2 a", _DPM2, ("dpm_2_ancestral",), automatic="karras", takes=_BOTH),
     "lms": SamplerInfo("LMS", _HEUN),
@@ -203,8 +206,8 @@ SAMPLER_TABLE: dict[str, SamplerInfo] = {
     "dpmpp_2s": SamplerInfo("DPM++ 2S", replace(_DPM, own_spacing=True), implied_options=_dpmpp_2s_options),
     "dpmpp_2s_a": SamplerInfo("DPM++ 2S a", _HEUN, ("dpmpp_2s_ancestral",), automatic="karras", takes=_BOTH),
     "dpmpp_sde": SamplerInfo("DPM++ SDE", _HEUN, automatic="karras", takes=_BOTH),
-    "dpm_fast": SamplerInfo("DPM fast", _HEUN, takes=_BOTH),
-    "dpm_adaptive": SamplerInfo("DPM adaptive", _HEUN, ("dpm_ad",)),
+    "dpm_fast": SamplerInfo("DPM fast", _HEUN, takes=_BOTH, revisits=True),
+    "dpm_adaptive": SamplerInfo("DPM adaptive", _HEUN, ("dpm_ad",), revisits=True),
     "unipc": SamplerInfo("unipc", _DPM, implied_options=_unipc_options),
     "unipc_bh1": SamplerInfo("UniPC", _DPM, ("uni_pc", "uni_pc_bh1")),
     "unipc_bh2": SamplerInfo("UniPC bh2", _DPM, ("uni_pc_bh2",)),

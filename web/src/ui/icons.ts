@@ -26,6 +26,7 @@ export const ICONS = {
   download: 'M10 3.5v9M6.5 9.5l3.5 3.5 3.5-3.5M4 16.5h12',
   upload: 'M10 13V4M6.5 7.5L10 4l3.5 3.5M4 16.5h12',
   copy: 'M7.5 7.5h8v8h-8zM12.5 7.5v-3h-8v8h3',
+  sort: 'M6 4v12M3 13l3 3 3-3M11 5h6M11 10h4.5M11 15h3',
   left: 'M12 4.5L6.5 10l5.5 5.5',
   right: 'M8 4.5l5.5 5.5L8 15.5',
   down: 'M4.5 7.5L10 13l5.5-5.5',

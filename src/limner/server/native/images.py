@@ -42,7 +42,7 @@ class StepView(BaseModel):
     y: int = Field(description="Upper edge of its preview in the sprite.")
 
 
-class StepsView(BaseModel):
+class StripView(BaseModel):
     """The steps of an image."""
 
     steps: list[StepView] = Field(description="Steps with a preview, in order; none where none are kept.")
@@ -127,15 +127,15 @@ async def thumbnail(request: Request, caller: Reader, image_id: str) -> Response
 
 
 @router.get("/images/{image_id}/steps")
-async def image_steps(request: Request, caller: Reader, image_id: str) -> StepsView:
+async def image_steps(request: Request, caller: Reader, image_id: str) -> StripView:
     """Small previews of an image's steps in one WebP: at most 32, of at most 96 pixels a side."""
     server = state_of(request)
     image = await _find_image(request, caller, image_id)
     layout = await in_thread(server.release.steps_layout, image)
     if layout is None:
-        return StepsView(steps=[], sprite=None, tile=(0, 0))
+        return StripView(steps=[], sprite=None, tile=(0, 0))
     steps = [StepView(**one) for one in layout["steps"]]
-    return StepsView(steps=steps, sprite=f"/api/v1/images/{image.id}/steps/sprite", tile=layout["tile"])
+    return StripView(steps=steps, sprite=f"/api/v1/images/{image.id}/steps/sprite", tile=layout["tile"])
 
 
 @router.get("/images/{image_id}/steps/sprite", responses=_THUMBNAIL)

@@ -56,12 +56,21 @@ class ModelView(BaseModel):
     thumbnail: str | None = Field(default=None, description="Path of a small image of it.")
 
 
-class SamplerView(BaseModel):
-    """A sampler."""
+class ChoiceView(BaseModel):
+    """A value of a setting."""
 
     name: str = Field(description="Name that requests give for it.")
     label: str = Field(description="Name for people.")
     aliases: list[str] = Field(description="Names that other programs have for it.")
+
+
+class SamplerView(ChoiceView):
+    """A sampler."""
+
+    revisits: bool = Field(
+        description="Whether it may return to an earlier step: a prompt that changes after a step then also "
+        "changes the steps before it."
+    )
 
 
 @router.get("/models", response_model=list[ModelView])
@@ -143,16 +152,16 @@ async def show_model(request: Request, caller: Reader, model_id: str) -> ModelVi
 async def list_samplers(caller: Reader) -> list[SamplerView]:
     """Samplers."""
     return [
-        SamplerView(name=name, label=one.label, aliases=list(one.aliases))
+        SamplerView(name=name, label=one.label, aliases=list(one.aliases), revisits=one.revisits)
         for name, one in SAMPLER_TABLE.items()
     ]
 
 
 @router.get("/sigma-schedules")
-async def list_sigma_schedules(caller: Reader) -> list[SamplerView]:
+async def list_sigma_schedules(caller: Reader) -> list[ChoiceView]:
     """Sigma schedules."""
     return [
-        SamplerView(name=name, label=one.label, aliases=list(one.aliases))
+        ChoiceView(name=name, label=one.label, aliases=list(one.aliases))
         for name, one in SIGMA_SCHEDULES.items()
     ]
 

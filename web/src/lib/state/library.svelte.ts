@@ -5,8 +5,9 @@
  */
 import { t } from '../../i18n'
 import { toast, toastError } from '../../ui/toasts.svelte'
-import { api, ApiError, data, type Image, type Schemas } from '../api'
+import { api, ApiError, data, type GenerationRequest, type Image, type Schemas } from '../api'
 import { events } from '../events.svelte'
+import { requestOf } from '../picture'
 import { isSearch, queryOf, type Place, type View } from '../view'
 import { albums } from './albums.svelte'
 
@@ -95,6 +96,17 @@ class Library {
     const image = await data(api.GET('/api/v1/images/{image_id}', { params: { path: { image_id: String(id) } } }))
     this.#remember([image])
     return image
+  }
+
+  /** The request that a picture was drawn with: what its job was asked for; once that is gone, what its record says. */
+  async exactRequest(image: Image): Promise<GenerationRequest> {
+    try {
+      const made = await data(api.GET('/api/v1/jobs/{job_id}', { params: { path: { job_id: image.job_id } } }))
+      if (made.params) return made.params as GenerationRequest
+    } catch (error) {
+      if (!(error instanceof ApiError && error.status === 404)) throw error
+    }
+    return requestOf(image)
   }
 
   /** What is known of a picture so far. */
