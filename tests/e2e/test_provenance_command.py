@@ -1,6 +1,7 @@
 """`--sign` of `limner generate` and `limner batch`, and `limner verify`."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from limner.catalogue.shipped import SHIPPED
 from limner.images.metadata import read_texts
 from limner.safety import provenance
+from limner.safety.provenance import UNSTAMPED
 
 DRAWN = ("--width", 128, "--height", 128, "--steps", 2, "--exact")
 SIZE = ("--width", 64, "--height", 64, "--steps", 2)
@@ -106,6 +108,15 @@ def test_the_images_of_a_batch_and_of_a_sheet_are_signed(limner, tiny):
     paths = drawn.out.splitlines()
     assert len(paths) == 3
     assert limner("verify", *paths).code == 0
+    sheet = json.loads(limner("verify", paths[2], "--json").out)["manifest"]
+    assert (sheet["actions"], sheet["source_types"]) == (
+        ["c2pa.created", "c2pa.placed"],
+        ["compositeSynthetic"],
+    )
+    assert [(one["title"], one["role"], one["state"]) for one in sheet["ingredients"]] == [
+        ("image 1", "componentOf", "trusted"),
+        ("image 2", "componentOf", "trusted"),
+    ]
     assert all(b"c2pa" in Path(one).read_bytes() for one in paths)
     assert read_texts(paths[0]).keys() == {"parameters", "limner"}
 
@@ -148,3 +159,29 @@ def test_settings_and_a_missing_extra(limner, tiny, monkeypatch):
     Image.new("RGB", (128, 128)).save("plain.png")
     seen = limner("detect", "signed.png", "--no-scales")
     assert "has a manifest; reading a manifest needs c2pa-python" in seen.err
+
+
+def test_a_plot_is_signed_with_its_images_as_ingredients(limner, tiny):
+    asked = ("--model", tiny, *SIZE, "--x", "seed=1,2", "--y", "guidance_scale=2,3", "--sign")
+    done = limner("grid", "a house", *asked, "--keep", "--out", "plot.webp")
+    assert done.code == 0, done.err
+    *kept, plot = done.out.splitlines()
+    assert len(kept) == 4
+    assert limner("verify", *kept, plot).code == 0
+    found = json.loads(limner("verify", plot, "--json").out)["manifest"]
+    assert found["source_types"] == ["compositeSynthetic"]
+    assert [one["state"] for one in found["ingredients"]] == ["trusted"] * 4
+
+
+def test_an_authority_that_does_not_answer_loses_no_image(limner, tiny, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("LIMNER_TIMESTAMP_URL", f"http://127.0.0.1:{port}/")
+    done = limner("generate", "a", "-n", 2, "--model", tiny, *SIZE, "--sign")
+    assert done.code == 0
+    assert done.err.count("signed without a time stamp") == 1
+    first, second = done.out.splitlines()
+    assert limner("verify", first, second).code == 0
+    for path in (first, second):
+        record = json.loads(limner("detect", path, "--no-scales", "--json").out)["record"]
+        assert UNSTAMPED in record["warnings"]

@@ -33,7 +33,7 @@ from limner.cli.options import (
     watermark_key,
 )
 from limner.cli.output import check_folder
-from limner.cli.signing import Signing
+from limner.cli.signing import Signatures
 from limner.errors import InvalidPicture, InvalidRequest, LimnerError
 from limner.files import numbered
 
@@ -82,7 +82,7 @@ def batch(
     if not lines and not faults:
         raise InvalidRequest(f"{name} asks for nothing", hint="write a prompt a line, or see --format")
     check_folder(out)
-    key, signing = watermark_key(watermark), Signing.read(sign, with_prompt=sign_prompt)
+    key, signing = watermark_key(watermark), Signatures.read(sign, with_prompt=sign_prompt)
     run = _Run(name, lines, Journal(out), sys.stderr.isatty() and not quiet, key, signing)
     if run.finished and not quiet:
         terminal.note(f"{run.finished} of {_lines(len(lines))} done before")
@@ -139,7 +139,7 @@ class _Run:
         journal: "Journal",
         visible: bool,
         key: bytes | None,
-        signing: Signing | None,
+        signing: Signatures | None,
     ) -> None:
         self._name, self._journal = name, journal
         self._key, self._signing = key, signing  # the key is that of the watermark

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limner.errors import InvalidRequest, LimnerError
-from limner.settings import read_watermark_key
 
 from . import terminal
 from .moments import when
 from .opening import DataOption, open_ledger, service_settings
+from .options import watermark_keys
 from .signing import manifest_json, manifest_rows, read_anchors
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from limner.images.record import Record
     from limner.safety.provenance import Manifest
-    from limner.safety.watermark import Mark
+    from limner.safety.watermark import KeyName
 
 _NO_MARK, _UNREADABLE = 1, 2  # exit codes
 
@@ -43,7 +41,7 @@ def detect(
     of that service, and which of its images it is. Exit codes: 0 if every image has a watermark, 1 if one has
     none, 2 if a file cannot be examined.
     """
-    code, keys, anchors = 0, _keys(data), read_anchors()
+    code, keys, anchors = 0, _keys(data), read_anchors(data=data)
     for file in files:
         try:
             found = _examined(file, keys, anchors, scales)
@@ -62,28 +60,29 @@ def detect(
     raise typer.Exit(code)
 
 
-def _examined(file: Path, keys: Mapping[str, bytes], anchors: bytes, scales: bool) -> dict[str, Any]:
+def _examined(file: Path, keys: "Mapping[KeyName, bytes]", anchors: bytes, scales: bool) -> dict[str, Any]:
     """What an image says of itself, as `--json` prints it.
 
     Raises:
         LimnerError: It is no image, or too small.
     """
     from limner.images.opening import open_image
+    from limner.safety.watermark import find_mark
 
-    image = open_image(file)
+    found = find_mark(open_image(file), keys, search_scales=scales)
     record = _record(file)
-    mark, key = _mark(image, keys, scales)
+    mark = None if found is None else found.mark
     named = record.watermark if record is not None else None
     return {
         "file": str(file),
         "watermark": None
-        if mark is None
+        if found is None or mark is None
         else {
             "id": mark.digits,
             "bits": mark.bits,
             "z": round(mark.z, 2),
             "scale": round(mark.scale, 4),
-            "key": key,
+            "key": found.key,
         },
         "manifest": manifest_json(_manifest(file, anchors)),
         "of_record": None if mark is None or named is None else named.id.startswith(mark.digits),
@@ -132,8 +131,8 @@ def _images_of(mark: Mapping[str, Any] | None, data: Path) -> list[dict[str, Any
         ]
 
 
-def _keys(data: Path | None) -> dict[str, bytes]:
-    """The keys that marks are looked for with, by whose they are.
+def _keys(data: Path | None) -> "dict[KeyName, bytes]":
+    """The keys that marks are looked for with.
 
     Args:
         data: Data folder of the service whose key is the own one; None: that of the commands.
@@ -141,27 +140,12 @@ def _keys(data: Path | None) -> dict[str, bytes]:
     Raises:
         InvalidRequest: The key that is set is too short, or cannot be read.
     """
-    from limner.safety.watermark import DEFAULT_KEY
+    if data is None:
+        return watermark_keys()
+    from limner.safety.watermark import known_keys
+    from limner.service.release import watermark_key
 
-    if data is not None:
-        from limner.service.release import watermark_key
-
-        key = watermark_key(service_settings(data))
-        return {"published": key} if key == DEFAULT_KEY else {"own": key, "published": DEFAULT_KEY}
-    own = read_watermark_key()
-    return {"published": DEFAULT_KEY} if own is None else {"own": own.encode(), "published": DEFAULT_KEY}
-
-
-def _mark(image: "Image", keys: Mapping[str, bytes], scales: bool) -> tuple["Mark | None", str]:
-    """The watermark of an image, and whose key it was made with; None and "" without one."""
-    from limner.safety.watermark import detect
-
-    for search in (False, True) if scales else (False,):
-        for name, key in keys.items():
-            mark = detect(image, key, search_scales=search)
-            if mark is not None:
-                return mark, name
-    return None, ""
+    return known_keys(watermark_key(service_settings(data)))
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:

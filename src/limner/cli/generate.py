@@ -30,7 +30,7 @@ from limner.cli.options import (
 )
 from limner.cli.original import Original
 from limner.cli.output import Destination
-from limner.cli.signing import Signing
+from limner.cli.signing import Signatures
 from limner.errors import InvalidRequest
 
 from . import terminal
@@ -72,7 +72,7 @@ def generate(
     try:
         request, original = request_of(given, source, models.given())
         destination.check(request.num_images)
-        key, signing = watermark_key(watermark), Signing.read(sign, with_prompt=sign_prompt)
+        key, signing = watermark_key(watermark), Signatures.read(sign, with_prompt=sign_prompt)
         _draw(request, original, destination, models, grid, quiet, key, signing)
     except KeyboardInterrupt:
         terminal.say("stopped", destination.kept, "yellow")
@@ -91,7 +91,7 @@ def request_of(
         InvalidRequest: As `GenerationRequest.of`; no prompt; the source is a sheet of several images.
         InvalidPicture: The source has no metadata from which a request can be read.
     """
-    from limner.images.metadata import read_request
+    from limner.images.metadata import read_image
     from limner.request import GenerationRequest
     from limner.request.names import own_names
 
@@ -104,7 +104,8 @@ def request_of(
         return GenerationRequest.of(given), None
     # A name such as "DPM++ 2M Karras" replaces both the sampler and the sigma schedule of the source.
     given = {**given, **own_names(given.get("sampler"), given.get("sigma_schedule"))}
-    read, original = read_request(source, {*given, *loading}), Original.read(source)
+    opened = read_image(source)
+    read, original = opened.metadata.request({*given, *loading}), Original.of(source, opened)
     for warning in read.warnings:
         terminal.warning(warning)
     stored = read.fields
@@ -124,7 +125,7 @@ def _draw(
     grid: bool,
     quiet: bool,
     key: bytes | None,
-    signing: Signing | None,
+    signing: Signatures | None,
 ) -> None:
     """Draw, mark with a watermark if there is a key, sign if that is asked for, and write."""
     visible = sys.stderr.isatty() and not quiet
@@ -150,7 +151,7 @@ def _draw(
     bar = terminal.Bar() if visible else None
     taken = [0] * request.num_images  # steps done, by image
     said = set(model.warnings)
-    finished = dict[int, "Picture"]()
+    finished, paths = dict[int, "Picture"](), dict[int, Path]()
     handle = model.engine.submit(resolved)
     try:
         for progress in handle:
@@ -163,7 +164,7 @@ def _draw(
                 bar.hide()
             picture = progress.picture if key is None else marked(progress.picture, key)
             finished[progress.image] = picture
-            path = destination.write(picture, write)
+            path = paths[progress.image] = destination.write(picture, write)
             for warning in picture.record.warnings:
                 if warning not in said:
                     terminal.warning(warning)
@@ -181,6 +182,8 @@ def _draw(
             terminal.warning(warning)
     if grid:
         result = replace(result, images=tuple(finished[number] for number in sorted(finished)))
+        if signing is not None:
+            write = signing.sheet_encoding(paths[number].read_bytes() for number in sorted(paths))
         path = write_new_picture(result.grid(), destination.sheet(result.seeds[0]), write)
         typer.echo(os.fsencode(path))
 

@@ -18,17 +18,28 @@ import typer
 from limner.cli.fields import RequestOptions
 from limner.cli.generate import request_of
 from limner.cli.lines import read_prompt
-from limner.cli.options import OUTPUT, ModelOptions, Quiet, Text, flag, option, spread
+from limner.cli.options import (
+    OUTPUT,
+    ModelOptions,
+    Quiet,
+    Sign,
+    SignPrompt,
+    Text,
+    flag,
+    option,
+    spread,
+)
 from limner.cli.output import Destination, make_folder
+from limner.cli.signing import Signatures
 from limner.errors import LimnerError
-from limner.files import numbered
+from limner.files import numbered, write_first_free
 
 from . import terminal
 
 if TYPE_CHECKING:
     from limner.engine.models import ModelCache
     from limner.grids.axes import Axis
-    from limner.images.picture import Picture
+    from limner.images.picture import Encode
     from limner.model.model import Model
     from limner.request import GenerationRequest
 
@@ -54,6 +65,8 @@ def grid(
     out: Annotated[Path, option(_OUT, OUTPUT)] = Path("pictures"),
     keep: Annotated[bool, flag(_KEEP, OUTPUT, "--keep")] = False,
     source: Annotated[Path | None, option(_FROM, OUTPUT, "--from", metavar="PICTURE")] = None,
+    sign: Sign = False,
+    sign_prompt: SignPrompt = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare values of a prompt's options on one sheet (X/Y/Z plot).
@@ -75,6 +88,7 @@ def grid(
     requests = cell_requests(request, axes.values(), limit)
     destination = Destination(out)
     destination.check(1)
+    signing = Signatures.read(sign, with_prompt=sign_prompt)
     visible = sys.stderr.isatty() and not quiet
     try:
         with terminal.passing("loading …", visible):
@@ -82,10 +96,11 @@ def grid(
 
             loaded = _loaded(request, models, axes.values())
             check(requests, loaded)
+            encodings = _encodings(requests, signing, models)
     except KeyboardInterrupt:
         terminal.say("stopped", "nothing was generated", "yellow")
         raise typer.Exit(130) from None
-    _draw(requests, axes, loaded, destination, keep, visible)
+    _draw(requests, axes, loaded, destination, keep, visible, encodings, signing)
 
 
 def _loaded(
@@ -100,6 +115,27 @@ def _loaded(
     return load(request.model, revision=request.revision, variant=request.variant, **models.given())
 
 
+def _encodings(
+    requests: "Sequence[GenerationRequest]", signing: Signatures | None, models: ModelOptions
+) -> "list[Encode]":
+    """What encodes the image of each request, and signs it if that is asked for. Input images are read now,
+    those of equal requests once."""
+    from limner.images.inputs import inputs_of
+    from limner.images.picture import encode
+
+    if signing is None:
+        return [encode] * len(requests)
+    assets = models.given().get("assets")
+    known: dict[tuple[tuple[str, str], ...], Encode] = {}
+    found: list[Encode] = []
+    for request in requests:
+        key = tuple(inputs_of(request))
+        if key not in known:
+            known[key] = signing.encoding(request, assets)
+        found.append(known[key])
+    return found
+
+
 def _draw(
     requests: "Sequence[GenerationRequest]",
     axes: "Mapping[str, Axis]",
@@ -107,12 +143,20 @@ def _draw(
     to: Destination,
     keep: bool,
     visible: bool,
+    encodings: "Sequence[Encode]",
+    signing: Signatures | None,
 ) -> None:
-    """Generate the images and write the sheet, also after Ctrl-C and errors."""
+    """Generate the images and write the sheet, also after Ctrl-C and errors.
+
+    Args:
+        encodings: What encodes the image of each cell.
+        signing: Signs the sheet, with its images as ingredients; None: it is not signed.
+    """
     from limner.grids.grid import Grid, draw
-    from limner.images.picture import Picture, fits, losses, write_new_picture, write_picture
+    from limner.images.picture import Picture, encode, fits, losses, write_new_picture, write_picture
 
     drawn: dict[int, Picture] = {}
+    files: dict[int, bytes] = {}  # of images that are kept, or signed for the sheet
     errors: dict[int, BaseException] = {}
     bar, since, stopped = terminal.Bar() if visible else None, time.monotonic(), False
     make_folder(to.folder)
@@ -125,8 +169,10 @@ def _draw(
             for cell, outcome in drawing:
                 if isinstance(outcome, Picture):
                     drawn[cell] = outcome
+                    if keep or signing is not None:
+                        files[cell] = encodings[cell](outcome, "png")
                     if keep:
-                        _keep(outcome, cell, path, bar)
+                        _keep(files[cell], outcome.seed, cell, path, bar)
                 else:
                     errors[cell] = outcome
                 if bar:
@@ -145,18 +191,21 @@ def _draw(
             bar.hide()
     sheet = Grid(**axes, pictures=drawn, errors=errors)
     if drawn:
+        write: Encode = encode
+        if signing is not None:
+            write = signing.sheet_encoding(files[cell] for cell in sorted(files))
         if to.is_file:
             image = sheet.image
             if fits(image.size, path.suffix):
-                write_picture(image, path)
+                write_picture(image, path, write)
             else:
                 size = f"{image.width} x {image.height}"
                 terminal.warning(f"the sheet is {size}, too large for {path.suffix}: it is written as PNG")
-                path = write_new_picture(image, numbered(path.with_suffix(".png")))
+                path = write_new_picture(image, numbered(path.with_suffix(".png")), write)
             for loss in losses(image, path.suffix):
                 terminal.warning(f"{path}: {loss}")
         else:
-            path = write_new_picture(sheet.image, chain([path], names))
+            path = write_new_picture(sheet.image, chain([path], names), write)
         typer.echo(os.fsencode(path))
     for warning in dict.fromkeys(
         warning for picture in drawn.values() for warning in picture.record.warnings
@@ -181,13 +230,11 @@ def _draw(
         raise typer.Exit(1)
 
 
-def _keep(picture: "Picture", cell: int, sheet: Path, bar: terminal.Bar | None) -> None:
-    """Write an image to a folder named like the sheet."""
-    from limner.images.picture import write_new_picture
-
+def _keep(data: bytes, seed: int, cell: int, sheet: Path, bar: terminal.Bar | None) -> None:
+    """Write the PNG of an image to a folder named like the sheet."""
     folder = sheet.with_suffix("")
     make_folder(folder)
-    path = write_new_picture(picture, numbered(folder / f"{cell + 1:05d}-{picture.seed}.png"))
+    path = write_first_free(numbered(folder / f"{cell + 1:05d}-{seed}.png"), data)
     if bar and sys.stdout.isatty():
         bar.hide()
     typer.echo(os.fsencode(path))

@@ -68,7 +68,9 @@ def open_ledger(data: Path | None, *, create: bool = False) -> "Iterator[Ledger]
 def image_release(ledger: "Ledger", data: Path | None) -> "ImageRelease":
     """The images of a service with this data folder, as they leave it."""
     from limner.service.release import ImageRelease, watermark_key
+    from limner.service.signing import DeliverySigning
     from limner.service.storage import ImageStore
 
     settings = service_settings(data)
-    return ImageRelease(ImageStore.in_folder(settings.data / "pictures"), ledger, watermark_key(settings))
+    store, key = ImageStore.in_folder(settings.data / "pictures"), watermark_key(settings)
+    return ImageRelease(store, ledger, key, DeliverySigning.of(settings))

@@ -10,13 +10,16 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from limner.errors import InvalidRequest
 from limner.model.options import PARTS
 from limner.settings import Settings, read_watermark_key
+
+if TYPE_CHECKING:
+    from limner.safety.watermark import KeyName
 
 # Headings of the help.
 MODEL, PARTS_PANEL, SPEED, FILES, SAFETY, OUTPUT = (
@@ -191,6 +194,18 @@ def watermark_key(wanted: bool) -> bytes | None:
 
     own = read_watermark_key()
     return DEFAULT_KEY if own is None else own.encode()
+
+
+def watermark_keys() -> "dict[KeyName, bytes]":
+    """The keys that marks are looked for with: that of the settings, and the published one.
+
+    Raises:
+        InvalidRequest: The key that is set is too short, or cannot be read.
+    """
+    from limner.safety.watermark import known_keys
+
+    own = read_watermark_key()
+    return known_keys(None if own is None else own.encode())
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from limner.images.assets import Assets
+    from limner.images.metadata import OpenedImage
     from limner.images.record import Record
     from limner.request import GenerationRequest
 
@@ -35,18 +36,14 @@ class Original:
     format: str
 
     @classmethod
-    def read(cls, path: Path) -> "Original | None":
-        """Read an image; None if it has no record of Limner.
+    def of(cls, path: Path, opened: "OpenedImage") -> "Original | None":
+        """The image in a file; None if it has no record of Limner.
 
         Raises:
-            InvalidPicture: The file is no image, or its record is broken.
+            InvalidPicture: Its record is broken.
             InvalidRequest: The image is a sheet of several.
         """
-        from PIL import Image
-
-        from limner.images.metadata import read_record
-
-        record = read_record(path)
+        record = opened.metadata.own_record()
         if record is None:
             return None
         if record.grid:
@@ -54,8 +51,7 @@ class Original:
                 f"{path} is a sheet of several images",
                 hint="name one of them; limner grid --keep writes them",
             )
-        with Image.open(path) as image:
-            return cls(path, record, image.convert("RGB"), image.format or "")
+        return cls(path, record, opened.image.convert("RGB"), opened.format)
 
     def with_inputs(self, given: Collection[str], assets: "Assets | None") -> "Original":
         """The same with the present path of each input image: as stored, next to this image, or by content.

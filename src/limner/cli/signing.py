@@ -1,38 +1,35 @@
-"""Signing, and how manifests are shown: what `generate`, `batch`, `detect` and `verify` share."""
+"""Signing, and how manifests are shown: what the commands that write or read images share."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limner.errors import InvalidRequest
-from limner.settings import SigningSettings
+from limner.settings import DEVELOPMENT_KEYS, SigningSettings
 
 from . import terminal
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from limner.images.assets import Assets
     from limner.images.picture import Encode
     from limner.request import GenerationRequest
-    from limner.safety.provenance import Manifest, Signer
+    from limner.safety.provenance import Ingredient, Manifest, Signing
 
 
-@dataclass(frozen=True)
-class Signing:
-    """How images are signed.
+class Signatures:
+    """Signs the images of a command.
 
-    Attributes:
-        signer: What they are signed with.
-        anchors: Certificates of those who vouch for the signers of input images.
-        with_prompt: Whether manifests say the prompt.
+    Args:
+        signing: How they are signed.
     """
 
-    signer: "Signer"
-    anchors: bytes
-    with_prompt: bool
+    def __init__(self, signing: "Signing") -> None:
+        self._signing, self._said = signing, set[str]()
 
     @classmethod
-    def read(cls, wanted: bool, *, with_prompt: bool) -> "Signing | None":
+    def read(cls, wanted: bool, *, with_prompt: bool) -> "Signatures | None":
         """As the environment says; None if no signature is wanted. A prompt in manifests asks for one.
 
         Raises:
@@ -41,10 +38,19 @@ class Signing:
         """
         if not (wanted or with_prompt):
             return None
-        from limner.safety.provenance.keys import c2pa_library
+        from limner.safety.provenance import Signing, load_signer
+        from limner.safety.provenance.keys import DEVELOPMENT_CA
 
-        c2pa_library("signing")  # an error before anything is drawn
-        return cls(_signer(SigningSettings.read()), read_anchors(), with_prompt)
+        settings = SigningSettings.read()
+        keys = settings.development_keys
+        known = keys.is_dir()
+        signer = load_signer(settings.certificate, settings.key, settings.timestamp_url, keys)
+        if not known and keys.is_dir():
+            terminal.note(
+                f'made "{DEVELOPMENT_CA}" in {keys}: its signatures can be checked on this machine, and '
+                "prove nothing to others"
+            )
+        return cls(Signing(signer, read_anchors(), with_prompt=with_prompt))
 
     def encoding(self, request: "GenerationRequest", assets: "Assets | None") -> "Encode":
         """What encodes and signs the images of a request. Its input images are read now.
@@ -52,55 +58,45 @@ class Signing:
         Raises:
             InvalidRequest: An input image is not found.
         """
-        from limner.safety.provenance import ingredients_of, signed_encoding
+        from limner.safety.provenance import ingredients_of
 
-        return signed_encoding(
-            self.signer,
-            ingredients=ingredients_of(request, assets),
-            anchors=self.anchors,
-            with_prompt=self.with_prompt,
-        )
+        return self._encoding(ingredients_of(request, assets))
+
+    def sheet_encoding(self, files: Iterable[bytes]) -> "Encode":
+        """What encodes and signs a sheet.
+
+        Args:
+            files: The signed files of the images on it.
+        """
+        from limner.safety.provenance import Ingredient
+
+        numbered = enumerate(files, 1)
+        return self._encoding([Ingredient(one, "componentOf", f"image {number}") for number, one in numbered])
+
+    def _encoding(self, ingredients: "Sequence[Ingredient]") -> "Encode":
+        def encoded(image: "Image", format: str) -> bytes:
+            file = self._signing.encode(image, format, ingredients)
+            for warning in file.warnings:
+                if warning not in self._said:
+                    self._said.add(warning)
+                    terminal.warning(warning)
+            return file.data
+
+        return encoded
 
 
-def _signer(settings: SigningSettings) -> "Signer":
-    from limner.safety.provenance import Signer, development_signer
-    from limner.safety.provenance.keys import DEVELOPMENT_CA
-
-    if settings.certificate is not None and settings.key is not None:
-        return Signer.load(settings.certificate, settings.key, settings.timestamp_url)
-    known = settings.development_keys.is_dir()
-    signer = development_signer(settings.development_keys, settings.timestamp_url)
-    if not known:
-        terminal.note(
-            f'made "{DEVELOPMENT_CA}" in {settings.development_keys}: its signatures can be checked on this '
-            "machine, and prove nothing to others"
-        )
-    return signer
-
-
-def read_anchors(files: Iterable[Path] = ()) -> bytes:
+def read_anchors(files: Iterable[Path] = (), data: Path | None = None) -> bytes:
     """The certificates that vouch for signers: of these files, else of the settings, else of the development
-    CA.
+    CA. Raises as `limner.safety.provenance.load_anchors`.
 
-    Raises:
-        InvalidRequest: A file cannot be read, or holds no certificate.
+    Args:
+        data: Data folder of the service whose development CA is meant; None: that of the commands.
     """
-    from limner.safety.provenance.keys import development_anchor
+    from limner.safety.provenance import load_anchors
 
     settings = SigningSettings.read()
-    given = tuple(files) or settings.trust_anchors
-    if not given:
-        return development_anchor(settings.development_keys)
-    anchors = b""
-    for file in given:
-        try:
-            data = file.read_bytes()
-        except OSError as error:
-            raise InvalidRequest(f"the trust anchor {file} cannot be read: {error.strerror}") from None
-        if b"BEGIN CERTIFICATE" not in data:
-            raise InvalidRequest(f"{file} holds no certificate in PEM", hint="give the certificate of a CA")
-        anchors += data + b"\n"
-    return anchors
+    keys = settings.development_keys if data is None else data / DEVELOPMENT_KEYS
+    return load_anchors(tuple(files) or settings.trust_anchors, keys)
 
 
 _STATES = {

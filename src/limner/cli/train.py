@@ -49,6 +49,11 @@ class Timesteps(StrEnum):
     logit_normal = "logit_normal"
 
 
+_SAFETY = (
+    "Policy that each image of the samples must pass: off (default), standard, strict, or a policy file. "
+    "What it blurs is blurred on their sheet, and what it blocks is grey."
+)
+
 # Options of several commands.
 Out = Annotated[
     Path, option("Folder of the run: checkpoints, metrics, samples, cache, export.", RUN, "--out")
@@ -132,6 +137,7 @@ class AnyLoop:
     sample_minutes: Annotated[
         float, option("Minutes between validations with samples.", RUN, min=0, metavar="<float>")
     ] = 5.0
+    safety: Annotated[str | None, option(_SAFETY, RUN, metavar="LEVEL|FILE")] = None
     device: Annotated[str, option("auto, cpu, cuda, cuda:1 ...", SPEED)] = "auto"
 
 

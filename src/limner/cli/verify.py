@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limner.cli.options import ModelOptions, spread
+from limner.cli.options import ModelOptions, spread, watermark_keys
 from limner.errors import InvalidPicture, InvalidRequest, LimnerError
 
 from . import terminal
@@ -18,6 +18,7 @@ from .signing import manifest_json, manifest_rows, read_anchors
 if TYPE_CHECKING:
     from limner.cli.original import Original
     from limner.engine.loaded import Model
+    from limner.images.metadata import OpenedImage
     from limner.safety.replay import Comparison
 
 _NOT_VALID, _UNREADABLE = 1, 2  # exit codes
@@ -83,20 +84,20 @@ def _examined(file: Path, anchors: bytes, redrawing: "_Redrawing | None") -> dic
     Raises:
         LimnerError: It is no image, its record cannot be drawn, or limner[provenance] is not installed.
     """
-    from limner.images.metadata import read_metadata
+    from limner.images.metadata import read_image
     from limner.safety.provenance import Manifest, has_manifest, read_manifest
 
     data = file.read_bytes()
     manifest = read_manifest(data, anchors) if has_manifest(data) else None
     found: dict[str, Any] = {"file": str(file), "manifest": manifest_json(manifest), "replay": None}
     try:
-        read_metadata(file)
+        opened = read_image(file)
     except InvalidPicture as error:  # a manifest that is whole does not help an image that is not
         if manifest is None:
             raise
         broken = Manifest("invalid", (*manifest.failures, error.message))
         return {**found, "manifest": manifest_json(broken)}
-    return found if redrawing is None else {**found, "replay": redrawing(file)}
+    return found if redrawing is None else {**found, "replay": redrawing(file, opened)}
 
 
 class _Redrawing:
@@ -112,8 +113,8 @@ class _Redrawing:
         self._options, self._name, self._difference = models, model, difference
         self._loaded: tuple[object, Model] | None = None  # the last model, by its name and options
 
-    def __call__(self, file: Path) -> dict[str, Any]:
-        """What is found, as `--json` prints it.
+    def __call__(self, file: Path, opened: "OpenedImage") -> dict[str, Any]:
+        """What is found about the image of a file, as `--json` prints it.
 
         Raises:
             LimnerError: There is no record, or it cannot be drawn here.
@@ -121,7 +122,7 @@ class _Redrawing:
         from limner.cli.original import Original
         from limner.safety.replay import compare, differences
 
-        stored = Original.read(file)
+        stored = Original.of(file, opened)
         if stored is None:
             raise InvalidPicture(
                 f"{file} holds no record of Limner's, so it cannot be drawn again",
@@ -136,7 +137,8 @@ class _Redrawing:
         with _threads(original.record.environment.get("threads")):
             model = self._model(original)
             [again] = model.generate(request=original.record.request).images
-        found = compare(original.pixels, original.format, stored.record, again, _keys())
+        keys = tuple(watermark_keys().values())
+        found = compare(original.pixels, original.format, stored.record, again, keys)
         picture = found.map()
         if self._difference is not None and picture is not None:
             from limner.images.picture import write_picture
@@ -177,15 +179,6 @@ def _threads(number: object) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _keys() -> tuple[bytes, ...]:
-    """The keys that watermarks may have been made with."""
-    from limner.safety.watermark import DEFAULT_KEY
-    from limner.settings import read_watermark_key
-
-    own = read_watermark_key()
-    return (DEFAULT_KEY,) if own is None else (own.encode(), DEFAULT_KEY)
 
 
 def _replay_json(found: "Comparison") -> dict[str, Any]:

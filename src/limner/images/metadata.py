@@ -32,7 +32,7 @@ def read_texts(source: Source) -> dict[str, str]:
     Raises:
         InvalidPicture: the file is missing or not an image.
     """
-    texts, record = _read(source)
+    texts, record, _ = _read(source)
     found = {"parameters": texts.parameters, "limner": record}
     return {key: text for key, text in found.items() if text}
 
@@ -58,8 +58,8 @@ def _of_record(record: Record) -> ReadRequest:
     )
 
 
-def _read(source: Source, formats: tuple[str, ...] | None = None) -> tuple[Texts, str]:
-    """The texts in an image, and Limner's record as JSON; "" if there is none."""
+def _read(source: Source, formats: tuple[str, ...] | None = None) -> tuple[Texts, str, Image.Image]:
+    """The texts in an image, Limner's record as JSON, "" if there is none, and the decoded image."""
     name = name_of(source)
     try:
         with Image.open(source, formats=formats) as image:
@@ -86,7 +86,7 @@ def _read(source: Source, formats: tuple[str, ...] | None = None) -> tuple[Texts
         maker_note = segments.decode("utf-8", "replace")
     record = info.pop("limner", "") or (maker_note if maker_note.startswith("{") else "")
     packet = info.get(XMP_KEY) or (xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else "")
-    return Texts(info, user_comment, exif, packet, name, size), record
+    return Texts(info, user_comment, exif, packet, name, size), record, image
 
 
 def name_of(source: Source) -> str:
@@ -148,10 +148,7 @@ def read_request(source: Source, overriding: Collection[str] = ()) -> ReadReques
         InvalidPicture: The file is not an image, or its generation metadata is missing, unknown or broken.
         InvalidRequest: The metadata names a sampler of AUTOMATIC1111 that Limner does not have.
     """
-    found = read_metadata(source).read(overriding).request
-    if found.refused is not None:
-        raise found.refused
-    return found
+    return read_metadata(source).request(overriding)
 
 
 @dataclass(frozen=True)
@@ -216,6 +213,18 @@ class Metadata:
             "strip an image's metadata: use the original file",
         )
 
+    def request(self, overriding: Collection[str] = ()) -> ReadRequest:
+        """The request, as `read_request` returns it.
+
+        Raises:
+            InvalidPicture: Generation metadata is missing, unknown or broken.
+            InvalidRequest: It names a sampler of AUTOMATIC1111 that Limner does not have.
+        """
+        found = self.read(overriding).request
+        if found.refused is not None:
+            raise found.refused
+        return found
+
     @property
     def program(self) -> str | None:
         """The program that wrote them, whether or not they can be read; None if it is not known."""
@@ -238,4 +247,26 @@ def read_metadata(source: Source, formats: tuple[str, ...] | None = None) -> Met
     Raises:
         InvalidPicture: The file is missing or not an image.
     """
-    return Metadata(*_read(source, formats))
+    texts, record, _ = _read(source, formats)
+    return Metadata(texts, record)
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """An image that was decoded once, for its pixels and its metadata.
+
+    Attributes:
+        image: The image, as Pillow decodes it.
+        format: Format of the file, in Pillow's spelling.
+        metadata: What programs have written into it.
+    """
+
+    image: Image.Image
+    format: str
+    metadata: Metadata
+
+
+def read_image(source: Source) -> OpenedImage:
+    """An image with what programs have written into it. Raises InvalidPicture as `read_metadata`."""
+    texts, record, image = _read(source)
+    return OpenedImage(image, image.format or "", Metadata(texts, record))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,12 @@ class ImageDecision(BaseDecision[ImageFinding]):
             f"the safety policy {self.version} blocks the image by its rule {self.findings[0].text()}",
             hint="try another seed or prompt; `limner safety check picture` shows what a policy says",
         )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The decision that `to_dict` wrote."""
+        findings = (ImageFinding(**{**one, "action": Action(one["action"])}) for one in data["findings"])
+        return cls(data["version"], tuple(findings), data["scores"], data["checkers"])
 
     def raise_if_blocked(self) -> None:
         """Raise ImageRefused if the action is block."""
@@ -225,6 +231,23 @@ def released(picture: Picture, decision: ImageDecision) -> Picture:
     decision.raise_if_blocked()
     shown = noted(picture, decision)
     return Picture(blurred(shown), shown.record) if decision.action is Action.BLUR else shown
+
+
+def shown(
+    images: Sequence[Image.Image], policy: Policy, checkers: Mapping[str, ImageChecker]
+) -> list[Image.Image]:
+    """Images as they may be shown together, as on a sheet: as they are, blurred, or grey where they are
+    blocked. Arguments and errors as of `check_images`."""
+    if not policy.image_rules:
+        return list(images)
+    decisions = check_images([np.asarray(image.convert("RGB")) for image in images], policy, checkers)
+    return [_shown(image, decision.action) for image, decision in zip(images, decisions, strict=True)]
+
+
+def _shown(image: Image.Image, action: Action) -> Image.Image:
+    if action is Action.BLOCK:
+        return Image.new("RGB", image.size, "grey")
+    return blurred(image) if action is Action.BLUR else image
 
 
 def blurred(image: Image.Image) -> Image.Image:

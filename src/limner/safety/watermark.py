@@ -12,7 +12,7 @@ Images whose shorter side is below 256 pixels carry the first 32 bits of the id,
 import binascii
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -104,6 +104,52 @@ def embed(image: Image.Image, id: int, key: bytes = DEFAULT_KEY) -> Image.Image:
     colours = pixels[..., :3]
     colours[...] = np.clip(colours + change[..., None], 0, 255)
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
+
+
+KeyName = Literal["own", "published"]
+"""Whose key a mark was made with: that of this machine or service, or the one that is part of Limner."""
+
+
+@dataclass(frozen=True)
+class FoundMark:
+    """A watermark whose key was looked for.
+
+    Attributes:
+        mark: The mark.
+        key: Whose key it was made with.
+    """
+
+    mark: Mark
+    key: KeyName
+
+
+def known_keys(own: bytes | None) -> dict[KeyName, bytes]:
+    """The keys that marks are looked for with.
+
+    Args:
+        own: The own key; None: there is none.
+    """
+    published: dict[KeyName, bytes] = {"published": DEFAULT_KEY}
+    return published if own in (None, DEFAULT_KEY) else {"own": own, **published}
+
+
+def find_mark(
+    image: Image.Image, keys: Mapping[KeyName, bytes], *, search_scales: bool = False
+) -> FoundMark | None:
+    """The watermark of an image or of a crop, made with one of several keys; None if none is found.
+
+    Args:
+        keys: As of `known_keys`.
+        search_scales: As of `detect`. Scales are searched after every key was tried without.
+
+    Raises:
+        InvalidRequest: As `detect`.
+    """
+    for search in (False, True) if search_scales else (False,):
+        for name, key in keys.items():
+            if (mark := detect(image, key, search)) is not None:
+                return FoundMark(mark, name)
+    return None
 
 
 def detect(image: Image.Image, key: bytes = DEFAULT_KEY, search_scales: bool = False) -> Mark | None:

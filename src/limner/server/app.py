@@ -26,6 +26,7 @@ from limner.service.health import Health, health_gauges, queue_gauges, review_ga
 from limner.service.housekeeping import Housekeeping
 from limner.service.hub import Hub
 from limner.service.identity import LOCAL_ACCOUNT
+from limner.service.image_gate import ImageGate
 from limner.service.intake import Intake
 from limner.service.ledger.ledger import Ledger
 from limner.service.metrics import Metrics
@@ -34,6 +35,7 @@ from limner.service.search.embedding import Embedder
 from limner.service.search.indexing import Indexer
 from limner.service.search.searches import Searches
 from limner.service.secret import signing_key
+from limner.service.signing import DeliverySigning
 from limner.service.storage import ImageStore
 from limner.service.tracing import Tracing
 from limner.settings.serve import ServeSettings
@@ -171,7 +173,8 @@ def open_server_state(settings: ServeSettings) -> ServerState:
         settings=settings,
         ledger=ledger,
         store=store,
-        release=ImageRelease(store, ledger, watermark_key(settings)),
+        release=ImageRelease(store, ledger, watermark_key(settings), DeliverySigning.of(settings)),
+        gate=ImageGate(settings, hub, ledger, metrics),
         hub=hub,
         catalogue=catalogue,
         assets=assets,

@@ -43,7 +43,7 @@ async def answered(
 
     Args:
         read: Returns the bytes. It is not called for a 304.
-        tag: Entity tag, in its quotes. It never refers to other bytes.
+        tag: Entity tag, in its quotes. Unless it is weak, it never refers to other bytes.
         headers: Headers besides `etag`; a `cache-control` takes the place of `IMMUTABLE`.
 
     Raises:
@@ -56,7 +56,10 @@ async def answered(
 
 
 def _ranged(request: Request, data: bytes, media_type: str, tag: str, headers: Mapping[str, str]) -> Response:
-    """The bytes, or one range of them. Several ranges are answered with all bytes."""
+    """The bytes, or one range of them. Several ranges are answered with all bytes, and so is any range where
+    the tag is weak: the bytes may be others than those that the client has a part of."""
+    if tag.startswith("W/"):
+        return Response(data, media_type=media_type, headers=dict(headers))
     own = {**headers, "accept-ranges": "bytes"}
     match = _RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
     if match is None or not any(match.groups()) or request.headers.get("if-range", tag) != tag:

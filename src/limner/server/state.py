@@ -14,6 +14,7 @@ from limner.images.assets import Assets
 from limner.service.completions import Completions
 from limner.service.health import Health
 from limner.service.hub import Hub
+from limner.service.image_gate import ImageGate
 from limner.service.intake import Intake
 from limner.service.ledger.ledger import Ledger
 from limner.service.metrics import Metrics
@@ -40,6 +41,7 @@ class ServerState:
     Attributes:
         store: The image store, without the contents of its files.
         release: Reads images for callers, as they leave the service.
+        gate: Lets other images pass to callers, which no job has drawn.
         assets: Uploads by their content.
         intake: Makes jobs of requests.
         metrics: What the service has counted and measured.
@@ -67,6 +69,7 @@ class ServerState:
     ledger: Ledger
     store: StoredFiles
     release: ImageRelease
+    gate: ImageGate
     hub: Hub
     catalogue: Catalogue
     assets: Assets

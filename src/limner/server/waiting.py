@@ -5,18 +5,15 @@ nobody else waits for the set, the jobs that have not ended are cancelled.
 """
 
 import asyncio
-import io
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from PIL import Image
 from starlette.requests import Request
 
 from limner.errors import DeadlineExceeded, EngineClosed, InvalidRequest
-from limner.images.picture import Picture, encode
-from limner.images.record import Record
+from limner.service.encoding import Encoding
 from limner.service.events import JobChanged, ServiceEvent
 from limner.service.intake import service_stops
 from limner.service.jobs import FINAL_STATES, ImageFile, JobSet, StoredImage
@@ -150,7 +147,7 @@ async def follow(
 async def delivered(
     state: ServerState, image: ImageFile | StoredImage, *, format: str = "png", quality: int | None = None
 ) -> bytes:
-    """The bytes of an image as a client gets them, with the watermark and the record.
+    """The bytes of an image as a client gets them, with the watermark, the record and the signature.
 
     Args:
         format: "png", "jpeg" or "webp".
@@ -161,21 +158,14 @@ async def delivered(
     """
     if format not in MEDIA_TYPES:
         raise InvalidRequest(f"format is {format!r}; expected {', '.join(MEDIA_TYPES)}", fields=("format",))
-    file = await in_thread(state.release.file, image)
+    return await in_thread(state.release.file, image, Encoding(format, quality))
+
+
+def file_tag(state: ServerState, image: ImageFile | StoredImage, format: str, quality: int | None) -> str:
+    """Entity tag of what `delivered` returns; a weak one where the bytes differ each time."""
     if format == "png":
-        return file
-    return await in_thread(encoded, file, format, quality)
-
-
-def encoded(file: bytes, format: str, quality: int | None = None) -> bytes:
-    """A PNG with a record as another format, with the record."""
-    with Image.open(io.BytesIO(file), formats=("PNG",)) as opened:
-        opened.load()  # PNG text may follow the pixels
-        text = opened.info.get("limner")
-        image: Image.Image = opened if format != "jpeg" else opened.convert("RGB")
-        if isinstance(text, str):
-            image = Picture(image, Record.model_validate_json(text))
-        return encode(image, format, **({} if quality is None else {"quality": quality}))
+        return f'"{image.file_sha256}"'
+    return f'{"W/" if state.release.signs else ""}"{image.file_sha256}-{format}-{quality}"'
 
 
 async def _open_jobs(state: ServerState, set_id: str) -> set[str]:

@@ -33,6 +33,7 @@ class CallAnswers:
         link: Where answers are sent.
         meter: Counts the calls.
         running: Returns the claimed jobs.
+        more: Handlers of calls that the worker answers without the device.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class CallAnswers:
         link: HubLink,
         meter: WorkerMeter,
         running: Callable[[], Sequence[Run]],
+        more: Mapping[str, Handler],
     ) -> None:
         self._device, self._link, self._meter, self._running = device, link, meter, running
+        self._more = more
         self._workers = Workers("limner-calls", _THREADS)
         self._unfinished_workers = Workers("limner-unfinished", _UNFINISHED_THREADS)
 
@@ -80,7 +83,7 @@ class CallAnswers:
         number, name = frame.data["id"], str(frame.data["name"])
         outcome = "ok"
         try:
-            handler = handler or self._device.calls.get(name)
+            handler = handler or self._more.get(name) or self._device.calls.get(name)
             if handler is None:
                 raise UnsupportedModel(f"no model of this worker answers the call {name!r}")
             result, parts = handler(frame.data["params"], frame.parts)

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
@@ -19,6 +20,7 @@ from limner.errors import (
     OutOfMemory,
 )
 from limner.images.picture import Picture, encode, pixel_hash
+from limner.request import GenerationRequest
 from limner.safety.images import ImageDecision, blurred, noted
 from limner.safety.policy import Action
 
@@ -29,6 +31,7 @@ from .ledger.ledger import Ledger
 from .measuring import WorkerMeter
 from .release import COMPRESSION, with_watermark
 from .runs import Run
+from .signing import DeliverySigning
 from .storage import ImageStore
 
 _LOG = logging.getLogger("limner.worker")
@@ -50,6 +53,7 @@ class HandingIn:
         watermark_key: Key of the watermark of what is delivered; None: it has none.
         safety: Decides about images; None: nothing does.
         keeps_withheld: Whether images that it blocks are stored for their review.
+        signing: Signs what is delivered; None: nothing does.
     """
 
     def __init__(
@@ -66,11 +70,12 @@ class HandingIn:
         watermark_key: bytes | None = None,
         safety: ImageSafety | None = None,
         keeps_withheld: bool = False,
+        signing: DeliverySigning | None = None,
     ) -> None:
         self._ledger, self._store, self._meter = ledger, store, meter
         self._price, self._currency, self._ended, self._trouble = price, currency, ended, trouble
         self._without_paths, self._watermark_key = without_paths, watermark_key
-        self._safety, self._keeps_withheld = safety, keeps_withheld
+        self._safety, self._keeps_withheld, self._signing = safety, keeps_withheld, signing
 
     def end(self, run: Run, error: Exception | None) -> None:
         """End a job as its run says: done, failed, cancelled or given back.
@@ -155,13 +160,23 @@ class HandingIn:
         if self._watermark_key is not None:
             with self._meter.stage("watermark"):
                 delivered = with_watermark(shown, self._watermark_key)
-        if refusal is None and (delivered is not shown or is_blurred):
+        if refusal is None and self._signing is not None:
+            with self._meter.stage("sign"):
+                request = GenerationRequest.of(job.params)
+                signed = self._signing.drawn(delivered, request, compress_level=COMPRESSION)
+            file, record = signed.data, delivered.record
+            if signed.warnings:
+                _LOG.warning("%s", *signed.warnings, extra=_log_fields(run))
+                record = record.model_copy(update={"warnings": (*record.warnings, *signed.warnings)})
+            delivered = Picture(delivered, record)
+        elif refusal is None and (delivered is not shown or is_blurred):
             with self._meter.stage("encode"):
                 file = encode(delivered, "png", compress_level=COMPRESSION)
         with self._meter.stage("store"):
             key = self._insist(run, lambda: self._store.put_master(job.account_id, job.id, job.fence, data))
             if key is not None and file:
-                self._insist(run, lambda: self._store.put_delivered(key, file, blurred=is_blurred))
+                put = partial(self._store.put_delivered, key, file, blurred=is_blurred)
+                self._insist(run, partial(put, lasting=self._signing is not None))
         if key is None:
             return
         pixels = picture if picture.mode in ("RGB", "RGBA") else picture.convert("RGB")

@@ -1,14 +1,14 @@
 """What leaves of the image store: the only reader of stored images for callers.
 
-Masters keep the exact pixels. What is delivered has the watermark, whose id the ledger resolves to the image.
-A worker makes it beside the master, and its hash is in the ledger; where the file is lost, it is made again.
-Everything here runs without torch.
+Masters keep the exact pixels. What is delivered has the watermark, whose id the ledger resolves to the image,
+and is signed last where the service signs. A worker makes it as a PNG beside the master, and its hash is in
+the ledger; where the file is lost, it is made again. Other formats are made of that PNG, and signed again.
+Thumbnails, steps and previews are not signed. Everything here runs without torch.
 """
 
 import hashlib
 import io
 import logging
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from PIL import Image
@@ -18,13 +18,16 @@ from limner.images.picture import Picture, encode
 from limner.images.record import Record
 from limner.safety.images import blurred
 from limner.safety.marking import marked
-from limner.safety.watermark import DEFAULT_KEY, TILE, Mark, detect, embed
+from limner.safety.provenance import has_manifest
+from limner.safety.watermark import DEFAULT_KEY, TILE, FoundMark, embed, find_mark, known_keys
 from limner.settings import watermark_key_in
 from limner.settings.serve import ServeSettings
 
+from .encoding import AS_STORED, Encoding
 from .jobs import ImageFile, StoredImage
 from .ledger.ledger import Ledger
 from .reviews import DeliveredFile
+from .signing import DeliverySigning
 from .storage import ImageStore
 
 _LOG = logging.getLogger("limner.service")
@@ -57,17 +60,27 @@ def encoded_thumbnail(image: Image.Image, mode: Literal["RGB", "RGBA"]) -> bytes
     return _webp(_small(image, mode))
 
 
-@dataclass(frozen=True)
-class Detected:
-    """A watermark in an image that somebody asks about.
+def converted(file: bytes, how: Encoding, signing: DeliverySigning | None = None) -> bytes:
+    """A delivered PNG as it is to be sent: the file itself, or its pixels in another file.
 
-    Attributes:
-        mark: The mark.
-        key: "own", or "published" for the key that is part of Limner.
+    Args:
+        signing: Signs the other file, if the PNG is signed.
     """
-
-    mark: Mark
-    key: Literal["own", "published"]
+    if how.is_delivered:
+        return file
+    with Image.open(io.BytesIO(file), formats=("PNG",)) as opened:
+        opened.load()  # PNG text may follow the pixels
+        text = opened.info.get("limner")
+        image: Image.Image = opened.convert("RGB") if how.format == "jpeg" else opened.copy()
+    image.info = {}
+    if not isinstance(text, str):
+        return encode(image, how.format, **how.params)
+    record = Record.model_validate_json(text)
+    if how.with_record:
+        image = Picture(image, record)
+    if signing is None or not has_manifest(file):
+        return encode(image, how.format, **how.params)
+    return signing.converted(image, how.format, file, record, **how.params)
 
 
 class ImageRelease:
@@ -77,26 +90,28 @@ class ImageRelease:
         store: Where they are.
         ledger: Where their records are.
         key: Key of the watermarks.
+        signing: Signs what is delivered; None: nothing does.
     """
 
-    def __init__(self, store: ImageStore, ledger: Ledger, key: bytes) -> None:
-        self._store, self._ledger, self._key = store, ledger, key
+    def __init__(
+        self, store: ImageStore, ledger: Ledger, key: bytes, signing: DeliverySigning | None = None
+    ) -> None:
+        self._store, self._ledger, self._key, self._signing = store, ledger, key, signing
 
-    def file(self, image: ImageFile | StoredImage) -> bytes:
-        """An image as a PNG with its record, as callers get it.
+    @property
+    def signs(self) -> bool:
+        """Whether files are signed, so that those of other formats than PNG differ each time."""
+        return self._signing is not None
+
+    def file(self, image: ImageFile | StoredImage, how: Encoding = AS_STORED) -> bytes:
+        """The file of an image, as callers get it; by default a PNG with its record.
 
         Raises:
             NotFound: It is gone.
             StorageError: The store cannot be read.
+            OutputError: It cannot be signed.
         """
-        if image.delivered_sha256 is None:
-            return self._store.get(image.key)
-        try:
-            return self._store.get_delivered(image.key, blurred=image.blurred)
-        except NotFound:
-            data = self._made(self._ledger.get_image(image.id))
-            _LOG.warning("a lost file was made again", extra={"fields": {"image": image.id}})
-            return data
+        return converted(self._stored(image), how, self._signing)
 
     def thumbnail(self, image: ImageFile | StoredImage) -> bytes:
         """A small WebP of an image, made at the first call and kept, with the watermark if that fits. Raises
@@ -161,7 +176,7 @@ class ImageRelease:
     def make_delivered(self, image: StoredImage) -> DeliveredFile:
         """Store the file that is delivered of an image, blurred or in clear as it says. Callers get it once
         the ledger says so. Raises as `file`."""
-        if image.watermark is None and not image.blurred:
+        if image.watermark is None and not image.blurred and not self.signs:
             return DeliveredFile(None, 0)
         data = self._made(image)
         return DeliveredFile(hashlib.sha256(data).hexdigest(), len(data))
@@ -170,32 +185,60 @@ class ImageRelease:
         """The master, for the service's own networks. It must not be sent to a caller. Raises as `file`."""
         return self._store.get(image.key)
 
-    def unstored(self, picture: Picture) -> Picture:
-        """An image that is delivered and not stored, as one that was interrupted, with a watermark. The
-        ledger does not know its id."""
-        return with_watermark(picture, self._key)
+    def unstored(self, picture: Picture, how: Encoding, *, marks: bool) -> tuple[bytes, Record]:
+        """The file of an image that is delivered and not stored, as one that was interrupted, and its record.
 
-    def find_mark(self, image: Image.Image, *, search_scales: bool = False) -> Detected | None:
+        Args:
+            marks: Whether it gets a watermark. The ledger does not know its id.
+
+        Raises:
+            LimnerError: It cannot be signed.
+        """
+        if marks:
+            picture = with_watermark(picture, self._key)
+        if self._signing is None:
+            file = encode(picture, "png", compress_level=1)
+        else:
+            file = self._signing.drawn(picture, picture.record.request, compress_level=1).data
+        return converted(file, how, self._signing), picture.record
+
+    def find_mark(self, image: Image.Image, *, search_scales: bool = False) -> FoundMark | None:
         """The watermark of an image, made with the service's key or the published one; None if none is found.
 
         Raises:
             InvalidRequest: The image is too small.
         """
-        for key in dict.fromkeys((self._key, DEFAULT_KEY)):
-            if (mark := detect(image, key, search_scales)) is not None:
-                return Detected(mark, "published" if key == DEFAULT_KEY else "own")
-        return None
+        return find_mark(image, known_keys(self._key), search_scales=search_scales)
+
+    def _stored(self, image: ImageFile | StoredImage) -> bytes:
+        """The delivered PNG of an image. One that is lost is made again; where it is signed, its hash is
+        another one than before, and the ledger learns it."""
+        if image.delivered_sha256 is None:
+            return self._store.get(image.key)
+        try:
+            return self._store.get_delivered(image.key, blurred=image.blurred)
+        except NotFound:
+            known = self._ledger.get_image(image.id)
+            data = self._made(known)
+            if (digest := hashlib.sha256(data).hexdigest()) != known.delivered_sha256:
+                self._ledger.replace_delivered(image.id, digest, len(data))
+            _LOG.warning("a lost file was made again", extra={"fields": {"image": image.id}})
+            return data
 
     def _made(self, image: StoredImage) -> bytes:
-        """The delivered file of an image, made of its master and its record, and stored."""
+        """The delivered file of an image, made of its master and its record, signed, and stored."""
         record = Record.model_validate(image.record)
         with Image.open(io.BytesIO(self._store.get(image.key)), formats=("PNG",)) as opened:
             pixels = blurred(opened) if image.blurred else opened.copy()
         pixels.info = {}
         if record.watermark is not None:
             pixels = embed(pixels, int(record.watermark.id, 16), self._key)
-        data = encode(Picture(pixels, record), "png", compress_level=COMPRESSION)
-        self._store.put_delivered(image.key, data, blurred=image.blurred)
+        picture = Picture(pixels, record)
+        if self._signing is None:
+            data = encode(picture, "png", compress_level=COMPRESSION)
+        else:
+            data = self._signing.drawn(picture, record.request, compress_level=COMPRESSION).data
+        self._store.put_delivered(image.key, data, blurred=image.blurred, lasting=self.signs)
         return data
 
 

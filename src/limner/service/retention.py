@@ -18,7 +18,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from limner.errors import NotFound, StorageError
+from limner.errors import ImageRefused, InvalidRequest, NotFound, StorageError
 from limner.settings.serve import ServeSettings
 
 from .data_folder import erase_index
@@ -169,12 +169,20 @@ class Retention:
         erase_index(self._settings.data / "search", account_id)
         return Deleted(len(freed.keys), len(freed.uploads), leftovers=len(stored - {*freed.keys}))
 
-    def export(self, account_id: str, out: BinaryIO, release: ImageRelease) -> int:
+    def export(
+        self,
+        account_id: str,
+        out: BinaryIO,
+        release: ImageRelease,
+        passed: Callable[[bytes], bytes] | None = None,
+    ) -> int:
         """Write everything of an account as a ZIP file: the ledger's rows as JSON lines, one file for each
         kind, images as they are delivered, and uploads as they are stored.
 
         Args:
             release: Reads the images.
+            passed: What is written of an upload, None for all of it. One for which it raises ImageRefused or
+                InvalidRequest is left out.
 
         Returns:
             Number of files in it.
@@ -198,7 +206,7 @@ class Retention:
             for image in images:
                 _add(archive, f"images/{image.id}.png", partial(release.file, image))
             for digest in uploads:
-                _add(archive, f"uploads/{digest}", self._upload(digest).read_bytes)
+                _add(archive, f"uploads/{digest}", partial(self._passed_upload, digest, passed))
             return len(archive.namelist())
 
     def _delete(self, keys: Sequence[str], reason: str) -> None:
@@ -217,6 +225,10 @@ class Retention:
         except OSError as error:
             raise StorageError(f"the upload {digest} cannot be deleted: {error.strerror}") from error
 
+    def _passed_upload(self, digest: str, passed: Callable[[bytes], bytes] | None) -> bytes:
+        data = self._upload(digest).read_bytes()
+        return data if passed is None else passed(data)
+
     def _upload(self, digest: str) -> Path:
         return self._uploads / digest[:2] / digest  # as `limner.images.assets.Assets` lays them out
 
@@ -230,10 +242,10 @@ def _modified(path: Path) -> float:
 
 
 def _add(archive: zipfile.ZipFile, name: str, read: Callable[[], bytes]) -> None:
-    """Add a file that is compressed already, unless it has been deleted since."""
+    """Add a file that is compressed already, unless it has been deleted since, or may not leave."""
     try:
         data = read()
-    except (NotFound, FileNotFoundError):
+    except (NotFound, FileNotFoundError, ImageRefused, InvalidRequest):
         return
     archive.writestr(_entry(name), data, zipfile.ZIP_STORED)
 

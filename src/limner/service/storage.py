@@ -114,10 +114,16 @@ class ImageStore:
         self._sync(key)
         return key
 
-    def put_delivered(self, key: str, data: bytes, *, blurred: bool = False) -> None:
-        """Store the PNG that is delivered of the master with this key, in clear or blurred. It can be made
-        again, so it is not written through to the disk. Raises StorageError as `put_master`."""
+    def put_delivered(self, key: str, data: bytes, *, blurred: bool = False, lasting: bool = False) -> None:
+        """Store the PNG that is delivered of the master with this key, in clear or blurred. Raises
+        StorageError as `put_master`.
+
+        Args:
+            lasting: Whether it is written through to the disk, as the same bytes cannot be made again.
+        """
         self._put(_delivered(key, blurred), data)
+        if lasting:
+            self._sync(_delivered(key, blurred))
 
     def get_delivered(self, key: str, *, blurred: bool = False) -> bytes:
         """What is delivered of the master with this key, in clear or blurred. Raises as `get`."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from limner.catalogue.shipped import SHIPPED
 from limner.errors import InternalError, InvalidRequest, LimnerError
 from limner.safety.policy import load_policy
+from limner.settings import DEVELOPMENT_KEYS
 from limner.settings.serve import ServeSettings
 
 from .channel import error_of
@@ -46,6 +47,7 @@ _STEADY = 3.0  # seconds of work after which a process counts as sound
 _TRIES = 3  # starts of a process that has never been ready
 _GRACE = 15.0  # seconds that the API process has to end, and workers beyond `drain_seconds`
 _PAGE = 500
+_NAMED = 3  # models that an error names
 
 
 @dataclass(eq=False)
@@ -181,6 +183,7 @@ class Supervisor:
             self._signals(),
             ExitStack() as afterwards,
         ):
+            self._prepare_signing()
             self._children = [*self._workers(), self._api_process(listening)]
             try:
                 for child in self._children:  # they import while this process does, and opens the ledger
@@ -362,14 +365,39 @@ class Supervisor:
         """Raise InvalidRequest for a policy that cannot be used, or none where one has to be chosen."""
         settings = self._settings
         load_policy(settings.safety_policy)
-        shipped_only = {*settings.models, settings.model} <= {*SHIPPED} and not settings.model_dirs
-        if settings.safety is None and not settings.on_loopback and not shipped_only:
+        if settings.safety is not None or settings.on_loopback:
+            return
+        from .catalogue import catalogue_of
+
+        served = {*settings.models, settings.model, *map(str, settings.model_dirs)}
+        served |= {one.name for one in catalogue_of(settings).entries("checkpoint") if one.problem is None}
+        others = sorted(served - {*SHIPPED})
+        if others:
+            more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
             raise InvalidRequest(
-                f"{settings.host} can be reached from other machines, the models are others than the shipped "
-                "one, and no safety policy is chosen",
-                hint="set `safety` to standard, strict, off, or the path of a policy file",
+                f"{settings.host} can be reached from other machines, there are models other than the "
+                f"shipped one ({', '.join(others[:_NAMED])}{more}), and no safety policy is chosen",
+                hint="give --safety standard, strict, off, or the path of a policy file",
                 fields=("safety",),
             )
+
+    def _prepare_signing(self) -> None:
+        """Make the development CA where images are to be signed without other keys.
+
+        Raises:
+            LimnerError: As `DeliverySigning.of`.
+        """
+        if not self._settings.sign:
+            return
+        from limner.safety.provenance.keys import DEVELOPMENT_CA
+
+        from .signing import DeliverySigning
+
+        folder = self._settings.data / DEVELOPMENT_KEYS
+        known = folder.is_dir()
+        DeliverySigning.of(self._settings)
+        if not known and folder.is_dir():
+            _LOG.warning('made "%s" in %s: its signatures prove nothing to others', DEVELOPMENT_CA, folder)
 
     def _check_access(self, ledger: "Ledger") -> None:
         if self._settings.on_loopback or self._settings.oidc_issuer is not None:

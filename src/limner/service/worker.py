@@ -29,7 +29,7 @@ from .channel import Frame, hub_socket
 from .drawing import DeviceFactory, DrawingDevice, TorchDevice
 from .fake import FakeDevice, is_fake
 from .handing_in import HandingIn
-from .image_safety import ImageSafety
+from .image_safety import CHECK, ImageSafety
 from .ledger.ledger import Ledger
 from .link import HubLink
 from .measuring import DeviceMeter, WorkerMeter
@@ -38,6 +38,7 @@ from .previews import Previews
 from .processes import Line
 from .release import watermark_key
 from .runs import Run, trace
+from .signing import DeliverySigning
 from .step_strips import StepStrip
 from .storage import ImageStore
 from .tracing import Tracing
@@ -104,11 +105,14 @@ class Worker:
             watermark_key=watermark_key(settings) if settings.watermark else None,
             safety=self._safety,
             keeps_withheld=settings.keep_withheld_days > 0,
+            signing=DeliverySigning.of(settings),
         )
         self._device: DrawingDevice = make_device(settings, device, (self._on_event, self.meter), self.meter)
         self._device_meter = DeviceMeter(self.meter, self._shown, gpu=self._device.gpu)
         self._link = HubLink(hub_socket(settings.data), self._state, self._on_frame)
-        self._calls = CallAnswers(self._device, self._link, self.meter, self._running)
+        self._calls = CallAnswers(
+            self._device, self._link, self.meter, self._running, {CHECK: self._safety.answer}
+        )
         self._previews = Previews(settings, self._link, self._running)
         self._link.start()
 

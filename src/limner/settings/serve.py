@@ -332,6 +332,34 @@ class ServeSettings(BaseSettings):
         shown="the file `watermark.key` in `data`; else the published key",
         min_length=16,
     )
+    sign: bool = _setting(
+        "Safety",
+        False,
+        "Whether delivered images are signed: a C2PA manifest in the file says what made it, and from what. "
+        "Needs `limner[provenance]`.",
+    )
+    sign_prompt: bool = _setting("Safety", False, "Whether the manifests say the prompt.")
+    signing_certificate: Path | None = _setting(
+        "Safety",
+        None,
+        "PEM file of the certificate chain that images are signed with, the signer's own certificate first.",
+        shown="a development CA's, which is made in the folder `signing` of `data`",
+    )
+    signing_key: Path | None = _setting("Safety", None, "PEM file of its private key, which is unencrypted.")
+    timestamp_url: str | None = _setting(
+        "Safety",
+        None,
+        "URL of a time-stamp authority that is asked for each signature. Where it does not answer, images "
+        "are signed without a time stamp, and say so.",
+        shown="none is asked",
+        pattern="^https?://",
+    )
+    trust_anchors: Paths = _setting(
+        "Safety",
+        (),
+        "PEM files of certificates that vouch for the signers of input images.",
+        shown="that of the development CA",
+    )
 
     keep_images_days: float | None = _setting(
         "Storage and retention", None, "Days after which images are deleted.", shown="kept", gt=0
@@ -447,6 +475,8 @@ class ServeSettings(BaseSettings):
     def _consistent(self) -> Self:
         if self.oidc_issuer is not None and self.oidc_audience is None:
             raise ValueError("oidc_issuer needs oidc_audience: else tokens made for others would be accepted")
+        if (self.signing_certificate is None) != (self.signing_key is None):
+            raise ValueError("signing_certificate and signing_key go together: set both, or none")
         return self
 
     @classmethod

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from limner.errors import InvalidRequest
@@ -26,7 +25,7 @@ from limner.prompts.tokenizer import Tokenizer
 from .components import write_component
 from .data import Dataset, seed_of, warn_of_long_captions
 from .loop import Batch, Task
-from .sheets import sheet, stacked
+from .sheets import Sheet, sheet, stacked
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's own
 PROJECTION = 128
@@ -201,7 +200,7 @@ class CLIPTask(Task):
             figures["true_over_false"] = sum(map(bool, wins)) / len(wins)
         return figures
 
-    def samples(self) -> Image.Image:
+    def samples(self) -> Sheet:
         """For eight fresh captions: each one's image, and below it the one that the encoders find."""
         pixels, true, _ = self._fresh
         images = torch.cat([self.embed_images(part.to(self.device)) for part in torch.split(pixels, 64)])

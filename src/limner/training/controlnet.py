@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from limner.errors import InvalidRequest
@@ -24,7 +23,7 @@ from .cache import Cache, drawn
 from .components import Networks, read_networks
 from .data import Dataset, Images
 from .loop import Batch
-from .sheets import compared, stacked
+from .sheets import Sheet, compared, stacked
 from .unet import LatentSettings, LatentTask
 
 
@@ -114,7 +113,7 @@ class ControlNetTask(LatentTask):
         answer: Tensor = self.unet(x, timesteps, context, Conditions(residuals=residuals))
         return answer
 
-    def samples(self) -> Image.Image:
+    def samples(self) -> Sheet:
         """Fresh images; below each its control image, and an image generated from that and the
         caption."""
         count = min(16, len(self.fresh_captions))

@@ -28,6 +28,8 @@ from limner.nn.vae_config import VAEConfig
 from limner.picturebook.probe import ProbeConfig
 from limner.picturebook.world import World, read_world
 from limner.prompts.tokenizer import Tokenizer
+from limner.safety.images import load_checkers
+from limner.safety.policy import load_policy
 from limner.weights.checkpoint import Checkpoint, read_checkpoint
 from limner.weights.control import read_control
 from limner.weights.hub import locate_model
@@ -55,6 +57,7 @@ _ADDED: dict[str, Any] = {  # options that runs of earlier versions do not have
     "perceptual_weight": 0.0,
     "adversarial_from": None,
     "adversarial_weight": 0.0,
+    "safety": None,
 }
 
 
@@ -92,7 +95,11 @@ def run(kind: str, options: Mapping[str, Any]) -> bool:
         stop_minutes=o.minutes,
     )
     kept = {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in options.items()}
-    return loop.train(TASKS[kind](o), config, o.out, resume=o.resume, options={"train": kind, **kept})
+    if o.safety is not None:
+        load_checkers(load_policy(o.safety))  # an error before anything is rendered
+    return loop.train(
+        TASKS[kind](o), config, o.out, resume=o.resume, options={"train": kind, **kept}, safety=o.safety
+    )
 
 
 def export(run_dir: Path, folder: Path, dtype: torch.dtype) -> int:

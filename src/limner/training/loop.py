@@ -18,18 +18,21 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from limner.backends.device import pick_device
 from limner.files import only_writer, whole_file
+from limner.safety.images import load_checkers, shown
+from limner.safety.policy import load_policy
 
 from .data import seed_of
-from .metrics import MetricsLog
+from .metrics import MetricsLog, Shown
+from .sheets import Sheet
 from .state import TrainState, load_averages
 
 Batch = dict[str, Tensor]
@@ -142,8 +145,8 @@ class Task(ABC):
         """Metrics on held-out data; called with the averaged weights."""
 
     @abstractmethod
-    def samples(self) -> Image.Image | None:
-        """An image that shows the state of training; called with the averaged weights."""
+    def samples(self) -> Sheet | None:
+        """Images that show the state of training; called with the averaged weights."""
 
     @abstractmethod
     def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -161,6 +164,7 @@ def train(
     *,
     resume: bool | None = None,
     options: Mapping[str, Any] | None = None,
+    safety: str | None = None,
 ) -> bool:
     """Train until `config.steps`, then export to `run_dir/export`.
 
@@ -169,6 +173,8 @@ def train(
             True resumes with changed settings too (more steps, another lr, more data); False starts over and
             deletes the checkpoints.
         options: JSON to keep as `run_dir/options.json`, from which a program can build the task again.
+        safety: Safety policy, as of `limner.load`, that each image of samples must pass: what it blurs is
+            blurred, and what it blocks is grey.
 
     Returns:
         True if the run is complete; False if it was stopped (Ctrl-C, SIGTERM, `stop_minutes`), with a
@@ -177,14 +183,29 @@ def train(
     Raises:
         InvalidTrainingState: The state in `run_dir` is broken or of another run, or the loss not finite.
         OutputError: Another process trains in `run_dir`.
+        LimnerError: The safety policy cannot be used, or a checker that it names.
     """
+    shown_by = _shown_by(safety)
     run_dir.mkdir(parents=True, exist_ok=True)
     with only_writer(run_dir / ".lock", "training run"):
-        return _train(task, config, run_dir, resume, options)
+        return _train(task, config, run_dir, resume, options, shown_by)
+
+
+def _shown_by(safety: str | None) -> Shown:
+    """What a safety policy leaves of images."""
+    if safety is None:
+        return tuple
+    policy = load_policy(safety)
+    return partial(shown, policy=policy, checkers=load_checkers(policy))
 
 
 def _train(
-    task: Task, config: TrainConfig, run_dir: Path, resume: bool | None, options: Mapping[str, Any] | None
+    task: Task,
+    config: TrainConfig,
+    run_dir: Path,
+    resume: bool | None,
+    options: Mapping[str, Any] | None,
+    shown_by: Shown,
 ) -> bool:
     """As `train`, in a folder that no other process trains in."""
     device = pick_device(config.device)
@@ -224,7 +245,7 @@ def _train(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     began = saved = sampled = time.monotonic()
     with (
-        MetricsLog(run_dir, start, config.steps, config.log_steps) as log,
+        MetricsLog(run_dir, start, config.steps, config.log_steps, shown_by) as log,
         stop_signals() as stopped,
         prefetched(task.batch, start * config.accumulate, config.steps * config.accumulate) as batches,
     ):

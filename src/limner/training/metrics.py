@@ -5,6 +5,8 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +26,12 @@ from torch import Tensor
 from limner.errors import InvalidTrainingState
 from limner.files import whole_file
 
+from .sheets import Sheet
+
 _LOG = logging.getLogger("limner.training")
+
+Shown = Callable[[Sequence[Image.Image]], Sequence[Image.Image]]
+"""What is written of images, in their order."""
 
 _LOG_SECONDS = 15.0  # between events, if stderr is no terminal with a progress bar
 
@@ -37,10 +44,11 @@ class MetricsLog:
         start: Step that training starts from; lines of later steps, from before a resume, are removed.
         total: Number of steps of the whole run.
         every: Number of steps per line of metrics.
+        shown: What is written of images of samples, in their order.
     """
 
-    def __init__(self, run_dir: Path, start: int, total: int, every: int) -> None:
-        self.run_dir, self.total, self.every = run_dir, total, every
+    def __init__(self, run_dir: Path, start: int, total: int, every: int, shown: Shown = tuple) -> None:
+        self.run_dir, self.total, self.every, self.shown = run_dir, total, every, shown
         self.file = run_dir / "metrics.jsonl"
         self.sums: dict[str, Tensor] = {}
         self.counts: Counter[str] = Counter()  # batches that gave each metric
@@ -119,15 +127,16 @@ class MetricsLog:
                     hint="resume with a lower `lr`",
                 )
 
-    def report(self, step: int, figures: dict[str, float], picture: Image.Image | None) -> None:
-        """Write validation figures and an image of samples."""
+    def report(self, step: int, figures: dict[str, float], samples: Sheet | None) -> None:
+        """Write validation figures and a sheet of samples."""
         self._write(step, {f"validation/{name}": value for name, value in figures.items()})
         if self.progress.disable:
             self._log("validation", step, figures)
         else:
             text = f"step {step}/{self.total}  validation  {_line(figures)}"
             self.progress.console.print(text, highlight=False)
-        if picture is not None:
+        if samples is not None:
+            picture = replace(samples, images=tuple(self.shown(samples.images))).image()
             file = self.run_dir / "samples" / f"{step:08d}.png"
             file.parent.mkdir(exist_ok=True)
             with whole_file(file) as temporary:

@@ -15,7 +15,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from limner.errors import InvalidCheckpoint, InvalidRequest
@@ -27,7 +26,7 @@ from limner.weights.tensors import open_tensors
 from .components import weights_file, write_component
 from .data import Dataset, seed_of
 from .loop import Batch, Task
-from .sheets import sheet
+from .sheets import Sheet, sheet
 
 _TEMPERATURE = 0.1  # of the contrastive loss
 _FRESH = 64  # images to validate on
@@ -212,7 +211,7 @@ class FeatureTask(Task):
         found = (first @ second.T).argmax(1).cpu()
         return {"accuracy": float((found == torch.arange(len(found))).float().mean())}
 
-    def samples(self) -> Image.Image:
+    def samples(self) -> Sheet:
         """Fresh crops; below each the one that the network finds for it."""
         firsts, seconds = self._fresh_pairs
         cosines = (

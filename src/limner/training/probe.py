@@ -23,7 +23,7 @@ from limner.picturebook.world import Scene, World, regions, render
 
 from .data import seed_of
 from .loop import Batch, Task
-from .sheets import sheet
+from .sheets import Sheet, sheet
 
 _SIZE = 128
 _NEAR = 1.0  # distance in cells from a thing's centre within which cells learn its kind and colour
@@ -133,14 +133,13 @@ class ProbeTask(Task):
         figures = tally(judge(*pair) for pair in zip(self.scenes, seen, strict=True))
         return {name.replace(" ", "_"): share.value for name, share in figures.items()}
 
-    def samples(self) -> Image.Image:
+    def samples(self) -> Sheet:
         """Fresh images, annotated with what the probe finds in them."""
         pictures = self.fresh[:16]
-        picture = sheet(F.interpolate(pictures, scale_factor=2), columns=4)
-        draw = ImageDraw.Draw(picture)
-        for index, seen in enumerate(see(self.probe, pictures)):
-            _annotate(draw, seen, index % 4 * 2 * _SIZE, index // 4 * 2 * _SIZE, 2 * _SIZE)
-        return picture
+        made = sheet(F.interpolate(pictures, scale_factor=2), columns=4)
+        for image, seen in zip(made.images, see(self.probe, pictures), strict=True):
+            _annotate(image, seen)
+        return made
 
     def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """`probe.json` and `probe.safetensors`, in fp16 by default."""
@@ -205,14 +204,11 @@ def _focal(logits: Tensor, target: Tensor) -> Tensor:
     return -torch.where(at_centre, hits, misses).sum() / at_centre.sum().clamp(min=1)
 
 
-def _annotate(draw: ImageDraw.ImageDraw, seen: Seen, left: int, top: int, size: int) -> None:
+def _annotate(image: Image.Image, seen: Seen) -> None:
+    """Draw what was seen into a square image."""
+    draw, size = ImageDraw.Draw(image), image.width
     for thing in seen.things:
-        box = (
-            left + thing.left * size,
-            top + thing.top * size,
-            left + thing.right * size,
-            top + thing.bottom * size,
-        )
+        box = (thing.left * size, thing.top * size, thing.right * size, thing.bottom * size)
         draw.rectangle(box, outline="white")
         draw.text(
             (box[0] + 2, box[1] + 1),
@@ -222,4 +218,4 @@ def _annotate(draw: ImageDraw.ImageDraw, seen: Seen, left: int, top: int, size: 
             stroke_fill="black",
         )
     words = f"{seen.setting}, {seen.time}, {seen.weather}, {seen.style}"
-    draw.text((left + 3, top + size - 13), words, fill="white", stroke_width=1, stroke_fill="black")
+    draw.text((3, size - 13), words, fill="white", stroke_width=1, stroke_fill="black")

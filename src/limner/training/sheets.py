@@ -1,6 +1,7 @@
 """Contact sheets of images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -18,17 +19,34 @@ def stacked(pictures: Images, count: int) -> Tensor:
     return torch.from_numpy(draw_block(pictures, range(min(count, len(pictures)))))
 
 
-def compared(pictures: Sequence[Tensor], columns: int = 8) -> Image.Image:
+@dataclass(frozen=True)
+class Sheet:
+    """Images in rows, from left to right.
+
+    Attributes:
+        images: RGB images of one size.
+        columns: Number of images in a row.
+    """
+
+    images: tuple[Image.Image, ...]
+    columns: int
+
+    def image(self) -> Image.Image:
+        """All of them as one image."""
+        width, height = self.images[0].size
+        rows = -(-len(self.images) // self.columns)
+        paper = Image.new("RGB", (self.columns * width, rows * height), "white")
+        for index, image in enumerate(self.images):
+            paper.paste(image, (index % self.columns * width, index // self.columns * height))
+        return paper
+
+
+def compared(pictures: Sequence[Tensor], columns: int = 8) -> Sheet:
     """A sheet of batches [B, 3, H, W] of equal length: in each row of one, those of the others below it."""
     rows = zip(*(torch.split(each, columns) for each in pictures), strict=True)
     return sheet(torch.cat([part for row in rows for part in row]), columns)
 
 
-def sheet(pictures: Tensor, columns: int) -> Image.Image:
-    """Float [B, 3, H, W] in [-1, 1] on one sheet with `columns` columns."""
-    images = to_images(pictures)
-    width, height = images[0].size
-    paper = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
-    for index, image in enumerate(images):
-        paper.paste(image, (index % columns * width, index // columns * height))
-    return paper
+def sheet(pictures: Tensor, columns: int) -> Sheet:
+    """Float [B, 3, H, W] in [-1, 1] as a sheet with `columns` columns."""
+    return Sheet(tuple(to_images(pictures)), columns)

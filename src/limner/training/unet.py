@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from limner.backends.device import fast_in_bf16
@@ -41,7 +40,7 @@ from .cache import Cache, drawn
 from .components import weights_digest
 from .data import Dataset, seed_of, warn_of_long_captions
 from .loop import Batch, Task
-from .sheets import compared, stacked
+from .sheets import Sheet, compared, stacked
 
 _PREVIEW_PICTURES = 16  # that the map for previews is fitted to
 
@@ -265,7 +264,7 @@ class LatentTask(Task):
         """As `batch`, for the fresh images."""
         return {"latents": self.fresh_latents, "ids": self._ids(self.fresh_captions)}
 
-    def samples(self) -> Image.Image:
+    def samples(self) -> Sheet:
         """Fresh images; below each an image generated from its caption."""
         count = min(16, len(self.fresh_captions))
         return compared([self.fresh_pictures[:count], self.draw(self.fresh_captions[:count]).cpu()])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from limner.errors import InvalidRequest
@@ -23,7 +22,7 @@ from .components import read_vae, weights_digest, write_component
 from .data import Dataset, seed_of
 from .loop import Batch, Task
 from .perceptual import FeatureNetwork
-from .sheets import sheet, stacked
+from .sheets import Sheet, sheet, stacked
 
 PICTUREBOOK = VAEConfig(
     block_out_channels=(32, 64, 96, 128),
@@ -187,7 +186,7 @@ class VAETask(Task):
             figures["perceptual"] = float(torch.stack(distances).sum()) / len(self.fresh)
         return figures
 
-    def samples(self) -> Image.Image:
+    def samples(self) -> Sheet:
         """Fresh images above their reconstructions."""
         images = self.fresh[:8].to(self.device)
         return sheet(torch.cat([images, self.vae.decode(self.vae.encode(images)[0]).float()]), columns=8)

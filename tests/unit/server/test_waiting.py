@@ -6,8 +6,10 @@ import socket
 import pytest
 
 from limner.errors import DeadlineExceeded
-from limner.server.waiting import encoded, finished_set, follow
+from limner.server.waiting import finished_set, follow
+from limner.service.encoding import Encoding
 from limner.service.events import JobChanged
+from limner.service.release import converted
 from tests.serving import serving
 from tests.waiting import DEADLINE, until, until_in_loop
 
@@ -96,5 +98,5 @@ def test_a_jpeg_keeps_the_record_of_its_master(slow):
     done = run(slow, finished_set(slow.state, post(slow, steps=1, seed=3)["id"]))
     image = done.jobs[0].image
     master = slow.state.store.get(image.key)
-    assert encoded(master, "jpeg", 70) != encoded(master, "jpeg", 20)
-    assert b"Steps: 1" in encoded(master, "jpeg", 70).replace(b"\0", b"")
+    assert converted(master, Encoding("jpeg", 70)) != converted(master, Encoding("jpeg", 20))
+    assert b"Steps: 1" in converted(master, Encoding("jpeg", 70)).replace(b"\0", b"")

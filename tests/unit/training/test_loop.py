@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from limner.errors import InvalidTrainingState
+from limner.training import loop
 from limner.training.loop import TrainConfig, export, train
 from limner.training.metrics import MetricsLog
+from limner.training.sheets import Sheet
 from limner.training.vae import VAETask
 
 CONFIG = TrainConfig(steps=6, lr=1e-3, warmup=2, log_steps=1, ema_decay=0.9)
@@ -209,3 +212,23 @@ def test_a_metric_is_averaged_over_the_batches_that_have_it(tmp_path, caplog):
     assert validated.fields == {"step": 3, "steps": 3, "error": 0.25}
     line, _ = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (line["loss"], line["late"]) == (2, 5)
+
+
+def test_what_a_safety_policy_blocks_is_grey_on_the_sheet_of_samples(tmp_path, monkeypatch):
+    class Stub:
+        """Scores how red an image is."""
+
+        name, version = "opennsfw", "stub"
+
+        def check(self, images):
+            return [{"nsfw": float(image[..., 0].mean() - image[..., 2].mean()) / 255} for image in images]
+
+    monkeypatch.setattr(loop, "load_checkers", lambda policy: {"opennsfw": Stub()})
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    samples = Sheet((red, blue), columns=2)
+    with MetricsLog(tmp_path, 0, 1, 1, loop._shown_by("standard")) as log:
+        log.report(1, {}, samples)
+    with Image.open(tmp_path / "samples" / "00000001.png") as written:
+        assert written.getpixel((8, 8)) == (128, 128, 128)
+        assert written.getpixel((24, 8)) == (0, 0, 255)
+    assert loop._shown_by(None)(samples.images) == samples.images

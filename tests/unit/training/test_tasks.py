@@ -32,7 +32,7 @@ def test_validation_and_samples_take_nothing_from_training(make_task, tmp_path):
     before, state = task.loss(task.batch(0), torch.Generator().manual_seed(1))[0], torch.get_rng_state()
     with torch.no_grad():
         assert task.validate() == task.validate()
-        assert task.samples().size[0] > 0
+        assert task.samples().image().size[0] > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(task.loss(task.batch(0), torch.Generator().manual_seed(1))[0], before)
 

@@ -7,28 +7,34 @@ but a time-stamp authority whose URL was given.
 """
 
 from .ingredients import Ingredient, ingredients_of
-from .keys import Signer, development_signer
+from .keys import Signer, development_signer, load_anchors, load_signer
 from .manifests import (
     SOFT_BINDING,
     Manifest,
     has_manifest,
     read_manifest,
     sign,
-    signed_encoding,
 )
-from .xmp import COMPOSITE, GENERATED, iptc_packet
+from .signing import UNSTAMPED, SignedFile, Signing, signed_encoding
+from .xmp import COMPOSED, COMPOSITE, GENERATED, iptc_packet
 
 __all__ = [
+    "COMPOSED",
     "COMPOSITE",
     "GENERATED",
     "SOFT_BINDING",
+    "UNSTAMPED",
     "Ingredient",
     "Manifest",
+    "SignedFile",
     "Signer",
+    "Signing",
     "development_signer",
     "has_manifest",
     "ingredients_of",
     "iptc_packet",
+    "load_anchors",
+    "load_signer",
     "read_manifest",
     "sign",
     "signed_encoding",

@@ -4,6 +4,7 @@ import datetime
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -102,6 +103,42 @@ def development_signer(folder: Path, timestamp_url: str | None = None) -> Signer
     if not folder.is_dir():
         _make(folder)
     return Signer.load(folder / _CHAIN_FILE, folder / _KEY_FILE, timestamp_url)
+
+
+def load_signer(
+    certificate: Path | None, key: Path | None, timestamp_url: str | None, development_keys: Path
+) -> Signer:
+    """The signer of a certificate and its key; without them, the development CA's.
+
+    Args:
+        development_keys: Folder of the development CA, whose keys are made on first use.
+
+    Raises:
+        InvalidRequest: As `Signer.load` and `development_signer`, and if c2pa-python is not installed.
+        OutputError: As `development_signer`.
+    """
+    c2pa_library("signing")  # an error before anything is drawn
+    if certificate is not None and key is not None:
+        return Signer.load(certificate, key, timestamp_url)
+    return development_signer(development_keys, timestamp_url)
+
+
+def load_anchors(files: Iterable[Path], development_keys: Path) -> bytes:
+    """The certificates that vouch for signers, in PEM: of these files, else of the development CA.
+
+    Raises:
+        InvalidRequest: A file cannot be read, or holds no certificate.
+    """
+    given = tuple(files)
+    if not given:
+        return development_anchor(development_keys)
+    anchors = b""
+    for file in given:
+        data = _read(file, "trust anchor")
+        if b"BEGIN CERTIFICATE" not in data:
+            raise InvalidRequest(f"{file} holds no certificate in PEM", hint="give the certificate of a CA")
+        anchors += data + b"\n"
+    return anchors
 
 
 def development_anchor(folder: Path) -> bytes:

@@ -7,16 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from PIL import Image
-
 from limner import __version__
 from limner.errors import OutputError
-from limner.images.picture import Encode, Picture, encode
 from limner.images.record import Watermark
 
-from .ingredients import Ingredient
+from .ingredients import Ingredient, Role
 from .keys import Signer, c2pa_library
-from .xmp import COMPOSITE, GENERATED, iptc_packet
+from .xmp import COMPOSED, COMPOSITE, GENERATED
 
 SOFT_BINDING = "limner.spread-spectrum.1"
 """Name of the watermark of `limner.safety.watermark` as a soft binding. C2PA's list does not have it."""
@@ -93,6 +90,7 @@ def sign(
     watermark: Watermark | None = None,
     prompt: str = "",
     anchors: bytes = b"",
+    converted_as: str | None = None,
 ) -> bytes:
     """The same image file with a manifest. It is bound to all bytes, so this comes last.
 
@@ -100,10 +98,13 @@ def sign(
 
     Args:
         data: An image file: PNG, JPEG, WebP, AVIF, TIFF or GIF.
-        ingredients: Its input images. With one that is edited ("parentOf") the image counts as an edit of it.
+        ingredients: The images that it was made from. With one that is edited ("parentOf") the image counts
+            as an edit of it, with those on a sheet ("componentOf") as composed of them.
         watermark: The watermark in its pixels.
         prompt: Prompt to put into the manifest; "" leaves it out.
         anchors: Certificates in PEM of those who vouch for the signers of input images.
+        converted_as: Digital source type of an image that is the same as its "parentOf" in another format;
+            None for any other image.
 
     Raises:
         InvalidRequest: limner[provenance] is not installed.
@@ -117,7 +118,8 @@ def sign(
     signed = io.BytesIO()
     try:
         with _context(library, anchors) as context:
-            builder = library.Builder(_definition(ingredients, watermark, prompt), context=context)
+            definition = _definition(ingredients, watermark, prompt, converted_as)
+            builder = library.Builder(definition, context=context)
             for number, one in enumerate(ingredients):
                 _add_ingredient(library, builder, number, one)
             key = library.C2paSignerInfo(signer.algorithm, signer.chain, signer.key, signer.timestamp_url)
@@ -131,36 +133,11 @@ def sign(
     return signed.getvalue()
 
 
-def signed_encoding(
-    signer: Signer,
-    *,
-    ingredients: Sequence[Ingredient] = (),
-    anchors: bytes = b"",
-    with_prompt: bool = False,
-) -> Encode:
-    """A function like `limner.images.picture.encode` that signs what it encodes, with IPTC's fields beside.
-
-    The record of a `Picture` says its watermark, and its prompt. Other images, such as sheets, have neither.
-
-    Args:
-        signer, ingredients, anchors: As of `sign`.
-        with_prompt: Whether the manifest says the prompt. The record in the file has it in any case.
-    """
-    source = COMPOSITE if _has_parent(ingredients) else GENERATED
-
-    def encoded(image: Image.Image, format: str) -> bytes:
-        data = encode(image, format, xmp=iptc_packet(source).encode())
-        record = image.record if isinstance(image, Picture) else None
-        return sign(
-            data,
-            signer,
-            ingredients=ingredients,
-            watermark=None if record is None else record.watermark,
-            prompt=record.request.prompt if with_prompt and record is not None else "",
-            anchors=anchors,
-        )
-
-    return encoded
+def source_type_of(ingredients: Sequence[Ingredient]) -> str:
+    """Digital source type of an image that a model made from these."""
+    if _labels(ingredients, "parentOf"):
+        return COMPOSITE
+    return COMPOSED if _labels(ingredients, "componentOf") else GENERATED
 
 
 def has_manifest(data: bytes) -> bool:
@@ -224,24 +201,29 @@ def _mime(data: bytes) -> str | None:
 
 
 def _definition(
-    ingredients: Sequence[Ingredient], watermark: Watermark | None, prompt: str
+    ingredients: Sequence[Ingredient], watermark: Watermark | None, prompt: str, converted_as: str | None
 ) -> dict[str, Any]:
     """A manifest as the library takes it."""
-    made: dict[str, Any] = {"softwareAgent": _AGENT}
+    made: dict[str, Any] = {
+        "digitalSourceType": converted_as or source_type_of(ingredients),
+        "softwareAgent": _AGENT,
+    }
     if prompt:
         made["description"] = prompt
-    inputs = [_label(number) for number, one in enumerate(ingredients) if one.role != "parentOf"]
-    if inputs:
+    if inputs := _labels(ingredients, "inputTo"):
         made["parameters"] = {"ingredientIds": inputs}
-    if _has_parent(ingredients):
-        parents = [_label(number) for number, one in enumerate(ingredients) if one.role == "parentOf"]
+    parents, components = (_labels(ingredients, role) for role in ("parentOf", "componentOf"))
+    if parents:
         opened = {"action": "c2pa.opened", "parameters": {"ingredientIds": parents}}
-        actions = [opened, {"action": "c2pa.edited", "digitalSourceType": COMPOSITE, **made}]
+        actions = [opened, {"action": "c2pa.edited" if converted_as is None else "c2pa.transcoded", **made}]
     else:
-        actions = [{"action": "c2pa.created", "digitalSourceType": GENERATED, **made}]
+        actions = [{"action": "c2pa.created", **made}]
+    if components:
+        actions.append({"action": "c2pa.placed", "parameters": {"ingredientIds": components}})
     assertions: list[dict[str, Any]] = []
     if watermark is not None:
-        actions.append({"action": "c2pa.watermarked.bound", "softwareAgent": _AGENT})
+        if converted_as is None:  # else the mark is that of the parent
+            actions.append({"action": "c2pa.watermarked.bound", "softwareAgent": _AGENT})
         digits = watermark.id[: watermark.bits // 4]
         block = {"scope": {}, "value": digits}
         assertions.append(
@@ -251,8 +233,8 @@ def _definition(
     return {"claim_generator_info": [_AGENT], "assertions": assertions}
 
 
-def _has_parent(ingredients: Sequence[Ingredient]) -> bool:
-    return any(one.role == "parentOf" for one in ingredients)
+def _labels(ingredients: Sequence[Ingredient], role: Role) -> list[str]:
+    return [_label(number) for number, one in enumerate(ingredients) if one.role == role]
 
 
 def _label(number: int) -> str:

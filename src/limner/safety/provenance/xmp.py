@@ -7,6 +7,8 @@ GENERATED = f"{_SOURCE_TYPES}trainedAlgorithmicMedia"
 """Digital source type of an image that a model made."""
 COMPOSITE = f"{_SOURCE_TYPES}compositeWithTrainedAlgorithmicMedia"
 """Digital source type of an image that a model made from another image."""
+COMPOSED = f"{_SOURCE_TYPES}compositeSynthetic"
+"""Digital source type of a sheet of images that a model made."""
 
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -28,6 +30,6 @@ def iptc_packet(source_type: str) -> str:
     """The packet of XMP for an image.
 
     Args:
-        source_type: `GENERATED` or `COMPOSITE`.
+        source_type: `GENERATED`, `COMPOSITE` or `COMPOSED`.
     """
     return _PACKET.format(version=__version__, source_type=source_type)

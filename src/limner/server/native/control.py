@@ -80,7 +80,7 @@ async def list_preprocessors(request: Request, caller: Reader) -> list[Preproces
 )
 async def preview_control(request: Request, caller: Submitter) -> Response:
     """The control image that a preprocessor makes of an upload, as a PNG. A worker makes it at once; nothing
-    is stored.
+    is stored. Under a safety policy with rules about images it is checked, as the upload itself.
 
     An unknown preprocessor, one that is a network, or one whose library is not installed is refused with 422.
     """
@@ -100,7 +100,8 @@ async def preview_control(request: Request, caller: Submitter) -> Response:
     except InvalidRequest as error:
         error.fields = error.fields or ("preprocessor",)
         raise
-    return Response(made, media_type="image/png", headers={"cache-control": "no-store"})
+    [shown] = await state.gate.passed(caller, [made], made_from=[data])
+    return Response(shown, media_type="image/png", headers={"cache-control": "no-store"})
 
 
 def _summary(name: str) -> str:

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from limner.images.opening import open_image
+from limner.safety.watermark import FoundMark
 from limner.server.auth import Reader
 from limner.server.state import in_decoder, in_thread, state_of
-from limner.service.release import Detected
 
 from .access import owner_of
 from .uploads import IMAGE_BODY, image_body
@@ -51,7 +51,7 @@ async def detect(
     """Find the watermark of an image, a crop or a re-encoded copy, and which of one's images it is."""
     state, data = state_of(request), await image_body(request)
 
-    def look() -> Detected | None:
+    def look() -> FoundMark | None:
         upload = state.intake.read_image(data)  # its header, before its pixels are decoded
         return state.release.find_mark(open_image(upload.data_url), search_scales=scales)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import IO, Any
 
+from anyio import from_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
@@ -30,11 +31,12 @@ async def export_account(request: Request, caller: Reader, account_id: str) -> S
     """Everything that is kept of one's own account (operators: of any), as a ZIP file.
 
     It holds the rows of the ledger as JSON lines, one file for each kind, images as they are delivered, and
-    uploads as they are stored. Keys are without their secrets.
+    uploads as they are stored. Of these, what the safety policy blocks is left out, and what it blurs is
+    blurred. Keys are without their secrets.
     """
     state = state_of(request)
     checked = _own(caller, account_id)
-    file = await in_thread(_exported, state, checked)
+    file = await in_thread(_exported, state, caller, checked)
     await in_thread(state.ledger.audit, caller.account.id, "account.exported", checked)
     headers = {"content-disposition": f'attachment; filename="limner-{checked}.zip"'}
     return StreamingResponse(_pieces(file), media_type="application/zip", headers=headers)
@@ -68,11 +70,15 @@ def retention_of(state: ServerState) -> Retention:
     return Retention(state.ledger, state.store, state.settings, state.metrics)
 
 
-def _exported(state: ServerState, account_id: str) -> IO[bytes]:
-    """A file without a name, which is gone when it is closed."""
+def _exported(state: ServerState, caller: Principal, account_id: str) -> IO[bytes]:
+    """A file without a name, which is gone when it is closed. For a thread of the event loop's."""
+
+    def passed(upload: bytes) -> bytes:
+        return from_thread.run(state.gate.passed, caller, [upload])[0]
+
     with ExitStack() as stack:
         file = stack.enter_context(tempfile.TemporaryFile(dir=state.settings.data))
-        retention_of(state).export(account_id, file, state.release)
+        retention_of(state).export(account_id, file, state.release, passed)
         file.seek(0)
         stack.pop_all()  # the answer closes it
         return file

@@ -16,7 +16,7 @@ from limner.server.auth import Manager, Reader
 from limner.server.problems import Refused
 from limner.server.ranges import REVALIDATED, answered
 from limner.server.state import in_thread, state_of
-from limner.server.waiting import MEDIA_TYPES, delivered
+from limner.server.waiting import MEDIA_TYPES, delivered, file_tag
 from limner.service.identity import Principal
 from limner.service.jobs import ImageFile
 from limner.service.release import THUMBNAIL_SIDE
@@ -98,15 +98,15 @@ async def image_file(
         bool, Query(description="For operators: the master, with the exact pixels and without a watermark.")
     ] = False,
 ) -> Response:
-    """The file of an image, with its record and watermark. Takes Range, If-None-Match and If-Range."""
+    """The file of an image, with its record, watermark and signature. Takes Range, If-None-Match and
+    If-Range, but no ranges of a signed file that is no PNG."""
     server = state_of(request)
     if exact and not caller.is_operator:
         raise Refused(403, "images without their watermark are for operators", fields=("exact",))
     if exact and format != "png":
         raise InvalidRequest(f"format is {format}; the exact pixels are a png", fields=("exact", "format"))
     image = await _find_image(request, caller, image_id)
-    digest = image.sha256 if exact else image.file_sha256
-    tag = f'"{digest}"' if format == "png" else f'"{digest}-{format}-{quality}"'
+    tag = f'"{image.sha256}"' if exact else file_tag(server, image, format, quality)
     read: Callable[[], Awaitable[bytes]]
     if exact:
         read = partial(in_thread, server.release.exact, image, actor=caller.account.id)

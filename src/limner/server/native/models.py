@@ -132,7 +132,8 @@ async def model_thumbnail(request: Request, caller: Reader, model_id: str) -> Re
         data = await in_decoder(state, _previews.get, entry.preview)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise NotFound("the image of this model cannot be read") from error
-    return CompressedBody.of(data, "image/webp").respond(request, {"cache-control": REVALIDATED})
+    [shown] = await state.gate.passed(caller, [data])
+    return CompressedBody.of(shown, "image/webp").respond(request, {"cache-control": REVALIDATED})
 
 
 @router.get("/models/{model_id:path}")

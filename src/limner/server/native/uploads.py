@@ -1,7 +1,6 @@
 """Uploads: input images, addressed by the hash of their bytes."""
 
 import re
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -120,10 +119,18 @@ async def list_uploads(
 
 @router.get("/uploads/{sha256}", responses=_FILE)
 async def show_upload(request: Request, caller: Reader, sha256: str) -> Response:
-    """The bytes of an upload of the account."""
+    """The bytes of an upload of the account. Under a safety policy with rules about images it is checked: it
+    may be refused with 422, or answered as a blurred PNG."""
     state, digest = state_of(request), _digest(sha256)
     upload = await in_thread(state.ledger.get_upload, caller.account.id, digest)
-    read = partial(in_thread, upload_content, state, digest)
+    data = await in_thread(upload_content, state, digest)
+    [shown] = await state.gate.passed(caller, [data])
+    if shown != data:
+        return Response(shown, media_type="image/png", headers={"cache-control": "no-store"})
+
+    async def read() -> bytes:
+        return shown
+
     return await answered(request, read, upload.media_type, f'"{digest}"')
 
 

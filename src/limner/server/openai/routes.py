@@ -22,7 +22,7 @@ from limner.server.bodies import check_texts, read_json
 from limner.server.problems import Problem, SafeJSON
 from limner.server.ranges import REVALIDATED, answered
 from limner.server.state import ServerState, in_decoder, in_thread, state_of
-from limner.server.waiting import MEDIA_TYPES, delivered, finished_set
+from limner.server.waiting import MEDIA_TYPES, delivered, file_tag, finished_set
 from limner.service.identity import Principal
 from limner.service.jobs import JobSet, StoredImage
 from limner.service.ledger.ending import CLIENT_GONE
@@ -120,7 +120,6 @@ async def image_file(
     if link is None or not link.is_valid(signature, state.signing_key):
         raise NotFound("there is no image at this address, or its address is no longer valid")
     image = await in_thread(state.ledger.find_image, link.image_id)
-    tag = f'"{image.file_sha256}-{link.format}-{compression}"'
     headers = {
         "content-disposition": f'inline; filename="{image.id}.{link.format}"',
         "cross-origin-resource-policy": "cross-origin",  # pages of other origins show it by its address
@@ -128,6 +127,7 @@ async def image_file(
     if image.blurred:  # an operator may release it
         headers["cache-control"] = REVALIDATED
     quality = quality_of(link.format, compression).get("quality")
+    tag = file_tag(state, image, link.format, quality)
     read = partial(delivered, state, image, format=link.format, quality=quality)
     return await answered(request, read, MEDIA_TYPES[link.format], tag, headers)
 

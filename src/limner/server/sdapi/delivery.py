@@ -1,4 +1,4 @@
-"""The images of a finished request, as base64, with those that were interrupted as far as they came."""
+"""Images of this API: base64, and those that were interrupted as far as they came."""
 
 import base64
 import io
@@ -7,39 +7,12 @@ from collections.abc import Mapping
 from PIL import Image
 
 from limner import __version__
-from limner.images.picture import Picture, encode
+from limner.images.picture import Picture
 from limner.images.record import Record
 from limner.request import GenerationRequest
 from limner.service.jobs import Job
 
 from .running import Unfinished
-from .translate import Delivery
-
-
-def delivered(file: bytes, delivery: Delivery) -> bytes:
-    """An image as it is to be sent: the file itself, or its pixels in another format.
-
-    Args:
-        file: A PNG with its record, as it leaves the service.
-    """
-    if delivery.format == "png" and delivery.parameters:
-        return file
-    with Image.open(io.BytesIO(file), formats=("PNG",)) as opened:
-        opened.load()  # PNG text may follow the pixels
-        text = opened.info.get("limner")
-        image: Image.Image = opened.convert("RGB") if delivery.format == "jpeg" else opened.copy()
-    image.info = {}
-    if delivery.parameters and isinstance(text, str):
-        image = Picture(image, Record.model_validate_json(text))
-    return encode(image, delivery.format, **_parameters(delivery))
-
-
-def _parameters(delivery: Delivery) -> dict[str, object]:
-    if delivery.format == "png":
-        return {}
-    if delivery.format == "webp":
-        return {"quality": delivery.quality, "lossless": delivery.lossless}
-    return {"quality": delivery.quality}
 
 
 def unfinished(job: Job, image: Unfinished, models: Mapping[str, str]) -> Picture:

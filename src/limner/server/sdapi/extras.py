@@ -13,13 +13,15 @@ from limner.images.infotext import parse_infotext
 from limner.images.metadata import read_all_texts
 from limner.images.opening import to_rgb
 from limner.server.auth import Reader, Submitter
-from limner.server.state import in_decoder, in_thread, state_of
+from limner.server.state import ServerState, in_decoder, in_thread, state_of
+from limner.service.identity import Principal
 
 from . import names, pictures
 from .api import Place, SdapiRoute, read_fields, read_object
 from .bodies import Body, Int
+from .delivery import text_of
 from .errors import Refusal
-from .maps import detected, png_text
+from .maps import detected
 from .units import SLIDERS, modules, preprocessor_of
 
 router = APIRouter(route_class=SdapiRoute, include_in_schema=False)
@@ -109,22 +111,16 @@ class DetectBody(Body):
 async def extra_single(request: Request, caller: Submitter) -> dict[str, Any]:
     """An image, enlarged."""
     body = read_fields(ExtraSingleBody, await read_object(request))
-    return {
-        "image": await in_decoder(state_of(request), _extra, body, body.image, "image", _limit(request)),
-        "html_info": _html(body),
-    }
+    [image] = await _extras(state_of(request), caller, body, {"image": body.image})
+    return {"image": image, "html_info": _html(body)}
 
 
 @router.post("/sdapi/v1/extra-batch-images")
 async def extra_batch(request: Request, caller: Submitter) -> dict[str, Any]:
     """Several images, enlarged."""
     body = read_fields(ExtraBatchBody, await read_object(request))
-    images = [
-        await in_decoder(
-            state_of(request), _extra, body, one.data, f"imageList.{index}.data", _limit(request)
-        )
-        for index, one in enumerate(body.imageList)
-    ]
+    given = {f"imageList.{index}.data": one.data for index, one in enumerate(body.imageList)}
+    images = await _extras(state_of(request), caller, body, given)
     return {"images": images, "html_info": _html(body)}
 
 
@@ -233,7 +229,7 @@ async def controlnet_detect(request: Request, caller: Submitter) -> dict[str, An
         for index, text in enumerate(given)
     ]
     shorter = max(0, body.controlnet_processor_res) if preprocessor != "none" else 0
-    images = await detected(state_of(request).hub, files, preprocessor, shorter)
+    images = await detected(state_of(request), caller, files, preprocessor, shorter)
     return {"images": images, "info": "Success"}
 
 
@@ -261,11 +257,31 @@ def _html(body: ExtrasBody) -> str:
     return ""
 
 
-def _extra(body: ExtrasBody, text: str, field: str, max_pixels: int) -> str:
-    """Base64 of an image, enlarged as the body says. Raises Refusal."""
+async def _extras(
+    state: ServerState, caller: Principal, body: ExtrasBody, given: Mapping[str, str]
+) -> list[str]:
+    """Base64 of images, enlarged as the body says.
+
+    Args:
+        given: Images in base64 by the fields that hold them.
+
+    Raises:
+        Refusal: An image cannot be enlarged.
+        LimnerError: As `ImageGate.passed`.
+    """
+    limit, texts = state.settings.max_image_pixels, list[str]()
+    for field, text in given.items():
+        data = await in_thread(pictures.decoded, text, field, max_pixels=limit)
+        large = await in_decoder(state, _extra, body, data, field)
+        passed = await state.gate.passed(caller, [large], made_from=[data])
+        texts += map(text_of, passed)
+    return texts
+
+
+def _extra(body: ExtrasBody, data: bytes, field: str) -> bytes:
+    """The PNG of an image, enlarged as the body says. Raises Refusal."""
     if body.resize_mode not in (0, 1):
         raise Refusal(f"resize_mode is {body.resize_mode}; expected 0 or 1", fields=("resize_mode",))
-    data = pictures.decoded(text, field, max_pixels=max_pixels)
     image = pictures.opened(pictures.source(data), field)
     if image.mode not in ("L", "RGB", "RGBA"):
         image = to_rgb(image)
@@ -274,7 +290,9 @@ def _extra(body: ExtrasBody, text: str, field: str, max_pixels: int) -> str:
     if share and body.upscaler_2.strip().lower() not in ("", "none"):
         second = _upscaled(image, body, body.upscaler_2, "upscaler_2")
         first = Image.blend(first, second.resize(first.size, Image.Resampling.LANCZOS), share)
-    return png_text(first)
+    encoded = io.BytesIO()
+    first.save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def _upscaled(image: Image.Image, body: ExtrasBody, upscaler: str, field: str) -> Image.Image:

@@ -1,12 +1,12 @@
 """txt2img and img2img: translates a request, submits it, waits for the images and answers."""
 
 import asyncio
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from limner.errors import LimnerError
-from limner.images.picture import encode
+from limner.errors import ImageRefused, LimnerError, WorkerUnavailable
 from limner.images.record import Record
 from limner.request import GenerationRequest
 from limner.server.auth import Submitter
@@ -23,6 +23,7 @@ from .bodies import GenerationBody, Img2ImgBody, Txt2ImgBody
 from .errors import Refusal, status_of_code
 from .info import answer, info_of
 from .maps import detected_map
+from .pictures import decoded
 from .running import CLIENT, Run, Runs, is_stopped
 from .translate import Delivery, Model, Translated, model_of, translate
 
@@ -144,7 +145,12 @@ async def _answered(
     pictures: list[tuple[bytes, Record]] = []
     models = {entry.id: entry.name for entry in (await in_thread(place.models)).entries}
     for job in job_set.jobs:
-        if (found := await _picture(state, job, translated.delivery, run, models)) is not None:
+        try:
+            found = await _picture(place, job, translated.delivery, run, models)
+        except (ImageRefused, WorkerUnavailable) as error:
+            warnings.append(f"image {job.index + 1}: {error.message}")
+            found = None
+        if found is not None:
             pictures.append(found)
         if is_stopped(job):
             sent = await run.unfinished[job.id] if job.id in run.unfinished else None
@@ -156,37 +162,54 @@ async def _answered(
         images = [delivery.text_of(data) for data, _ in pictures]
         for one in translated.delivery.maps:
             try:
-                images.append(await detected_map(state.hub, one, translated.fields))
+                images.append(await detected_map(state, place.caller, one, translated.fields))
             except LimnerError as error:  # the images are stored anyway
                 warnings.append(f"the control image {one.preprocessor} is not sent: {error.message}")
     records = [record for _, record in pictures]
+    body = translated.body
+    if isinstance(body, Img2ImgBody) and body.include_init_images and not await _may_repeat(place, body):
+        body = body.model_copy(update={"include_init_images": False})
+        warnings.append("the images of the request are not repeated: the safety policy withholds them")
 
     def respond() -> Response:
         info = info_of(translated, records, at=job_set.created_at, warnings=warnings)
         info["interrupted"] = any(map(is_stopped, job_set.jobs))
-        return SafeJSON(answer(translated.body, images, info))
+        return SafeJSON(answer(body, images, info))
 
     return await in_thread(respond)  # megabytes of JSON, which would hold up all other requests
 
 
 async def _picture(
-    state: ServerState, job: Job, how: Delivery, run: Run, models: dict[str, str]
+    place: Place, job: Job, how: Delivery, run: Run, models: dict[str, str]
 ) -> tuple[bytes, Record] | None:
-    """The file and the record of a job's image; None where it has none."""
+    """The file and the record of a job's image; None where it has none.
+
+    Raises:
+        ImageRefused: It was interrupted, and the safety policy blocks it.
+        WorkerUnavailable: It was interrupted, and no worker applies the policy.
+    """
+    state = place.state
     if job.image is not None:
-        file = await in_thread(state.release.file, job.image)
-        data = await in_thread(delivery.delivered, file, how)
+        data = await in_thread(state.release.file, job.image, how.encoding)
         return data, Record.model_validate(job.image.record)
     if not is_stopped(job) or job.id not in run.unfinished:
         return None
     image = await run.unfinished[job.id]
     if image is None:
         return None
-    picture = await in_thread(delivery.unfinished, job, image, models)
-    if state.settings.watermark:
-        picture = await in_thread(state.release.unstored, picture)
-    data = await in_thread(lambda: delivery.delivered(encode(picture, "PNG"), how))
-    return data, picture.record
+    [shown] = await state.gate.passed(place.caller, [image.data])
+    picture = await in_thread(delivery.unfinished, job, replace(image, data=shown), models)
+    return await in_thread(state.release.unstored, picture, how.encoding, marks=state.settings.watermark)
+
+
+async def _may_repeat(place: Place, body: Img2ImgBody) -> bool:
+    """Whether an answer may repeat the images of its request."""
+    texts = [*(body.init_images or ()), *([body.mask] if body.mask else ())]
+    try:
+        files = [await in_thread(decoded, text, "init_images") for text in texts]
+        return await place.state.gate.passed(place.caller, files) == files
+    except LimnerError:
+        return False
 
 
 def _sentence(error: JobError | None) -> str:

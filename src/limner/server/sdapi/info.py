@@ -14,7 +14,7 @@ from limner.images.record import Record
 from .bodies import GenerationBody, Img2ImgBody, Txt2ImgBody
 from .translate import Translated
 
-_LONG = 4096  # characters of a text in always-on scripts that `parameters` does not repeat
+_LONG = 256  # characters of a text in always-on scripts, such as an image, that `parameters` does not repeat
 _PLACED = {
     "Prompt",
     "Negative prompt",

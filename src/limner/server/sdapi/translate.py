@@ -18,6 +18,7 @@ from limner.images.infotext import parse_infotext
 from limner.images.readers import Texts, a1111
 from limner.request.facts import ModelFacts
 from limner.request.resolve import CFG_PP_SCALE as OWN_CFG_PP_SCALE
+from limner.service.encoding import AS_STORED, Encoding
 
 from . import names
 from .bodies import GenerationBody, Img2ImgBody, Txt2ImgBody
@@ -39,18 +40,12 @@ class Delivery:
 
     Attributes:
         send: Whether they are sent at all.
-        format: "png", "jpeg" or "webp".
-        quality: Of JPEG and WebP.
-        lossless: WebP without loss.
-        parameters: Whether they carry how they were made.
+        encoding: How their files are encoded.
         maps: Control images that follow them.
     """
 
     send: bool = True
-    format: str = "png"
-    quality: int = 80
-    lossless: bool = False
-    parameters: bool = True
+    encoding: Encoding = AS_STORED
     maps: tuple[DetectedMap, ...] = ()
 
 
@@ -492,10 +487,12 @@ class _Translation:
         quality = number(self.options.get("jpeg_quality", 80), "jpeg_quality", int)
         return Delivery(
             send=self.body.send_images,
-            format=format,
-            quality=min(100, max(1, quality)),
-            lossless=self.options.get("webp_lossless") is True,
-            parameters=self.options.get("enable_pnginfo") is not False,
+            encoding=Encoding(
+                format,
+                min(100, max(1, quality)),
+                lossless=self.options.get("webp_lossless") is True,
+                with_record=self.options.get("enable_pnginfo") is not False,
+            ),
             maps=tuple(scripts.maps),
         )
 

@@ -169,6 +169,20 @@ class Library(Writing):
             row.blurred,
         )
 
+    def replace_delivered(self, name: str, sha256: str, size: int) -> None:
+        """Note that the delivered file of an image was made again, with other bytes. Raises NotFound.
+
+        Args:
+            sha256: Hash of the new file, in hex.
+            size: Its size in bytes.
+        """
+        with self._db.write() as tx:
+            row = find_image(tx, name, None)
+            changed = {"delivered_sha256": sha256, "delivered_bytes": size}
+            tx.execute(update(images).where(images.c.seq == row.seq).values(**changed))
+            now, details = self._db.time(tx), {"before": row.delivered_sha256, **changed}
+            self._audit(tx, now, "service", "image.delivered_again", row.id, **details)
+
     def find_watermark(
         self, digits: str, *, account_id: str | None = None, limit: int = 10
     ) -> list[LibraryImage]:

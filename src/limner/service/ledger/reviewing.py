@@ -16,7 +16,8 @@ from .rows import STORED_FIELDS, new_id
 from .schema import events, notices, reviews
 from .writing import Writing
 
-_IN_AUDIT_LOG = {"flag": "image.flagged", "blur": "image.blurred", "block": "image.blocked"}
+IN_AUDIT_LOG = {"flag": "image.flagged", "blur": "image.blurred", "block": "image.blocked"}
+"""What the audit log calls an action of the safety policy."""
 
 
 _NOTICE = [notices.c[name] for name in Notice.__dataclass_fields__]
@@ -59,7 +60,7 @@ class Reviewing(Writing):
         if review.stage == "image":
             said = {name: review.decision[name] for name in ("rule", "score", "version")}
             actor = job.owner or "ledger"
-            self._audit(tx, now, actor, _IN_AUDIT_LOG[action], job.id, review=review_id, **said)
+            self._audit(tx, now, actor, IN_AUDIT_LOG[action], job.id, review=review_id, **said)
         if BY_POLICY[action] != "clear":
             reason = str(review.decision["reason"])
             self._give_notice(tx, job.account_id, job.id, image_id, "policy", BY_POLICY[action], reason, now)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from limner.images.metadata import read_record
 from limner.images.picture import encode
-from limner.server.sdapi.delivery import delivered, unfinished
+from limner.server.sdapi.delivery import unfinished
 from limner.server.sdapi.running import (
     Run,
     Runs,
@@ -18,9 +18,10 @@ from limner.server.sdapi.running import (
     open_jobs,
     progress_of,
 )
-from limner.server.sdapi.translate import Delivery
+from limner.service.encoding import Encoding
 from limner.service.events import JobProgress
 from limner.service.jobs import Job, JobSet
+from limner.service.release import converted
 
 PARAMS = {
     "prompt": "a boat",
@@ -136,8 +137,8 @@ def test_an_interrupted_image_is_its_last_preview_at_full_size():
     assert decoded.record.notes == {"interrupted": "after step 6 of 10"}
     assert decoded.getpixel((0, 0)) == (0, 0, 255)
     for format in ("png", "jpeg", "webp"):
-        sent = delivered(encode(picture, "PNG"), Delivery(format=format))
+        sent = converted(encode(picture, "PNG"), Encoding(format))
         record = read_record(io.BytesIO(sent))
         assert record is not None
         assert record.notes == picture.record.notes
-    assert read_record(io.BytesIO(delivered(encode(picture, "PNG"), Delivery(parameters=False)))) is None
+    assert read_record(io.BytesIO(converted(encode(picture, "PNG"), Encoding(with_record=False)))) is None

@@ -614,13 +614,17 @@ def test_what_the_masked_part_begins_as():
 
 
 def test_how_pictures_are_sent():
-    assert txt2img().delivery.format == "png"
+    assert txt2img().delivery.encoding.format == "png"
     made = txt2img(override_settings={"samples_format": "jpg", "jpeg_quality": 55}, send_images=False)
-    assert (made.delivery.format, made.delivery.quality, made.delivery.send) == ("jpeg", 55, False)
-    assert txt2img(options={"samples_format": "webp"}).delivery.format == "webp"
+    assert (made.delivery.encoding.format, made.delivery.encoding.quality, made.delivery.send) == (
+        "jpeg",
+        55,
+        False,
+    )
+    assert txt2img(options={"samples_format": "webp"}).delivery.encoding.format == "webp"
     unknown = txt2img(options={"samples_format": "jxl"})
-    assert (unknown.delivery.format, len(unknown.notes)) == ("png", 1)
-    assert txt2img(options={"enable_pnginfo": False}).delivery.parameters is False
+    assert (unknown.delivery.encoding.format, len(unknown.notes)) == ("png", 1)
+    assert txt2img(options={"enable_pnginfo": False}).delivery.encoding.with_record is False
 
 
 def record_of(fields):
