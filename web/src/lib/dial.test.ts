@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { valuesBetween, windowAbout, type Scale } from './dial'
 
-const scale = (least: number, most: number, step: number, value: number): Scale => ({ title: '', least, most, step, value })
+const scale = (least: number, most: number, step: number, value: number): Scale => ({ title: '', least, most, step, value, acts: true })
 const valuesOf = (one: Scale): number[] => valuesBetween(...windowAbout(one), one)
 
 describe('the values of a dial', () => {

@@ -9,8 +9,10 @@ export interface Scale {
   least: number
   most: number
   step: number
-  /** What it has now, chosen or by default. */
+  /** Where it stands. */
   value: number
+  /** Whether this acts: it is chosen, or the model's default. */
+  acts: boolean
 }
 
 /** A slider whose values can be drawn side by side. */
@@ -22,7 +24,7 @@ export interface DialScale extends Scale {
 const SHARE = 0.1
 const NICE = [1, 2, 3, 5, 10]
 
-/** From where to where a dial goes at first: evenly about the present value, as far as the slider reaches. */
+/** From where to where a dial goes at first: evenly about where the slider stands, as far as it reaches. */
 export function windowAbout({ least, most, step, value }: Scale): [number, number] {
   const low = Math.min(least, value)
   const high = Math.max(most, value)
@@ -35,7 +37,7 @@ export function windowAbout({ least, most, step, value }: Scale): [number, numbe
   return [exact(value - down * gap), exact(value + up * gap)]
 }
 
-/** Up to seven values from one number to another, rising and each once. The present one is among them where it lies between. */
+/** Up to seven values from one number to another, rising and each once. Where the slider stands is among them if it lies between. */
 export function valuesBetween(from: number, to: number, { step, value }: Scale): number[] {
   const places = Array.from({ length: DIAL_VALUES }, (_, place) => {
     const at = ((to - from) * place) / (DIAL_VALUES - 1)
