@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from limner.catalogue.shipped import SHIPPED
 from limner.images.metadata import read_record
@@ -127,3 +128,19 @@ def test_what_cannot_be_drawn_again(limner, tiny):
         Picture(image.copy(), named).save("named.png")
     assert limner("verify", "named.png", "--replay").code == 2
     assert limner("verify", "named.png", "--replay", "--model", tiny).code == 0
+
+
+def test_a_file_is_decoded_once(limner, tiny, monkeypatch):
+    assert limner("generate", "a", "--model", tiny, *SIZE, "--out", "a.png").code == 0
+    decoded, end = [], PngImageFile.load_end
+
+    def counted(image):
+        decoded.append(image.filename)
+        end(image)
+
+    monkeypatch.setattr(PngImageFile, "load_end", counted)
+    assert limner("verify", "a.png", "--replay").code == 0
+    assert list(map(str, decoded)) == ["a.png"]
+    decoded.clear()
+    assert limner("generate", "--from", "a.png", "--out", "b.png").code == 0
+    assert list(map(str, decoded)) == ["a.png"]

@@ -28,14 +28,17 @@ from limner.request import GenerationRequest
 from limner.safety.provenance import (
     COMPOSITE,
     GENERATED,
+    UNSTAMPED,
     Ingredient,
     Signer,
+    Signing,
     development_signer,
     has_manifest,
     ingredients_of,
     read_manifest,
     sign,
     signed_encoding,
+    signing,
 )
 from limner.safety.provenance.keys import DEVELOPMENT_CA, development_anchor
 
@@ -344,3 +347,36 @@ def test_without_the_extra_the_error_says_what_to_install(picture, signer, tmp_p
     monkeypatch.setitem(sys.modules, "cryptography", None)
     with pytest.raises(InvalidRequest, match="signing needs"):
         development_signer(tmp_path / "signing")
+
+
+def test_an_authority_that_fails_is_asked_again_after_a_minute_alone(picture, signer, anchors, monkeypatch):
+    asked, now = [], [1000.0]
+
+    def failing(data, by, **more):
+        if by.timestamp_url is not None:
+            asked.append(by.timestamp_url)
+            raise OutputError("no time stamp")
+        return sign(data, by, **more)
+
+    monkeypatch.setattr(signing, "sign", failing)
+    monkeypatch.setattr(signing.time, "monotonic", lambda: now[0])
+    made = Signing(replace(signer, timestamp_url="http://stamps"), anchors)
+    for seconds, number in ((0, 1), (59, 1), (2, 2)):
+        now[0] += seconds
+        file = made.encode(picture, "png")
+        assert (file.warnings, len(asked)) == ((UNSTAMPED,), number)
+        assert read_record(io.BytesIO(file.data)).warnings == (UNSTAMPED,)
+        assert read_manifest(file.data, anchors).state == "trusted"
+    assert picture.record.warnings == ()
+
+
+def test_input_images_that_are_gone_are_named(signer, anchors, tmp_path):
+    request = GenerationRequest(prompt="a", image=f"sha256:{'0' * 64}")
+    with pytest.raises(InvalidRequest, match="no file with this content is known"):
+        ingredients_of(request, Assets(store=tmp_path))
+    [one] = ingredients_of(request, Assets(store=tmp_path), gone=True)
+    manifest = read_manifest(
+        sign(encode(Image.new("RGB", (8, 8)), "png"), signer, ingredients=[one]), anchors
+    )
+    assert manifest.source_types == ("compositeWithTrainedAlgorithmicMedia",)
+    assert manifest.ingredients[0].title == "image, not stored any more"

@@ -15,12 +15,12 @@ import pytest
 from fastapi.routing import APIRoute
 from PIL import Image
 
-from limner.request import GenerationRequest
 from limner.server.app import create_app
 from limner.service import worker
-from limner.service.fake import FakeDevice, _pattern
 from limner.service.image_safety import ImageSafety
 from limner.settings.serve import ServeSettings
+from tests.checked_images import ASK, Drawing
+from tests.checked_images import pattern as pattern_of
 from tests.serving import Served, serving, submit
 
 POLICY = """
@@ -34,7 +34,6 @@ reason = "a known pattern"
 category = "nsfw"
 min_score = 0.8
 """
-ASK = {"width": 128, "height": 128, "seed": 1, "steps": 4}
 FORBIDDEN, FINE = "a forbidden boat", "a red boat"
 STREAMS = {"/api/v1/events"}  # they do not end; `test_withheld_images` watches them
 CLOSES = {"/api/v1/keys", "/api/v1/accounts", "/api/v1/session"}  # after which the others need a key
@@ -51,7 +50,7 @@ SENT = {
 
 def pattern() -> Image.Image:
     """What the fake device draws for the forbidden prompt."""
-    return _pattern(GenerationRequest(prompt=FORBIDDEN, **ASK))
+    return Image.fromarray(pattern_of(FORBIDDEN))
 
 
 def is_pattern(image: Image.Image) -> bool:
@@ -70,11 +69,6 @@ class Stub:
 
     def check(self, images: Any) -> list[dict[str, float]]:
         return [{"nsfw": 0.9 * is_pattern(Image.fromarray(one))} for one in images]
-
-
-class Drawing:
-    def device(self, settings: Any, name: str, subscribers: Any, meter: Any) -> FakeDevice:
-        return FakeDevice(settings, "fake", subscribers, meter)
 
 
 def file_of(image: Image.Image, format: str = "PNG") -> bytes:

@@ -33,6 +33,7 @@ from limner.safety.watermark import detect
 from limner.service.release import watermark_key
 from limner.service.supervisor import Supervisor
 from limner.settings.serve import ServeSettings
+from tests.checked_images import ASK as CHECKED
 from tests.serving import Served, png, serving, submit
 from tests.waiting import DEADLINE, until
 
@@ -222,3 +223,18 @@ def test_the_command_line_checks_signatures_of_a_data_folder(signing, drawn, tmp
         main(["detect", str(path), "--json", "--data", str(signing.state.settings.data)])
     found = json.loads(capsys.readouterr().out)
     assert (found["manifest"]["state"], found["images"][0]["id"]) == ("trusted", drawn["id"])
+
+
+def test_what_a_person_releases_is_signed(checked):
+    with checked(sign=True) as served:
+        for prompt, number in (("a forbidden boat", 1), ("a hidden boat", 2)):
+            submit(served.client, prompt=prompt, **CHECKED)
+            [review, *_] = served.client.get("/api/v1/moderation").json()["items"]
+            decision = {"decision": "release", "note": "a boat"}
+            decided = served.client.post(f"/api/v1/moderation/{review['id']}/decide", json=decision)
+            assert decided.status_code == 200
+            images = served.client.get("/api/v1/images").json()["items"]
+            assert len(images) == number
+            data = served.client.get(images[0]["url"]).content
+            assert manifest_of(served, data).watermark == images[0]["watermark"][:8]
+            assert hashlib.sha256(data).hexdigest() == images[0]["delivered_sha256"]
