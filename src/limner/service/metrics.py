@@ -90,7 +90,7 @@ METRICS = {
         # Safety
         _counter(
             "limner_safety_decisions_total",
-            "Decisions of the safety policy: about each job's prompts, and about requests that it refused.",
+            "Decisions of the safety policy: about prompts and images, and about requests that it refused.",
             "stage",
             "action",
             "rule",

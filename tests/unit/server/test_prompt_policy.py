@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from safetensors.numpy import save_file
 
 from limner.cli.main import main
 from limner.errors import InternalError, InvalidRequest
+from limner.service import catalogue
 from limner.service.supervisor import Supervisor
 from limner.settings.serve import ServeSettings
 from tests.serving import Painter, Served, serving, submit
@@ -231,7 +233,7 @@ def test_a_file_is_the_policy_and_off_keeps_one_tier(tmp_path):
         assert ask(MINORS).json()["code"] == "prompt_refused"
 
 
-def test_a_service_for_others_with_other_models_asks_for_a_choice(tmp_path):
+def test_a_service_for_others_with_other_models_asks_for_a_choice(tmp_path, monkeypatch):
     def start(**settings):
         Supervisor(ServeSettings(data=tmp_path / "data", **settings)).run()
 
@@ -240,6 +242,15 @@ def test_a_service_for_others_with_other_models_asks_for_a_choice(tmp_path):
     assert refused.value.fields == ("safety",)
     with pytest.raises(InvalidRequest, match="no safety policy is chosen"):
         start(host="0.0.0.0", model_dirs=(tmp_path,))
+    with monkeypatch.context() as patched:
+        entry = SimpleNamespace(name="organisation/other", problem=None)  # such as one of the hub's cache
+        known = SimpleNamespace(entries=lambda kind: [entry])
+        patched.setattr(catalogue, "catalogue_of", lambda settings: known)
+        with pytest.raises(
+            InvalidRequest, match=r"other than the shipped one \(organisation/other\)"
+        ) as refused:
+            start(host="0.0.0.0")
+        assert "--safety" in refused.value.hint
     with pytest.raises(InvalidRequest, match=r"there is no safety policy .*none\.toml"):
         start(safety=str(tmp_path / "none.toml"))
     for settings in ({"models": ("other",), "safety": "off"}, {}):  # the next thing that is asked for: a key
