@@ -50,4 +50,6 @@ class Moderation:
 
     def _file(self, review_id: str, *, blurred: bool) -> DeliveredFile:
         image = self._ledger.reviewed_image(review_id)
+        if image.blurred == blurred and image.delivered_sha256 is not None:  # it was delivered so before
+            return DeliveredFile(image.delivered_sha256, image.delivered_bytes)
         return self._release.make_delivered(replace(image, blurred=blurred))

@@ -28,7 +28,7 @@ _ORIGIN_BYTES = 8
 _SERVICE = "service"
 _POLICY = (
     *("safety", "limits", "quotas", "max_queued_jobs", "require_key", "prompt_log", "keep_prompts_days"),
-    *("keep_images_days", "keep_uploads_days", "keep_jobs_days", "trash_days"),
+    *("keep_images_days", "keep_uploads_days", "keep_jobs_days", "keep_withheld_days", "trash_days"),
 )
 
 T = TypeVar("T")

@@ -80,10 +80,10 @@ class Moderating(Ending):
 
     def open_reviews(self) -> dict[str, int]:
         """Number of reviews that nobody has decided, by the action of the policy."""
-        query = select(reviews.c.action, func.count()).where(reviews.c.state == "open")
+        count = func.count().label("number")
+        query = select(reviews.c.action, count).where(reviews.c.state == "open").group_by(reviews.c.action)
         with self._db.read() as connection:
-            rows = connection.execute(query.group_by(reviews.c.action)).all()
-        return {action: count for action, count in rows}  # noqa: C416
+            return {row.action: row.number for row in connection.execute(query)}
 
     def reviewed_image(self, review_id: str) -> StoredImage:
         """The image of a review, delivered or withheld, for those who decide.
@@ -134,7 +134,7 @@ class Moderating(Ending):
             delivery = outcomes.get(decision, by_policy)
             if delivery != by_policy:
                 self._deliver_as(tx, row, job, delivery, file)
-            self._settle(tx, row, _STATES[decision], decision, delivery, note)
+            self._settle(tx, row, _STATES[decision], decision, delivery, note, file)
             return _review(tx, review_id)
 
     def reverse(self, review_id: str, *, note: str, file: DeliveredFile | None = None) -> Review:
@@ -156,7 +156,7 @@ class Moderating(Ending):
             delivery = BY_POLICY[row.action]
             if row.state != "upheld":
                 self._deliver_as(tx, row, job, delivery, file)
-            self._settle(tx, row, "open", "reverse", delivery, note)
+            self._settle(tx, row, "open", "reverse", delivery, note, file)
             return _review(tx, review_id)
 
     def expire_withheld(self, *, older_than: float, limit: int = 1000) -> list[str]:
@@ -202,6 +202,7 @@ class Moderating(Ending):
         decision: Decision | Literal["reverse"],
         delivery: DeliveredAs,
         note: str,
+        file: DeliveredFile | None,
     ) -> None:
         """Record a decision, and tell the account where its image is or was not delivered in clear."""
         now, actor = self._db.time(tx), actor_of(None)
@@ -210,6 +211,8 @@ class Moderating(Ending):
         tx.execute(made.values(at=now, note=note))
         action = "reversed" if decision == "reverse" else state
         details = {"image": row.image_id, "job": row.job_id, "account": row.account_id}
+        if file is not None:
+            details["delivered_sha256"] = file.sha256
         self._audit(tx, now, actor, f"review.{action}", row.id, **details)
         if row.action != "flag" or "blocked" in (state, row.state):
             reason = str(row.decision["reason"])
