@@ -5,6 +5,7 @@ import io
 import socket
 import stat
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -380,3 +381,17 @@ def test_input_images_that_are_gone_are_named(signer, anchors, tmp_path):
     )
     assert manifest.source_types == ("compositeWithTrainedAlgorithmicMedia",)
     assert manifest.ingredients[0].title == "image, not stored any more"
+
+
+@pytest.mark.parametrize("length", [0, 50, 2000])
+def test_an_input_whose_manifest_is_broken_beyond_reading_is_named(picture, signer, anchors, length):
+    given = sign(encode(picture, "png"), signer)
+    begin = given.index(b"caBX")
+    size = int.from_bytes(given[begin - 4 : begin])
+    chunk = b"caBX" + given[begin + 4 : begin + 4 + size][:length]
+    checked = len(chunk[4:]).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    broken = Ingredient(given[: begin - 4] + checked + given[begin + 8 + size :], "parentOf", "image")
+    manifest = read_manifest(sign(encode(picture, "png"), signer, ingredients=[broken]), anchors)
+    assert (manifest.state, manifest.actions) == ("trusted", ("c2pa.opened", "c2pa.edited"))
+    [named] = manifest.ingredients
+    assert (named.role, named.state) == ("parentOf", None)

@@ -242,8 +242,13 @@ def _label(number: int) -> str:
 
 
 def _add_ingredient(library: Any, builder: Any, number: int, one: Ingredient) -> None:
+    """Add an image. One whose manifest is broken beyond reading is named as such, and signed without it."""
     described = {"title": one.title, "relationship": one.role, "label": _label(number)}
-    builder.add_ingredient(described, _mime(one.data) or _OTHER_MIME, io.BytesIO(one.data))
+    try:
+        builder.add_ingredient(described, _mime(one.data) or _OTHER_MIME, io.BytesIO(one.data))
+    except library.C2paError:
+        unread = {**described, "title": f"{one.title}, whose manifest cannot be read"}
+        builder.add_ingredient(unread, _OTHER_MIME, io.BytesIO(one.data))
 
 
 def _manifest(store: Mapping[str, Any]) -> Manifest:
