@@ -27,13 +27,21 @@ each_width_and_theme = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def pictures(fake_server: Service) -> list[str]:
-    """The ids of some pictures on the server, for screens that would be empty without."""
-    body = {"request": {"prompt": "pictures to look at", "num_images": 4, "steps": 4}}
-    answer = httpx.post(
-        f"{fake_server.url}/api/v1/jobs", json=body, headers={"prefer": "wait=120"}, timeout=130
-    )
-    assert answer.json()["ended"]
-    return [job["image"]["id"] for job in answer.json()["jobs"]]
+    """The ids of some pictures on the server, for screens that would be empty without. The first has two sets
+    that were made from it."""
+
+    def drawn(prompt: str, count: int, **lineage: object) -> list[str]:
+        body = {"request": {"prompt": prompt, "num_images": count, "steps": 4}, **lineage}
+        answer = httpx.post(
+            f"{fake_server.url}/api/v1/jobs", json=body, headers={"prefer": "wait=120"}, timeout=130
+        )
+        assert answer.json()["ended"]
+        return [job["image"]["id"] for job in answer.json()["jobs"]]
+
+    found = drawn("pictures to look at", 4)
+    for _ in range(2):
+        drawn("one that was made from another", 1, parents=found[:1], relation="variation")
+    return found
 
 
 @pytest.fixture(scope="module")

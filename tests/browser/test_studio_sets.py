@@ -117,7 +117,7 @@ def test_more_like_a_picture_has_its_seed_and_knows_its_parent(studio, fake_serv
     region.get_by_role("link").focus()
     page.keyboard.press("v")
     made = page.get_by_role("group", name="one to vary").first
-    expect(made.get_by_role("navigation", name="Made from").get_by_role("link")).to_have_count(1)
+    expect(made.get_by_role("group", name="Made from").get_by_role("link")).to_have_count(1)
     expect(made.get_by_role("listitem")).to_have_count(4)
     child, parent = sets(fake_server, "one to vary")
     image = parent["jobs"][0]["image"]

@@ -253,7 +253,7 @@ def test_what_is_drawn_from_a_shown_picture_knows_its_parent(library_server, stu
     page.get_by_label("Prompt", exact=True).fill("another from the second")
     page.get_by_role("button", name="Draw").click()
     made = page.get_by_role("group", name="another from the second")
-    expect(made.get_by_role("navigation", name="Made from").get_by_role("link")).to_have_count(1)
+    expect(made.get_by_role("group", name="Made from").get_by_role("link")).to_have_count(1)
     [newest, *_] = httpx.get(f"{library_server.url}/api/v1/sets", timeout=30).json()["items"]
     assert newest["parents"] == [image_of(library_server, 42)["id"]]
     assert newest["relation"] == relation

@@ -6,9 +6,12 @@ import { library } from './library.svelte'
 
 const PREFIX = 'sha256:'
 
+/** Whether a reference is that of an upload. */
+export const isUpload = (reference: string): boolean => reference.startsWith(PREFIX)
+
 /** Where the picture of a reference can be seen; undefined for one that only the server can read. */
 export function addressOf(reference: string): string | undefined {
-  if (reference.startsWith(PREFIX)) return `/api/v1/uploads/${reference.slice(PREFIX.length)}`
+  if (isUpload(reference)) return `/api/v1/uploads/${reference.slice(PREFIX.length)}`
   return reference.startsWith('data:image/') ? reference : undefined
 }
 
