@@ -377,7 +377,7 @@ class Supervisor:
             raise InvalidRequest(
                 f"{settings.host} can be reached from other machines, there are models other than the "
                 f"shipped one ({', '.join(others[:_NAMED])}{more}), and no safety policy is chosen",
-                hint="give --safety standard, strict, off, or the path of a policy file",
+                hint="set `safety` to standard, strict, off, or the path of a policy file",
                 fields=("safety",),
             )
 

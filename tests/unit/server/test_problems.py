@@ -30,7 +30,7 @@ def test_no_place_is_named_to_callers_and_the_log_has_it(tmp_path, monkeypatch, 
         def fail(*args, **more):
             raise error
 
-        monkeypatch.setattr(served.ledger, "list_keys", fail)
+        monkeypatch.setattr(served.ledger, "find_keyless", fail)
         answer = served.client.get(path)
     assert answer.status_code >= 500
     assert "srv" not in answer.text

@@ -297,7 +297,7 @@ _NOT_WITHHELD = {"withheld": null(), "withheld_key": null(), "withheld_at": null
 def _gone(review_id: str) -> NotFound:
     return NotFound(
         f"the image of {review_id} is not stored any more",
-        hint="withheld images are kept for `keep_withheld_days`; owners delete what is delivered to them",
+        hint="withheld images are kept for some days, and owners may delete what is delivered to them",
     )
 
 
