@@ -250,7 +250,7 @@ def test_a_service_for_others_with_other_models_asks_for_a_choice(tmp_path, monk
             InvalidRequest, match=r"other than the shipped one \(organisation/other\)"
         ) as refused:
             start(host="0.0.0.0")
-        assert "--safety" in refused.value.hint
+        assert "`safety`" in refused.value.hint
     with pytest.raises(InvalidRequest, match=r"there is no safety policy .*none\.toml"):
         start(safety=str(tmp_path / "none.toml"))
     for settings in ({"models": ("other",), "safety": "off"}, {}):  # the next thing that is asked for: a key
