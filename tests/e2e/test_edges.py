@@ -19,6 +19,7 @@ def model():
     return limner.load()
 
 
+@pytest.mark.long
 def test_things_stand_where_the_edges_are(model):
     kept = read_json(model.checkpoint.folder / CARD)["world"]
     world = World(**{name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()})

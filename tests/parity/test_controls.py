@@ -114,6 +114,7 @@ def assert_steered(found, folders, family, **fields):
     assert (found - plain).abs().max() > 0.05 * plain.std()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "control", "their_fields"),
     [

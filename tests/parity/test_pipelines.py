@@ -192,23 +192,27 @@ def pair(request, pairs):
     return pairs[request.param]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", THEIR_CLASSES)
 def test_every_sampler(pair, sampler):
     pair.compare(sampler=sampler)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m"])
 def test_spacings(pair, sampler, spacing):
     pair.compare(sampler=sampler, spacing=spacing, steps=7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sigma_schedule", ["karras", "exponential"])
 @pytest.mark.parametrize("sampler", ["euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_sigma_schedules(pair, sampler, sigma_schedule):
     pair.compare(sampler=sampler, sigma_schedule=sigma_schedule)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fields",
     [

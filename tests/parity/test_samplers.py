@@ -284,6 +284,7 @@ def compare(bench, sampler, steps, tolerance=FLOAT32_LOOSE, step_options=None, *
     assert_same(ours, theirs, case, **TIMESTEPS.get(sampler, {}), **tolerance)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", CLASSES)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_any_number_of_steps_with_any_spacing(live_bench, sampler, prediction_type):

@@ -52,6 +52,7 @@ class InThisProcess(Contestant):
         return pickle.loads(pickle.dumps(getattr(self._it, method)(*given)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")  # within diffusers
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

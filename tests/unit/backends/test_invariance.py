@@ -124,6 +124,7 @@ def low_rank_term(backend, name, rank):
     return (0.1 * torch.randn(rank, channels), 0.1 * torch.randn(out, rank)) if rank else None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("size", [(8, 8), (40, 24)])
 def test_rows_of_a_backend(checkpoint_folder, precision, size):

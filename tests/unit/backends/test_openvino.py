@@ -67,6 +67,7 @@ def inputs(rows=3, height=8, width=8, length=16):
     return x, torch.tensor([999.0, 1.0, 500.5])[:rows], context
 
 
+@pytest.mark.long
 def test_fp32_draws_the_pictures_of_torch(checkpoint_folder, torch_model):
     model = load(checkpoint_folder, backend="openvino", precision="fp32")
     for fields in ({"num_images": 2}, {"clip_skip": 2}, {"width": 72, "height": 80}):
@@ -114,6 +115,7 @@ def test_a_row_is_the_same_alone_and_in_company(checkpoint_folder, precision):
         assert distance(together[row, None], alone) < most
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=BF16), "int8"])
 def test_a_graph_of_the_usual_shape_computes_what_the_open_one_does(checkpoint_folder, precision):
     backend = load(checkpoint_folder, backend="openvino", precision=precision).backend
@@ -190,6 +192,7 @@ def conversions(monkeypatch):
     return made
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_converted_once(checkpoint_folder, conversions, tmp_path, monkeypatch):
     monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))
     first = draw(load(checkpoint_folder, backend="openvino", precision="fp32"))

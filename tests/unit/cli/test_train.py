@@ -155,6 +155,7 @@ def test_a_lora_of_a_style_and_a_picture_by_it(limner, checkpoint_folder, tmp_pa
     assert (code, err) == (0, "")
 
 
+@pytest.mark.long
 def test_a_controlnet_of_edges_and_one_of_a_folder(limner, data, checkpoint_folder, tmp_path):
     run = ["train", "controlnet", "--model", checkpoint_folder, *SMALL]
     edges = [*run, "--out", tmp_path / "edges", "--latents", "4"]
@@ -280,6 +281,7 @@ def test_pictures_to_validate_on_may_be_named(limner, data, config, tmp_path):
     assert "--validation is of a run on images of a folder: give --data too" in " ".join(err.split())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["controlnet", "lora", "clip", "vae", "features"])
 def test_a_short_run_makes_no_more_pictures_than_it_uses(limner, kind, config, checkpoint_folder, tmp_path):
     run = ["train", kind, "--out", tmp_path / "run", *TINY]

@@ -142,6 +142,7 @@ def test_few_steps_rank_the_samplers():
     assert error("unipc", 10) < error("euler", 10) / 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "options"),
     [

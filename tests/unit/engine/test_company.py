@@ -70,6 +70,7 @@ def requests(asks, **more):
     return [GenerationRequest.of({**ASK, **fields, **more}) for fields in asks.values()]
 
 
+@pytest.mark.long
 def test_company_changes_no_bit_of_an_exact_picture(model, asks):
     exact = requests(asks, exact=True)
     alone = [model.generate(request=one).images[0].tobytes() for one in exact]
@@ -79,6 +80,7 @@ def test_company_changes_no_bit_of_an_exact_picture(model, asks):
         assert [handle.result().images[0].tobytes() for handle in together] == alone
 
 
+@pytest.mark.long
 def test_company_changes_no_bit(model, asks):
     shared = requests(asks)
     alone = [model.generate(request=one).images[0].tobytes() for one in shared]
@@ -91,6 +93,7 @@ def test_company_changes_no_bit(model, asks):
     assert stats.rows["Denoise"] > 1.5 * stats.forwards["Denoise"]  # many kinds share no pass with others
 
 
+@pytest.mark.long
 def test_any_of_them_can_leave_and_the_others_stay(model, asks):
     exact = requests(asks, exact=True, steps=12)
     leaving = {name for index, name in enumerate(asks) if index % 2}

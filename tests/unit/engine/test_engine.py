@@ -150,6 +150,7 @@ def test_the_command_resolves_its_request_once(checkpoint_folder, tmp_path, monk
     assert "the image is 320x320" in told.err, "a warning of the resolved request"
 
 
+@pytest.mark.long
 def test_company_does_not_change_a_picture(model):
     requests = mixed()
     expected = [alone(model, request) for request in requests]
@@ -182,6 +183,7 @@ def test_guidance_of_every_kind_shares_forward_passes(spy):
     assert max(spy.count("denoise")) > 3  # rows of more than one request
 
 
+@pytest.mark.long
 def test_exact_pictures_are_the_same_bit_for_bit(spy):
     requests = mixed(exact=True)
     expected = [alone(spy.model, request) for request in requests]

@@ -127,6 +127,7 @@ def far(one, other):
     return int(np.abs(one - other).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [42, pytest.param(2000, marks=pytest.mark.slow)])
 def test_each_image_is_what_it_is_alone(model, requests, checkpoint_folder, tmp_path, count):
     loras = [None, str(tmp_path / "one.safetensors"), str(tmp_path / "two.safetensors")]

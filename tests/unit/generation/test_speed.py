@@ -72,6 +72,7 @@ def test_features_are_made_when_a_branch_has_none(model):
     assert all(call.deep is None or call.deep.keys() >= set(call.branches) for call in calls)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", ["euler", "heun", "pndm", "dpmpp_2m_sde"])
 def test_pictures_are_near_the_exact_ones(model, sampler):
     exact, fast = (

@@ -213,6 +213,7 @@ def test_beside_a_lora(model, adapter, tmp_path, exact):
     assert apart(draw(model, prompt, exact=exact), both) <= 1
 
 
+@pytest.mark.long
 def test_packed_in_bf16(checkpoint_folder, adapter, model):
     narrow = load(checkpoint_folder, precision="bf16")
     prompt = {"model": adapter, "images": noise_picture(0)}

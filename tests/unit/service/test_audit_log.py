@@ -514,6 +514,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_a_kill_at_any_time_leaves_no_gap_and_nothing_twice(ledger, log, ledger_url, settings):
     size = 0
     for _ in range(4):

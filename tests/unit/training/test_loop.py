@@ -41,6 +41,7 @@ def stop_after(task, steps):
     task.loss = counted
 
 
+@pytest.mark.long
 def test_resumed_training_equals_uninterrupted(make_task, tmp_path):
     whole, first, second = make_task(), make_task(), make_task()
     assert train(whole, CONFIG, tmp_path / "whole")
@@ -70,6 +71,7 @@ def test_training_on_a_gpu(make_task, tmp_path):
     assert list((tmp_path / "export").rglob("*.safetensors"))
 
 
+@pytest.mark.long
 def test_training_lowers_the_loss(make_task, tmp_path):
     config = TrainConfig(steps=60, lr=5e-3, warmup=5, log_steps=20, precision="fp32")
     task = make_task()
@@ -81,6 +83,7 @@ def test_training_lowers_the_loss(make_task, tmp_path):
     assert last < 0.9 * first
 
 
+@pytest.mark.long
 def test_frozen_modules_do_not_change(make_task, tmp_path):
     task = make_task()
     trained = {id(weight) for module in task.modules.values() for weight in module.parameters()}
@@ -90,6 +93,7 @@ def test_frozen_modules_do_not_change(make_task, tmp_path):
     assert all(map(torch.equal, frozen, before))
 
 
+@pytest.mark.long
 def test_every_weight_of_the_modules_learns(make_task, tmp_path):
     task = make_task()
     before = {name: w.clone() for name, w in weights(task).items()}
@@ -172,6 +176,7 @@ def test_accumulated_batches_make_one_step(vae_task, tmp_path):
     assert gradient_norm(2) == pytest.approx(gradient_norm(1), rel=1e-5)  # fp32 sums in another order
 
 
+@pytest.mark.long
 def test_gradient_checkpointing_changes_nothing_but_memory(make_task, tmp_path):
     plain = TrainConfig(steps=2, lr=1e-3, log_steps=1)
     saving = TrainConfig(steps=2, lr=1e-3, log_steps=1, gradient_checkpointing=True)

@@ -45,6 +45,7 @@ def back(tmp_path: Path) -> Path:
     return tmp_path / "back.safetensors"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_there_and_back(path, folder, back, small_single, tokenizer_folder, family, keep):
@@ -277,6 +278,7 @@ def peak(source: Path, target: Path, to: str, tokenizer: Path | None) -> int:
     return int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.long
 def test_memory_holds_a_few_tensors_at_a_time(path, folder, back, small_single, tokenizer_folder):
     large = {f"model_ema.{index}": torch.full((1 << 21,), float(index)) for index in range(40)}  # 320 MiB
     write_tensors(path, small_single("sd1") | large)

@@ -412,6 +412,7 @@ def rewritten(header: bytes, chance: random.Random) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("change", "times"), [(flipped, 800), (rewritten, 200)])
 def test_damaged_files_open_fully_or_are_refused(path, small_single, change, times):
     write_tensors(path, small_single("sd1"))
