@@ -31,7 +31,7 @@ StateName = StrEnum("StateName", {state: state for state in get_args(ReviewState
 ActionName = StrEnum("ActionName", {action: action for action in BY_POLICY})  # type: ignore[misc]
 DecisionName = StrEnum("DecisionName", {name: name for name in get_args(Decision)})  # type: ignore[misc]
 ReviewArgument = Annotated[str, typer.Argument(help="Id of a review.", metavar="REVIEW")]
-NoteOption = Annotated[str, typer.Option(help="Why; the account is told.", metavar="TEXT")]
+NoteOption = Annotated[str, typer.Option(help="Reason. The account sees it in a notice.", metavar="TEXT")]
 
 
 @app.command("list")

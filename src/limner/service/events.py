@@ -52,7 +52,7 @@ class LibraryChanged:
 
 @dataclass(frozen=True)
 class NoticeGiven:
-    """An account is told what became of an image; kept and numbered as changes of jobs are.
+    """A notice to an account about one of its images; kept and numbered as changes of jobs are.
 
     Attributes:
         seq, account_id, at: As of `JobChanged`.

@@ -1,5 +1,5 @@
 """Reviews as values: images that the safety policy flags, blurs or blocks, what people decide about them, and
-what accounts are told.
+notices to accounts.
 """
 
 from collections.abc import Mapping
@@ -87,16 +87,16 @@ class Review:
 
 @dataclass(frozen=True)
 class Notice:
-    """What an account is told about an image.
+    """A notice to an account about an image.
 
     Attributes:
         id: Its id.
-        account_id: Who is told.
+        account_id: The account that gets it.
         job_id, image_id: What it is about; no image where it was blocked and not stored.
         cause: Why it is given.
         delivery: How the image is delivered from now on.
         reason: What the policy says.
-        note: What the person says who decided; "" where it was the policy.
+        note: Reason that the person gave who decided; "" where it was the policy.
         at: Seconds since the epoch.
         read_at: When the account has read it; None: not yet.
     """

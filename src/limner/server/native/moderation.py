@@ -32,7 +32,7 @@ class NewDecision(BaseModel):
         description="`uphold`: it stays as the policy says; `release`: it is delivered in clear; `block`: it "
         "is taken down."
     )
-    note: Note = Field(description="Why; the account is told.")
+    note: Note = Field(description="Reason. The account sees it in a notice.")
 
 
 class Reversal(BaseModel):
@@ -40,7 +40,7 @@ class Reversal(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    note: Note = Field(description="Why; the account is told.")
+    note: Note = Field(description="Reason. The account sees it in a notice.")
 
 
 class DecidedView(BaseModel):
@@ -154,7 +154,7 @@ def _moderation(server: ServerState) -> Moderation:
 
 
 def _decided(server: ServerState, review: Review, decision: str) -> ReviewView:
-    """A review that has just been decided, which is counted and told to event streams."""
+    """A review that has just been decided, which is counted; event streams are informed."""
     server.metrics.count("limner_review_decisions_total", action=review.action, decision=decision)
     server.hub.changed()
     return _view(review)

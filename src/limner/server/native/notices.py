@@ -22,7 +22,7 @@ class NoticeView(BaseModel):
     """What became of an image."""
 
     id: str = Field(description="Id of the notice.")
-    account_id: str = Field(description="Account that is told.")
+    account_id: str = Field(description="Account that gets the notice.")
     job_id: str = Field(description="Job of the image.")
     image_id: str | None = Field(description="The image; null for one that was blocked and not stored.")
     cause: Cause = Field(

@@ -110,7 +110,7 @@ class Moderating(Ending):
         """Decide a review.
 
         Args:
-            note: Why; the account is told.
+            note: Reason, which the account sees in a notice.
             file: What is delivered in clear, for "release".
 
         Raises:
@@ -142,7 +142,7 @@ class Moderating(Ending):
         The decision stays on record.
 
         Args:
-            note: Why; the account is told.
+            note: Reason, which the account sees in a notice.
             file: What is delivered, where the policy flags or blurs the image and it was delivered otherwise.
 
         Raises:
@@ -204,7 +204,7 @@ class Moderating(Ending):
         note: str,
         file: DeliveredFile | None,
     ) -> None:
-        """Record a decision, and tell the account where its image is or was not delivered in clear."""
+        """Record a decision. The account gets a notice where its image is or was not delivered in clear."""
         now, actor = self._db.time(tx), actor_of(None)
         tx.execute(update(reviews).where(reviews.c.seq == row.seq).values(state=state))
         made = insert(review_decisions).values(review_id=row.id, decision=decision, actor=actor)
@@ -216,8 +216,8 @@ class Moderating(Ending):
         self._audit(tx, now, actor, f"review.{action}", row.id, **details)
         if row.action != "flag" or "blocked" in (state, row.state):
             reason = str(row.decision["reason"])
-            told = (row.account_id, row.job_id, row.image_id, decision, delivery, reason)
-            self._give_notice(tx, *told, now, note)
+            about = (row.account_id, row.job_id, row.image_id, decision, delivery, reason)
+            self._give_notice(tx, *about, now, note)
 
     def _deliver_as(
         self, tx: Connection, row: Row[Any], job: Row[Any], delivery: DeliveredAs, file: DeliveredFile | None

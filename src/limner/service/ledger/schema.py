@@ -274,7 +274,7 @@ review_decisions = Table(
     Column("note", String, nullable=False),
 )
 
-# What accounts are told about their images.
+# Notices to accounts about their images.
 notices = Table(
     "notices",
     metadata,
