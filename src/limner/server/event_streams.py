@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from limner.service.events import JobProgress, ServiceEvent
 from limner.service.identity import Principal
 
-CHECK_SECONDS = 15.0
-"""A stream ends so long after its key was revoked, at the latest."""
-
 _FEW = 20  # streams, which write whenever there is something
 _PAUSE_PER_STREAM = 0.00125  # seconds between two rounds of writes, for each stream that takes part …
 _LONGEST_PAUSE = 0.25  # … and at most
 _AT_ONCE = 8  # streams that write before other work gets its turn
 _TEXTS = 2000  # texts that are kept
+_CHECK_SECONDS = 15.0  # for which a look at a key holds
 
 
 @dataclass
@@ -72,12 +70,16 @@ class EventStreams:
         self._rounds = None
 
     async def may_read(self, caller: Principal, look: Callable[[], Awaitable[bool]]) -> bool:
-        """Whether a caller's key is still good. `look` is called once for all streams that the caller has."""
+        """Whether a caller's key is still good, looked up every 15 seconds for all of the caller's streams.
+
+        Args:
+            look: Looks it up.
+        """
         whose = (caller.account.id, caller.key.id if caller.key else None)
         now = time.monotonic()
         known = self._checks.get(whose)
-        if known is None or now - known[0] > CHECK_SECONDS / 2 or _has_failed(known[1]):
-            recent = [one for one in self._checks.items() if now - one[1][0] < CHECK_SECONDS]
+        if known is None or now - known[0] >= _CHECK_SECONDS or _has_failed(known[1]):
+            recent = [one for one in self._checks.items() if now - one[1][0] < _CHECK_SECONDS]
             known = now, asyncio.ensure_future(look())
             self._checks = {**dict(recent), whose: known}
         return await asyncio.shield(known[1])

@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from limner.images.opening import to_rgb
+from limner.images.picture import encode
 from limner.safety.images import ImageDecision, blurred
 from limner.safety.policy import Action
 from limner.settings.serve import ServeSettings
@@ -112,7 +113,4 @@ class ImageGate:
 def _blurred(file: bytes) -> bytes:
     """A blurred PNG of an image file."""
     with Image.open(io.BytesIO(file)) as opened:
-        image = blurred(to_rgb(opened))
-    encoded = io.BytesIO()
-    image.save(encoded, "PNG")
-    return encoded.getvalue()
+        return encode(blurred(to_rgb(opened)), "png")

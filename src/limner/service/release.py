@@ -168,10 +168,7 @@ class ImageRelease:
     def covered(self, image: StoredImage) -> bytes:
         """An image under review as a blurred PNG without its record. Raises as `file`."""
         with Image.open(io.BytesIO(self._store.get(image.key)), formats=("PNG",)) as opened:
-            small = blurred(opened)
-        encoded = io.BytesIO()
-        small.save(encoded, "PNG")
-        return encoded.getvalue()
+            return encode(blurred(opened), "png")
 
     def make_delivered(self, image: StoredImage) -> DeliveredFile:
         """Store the file that is delivered of an image, blurred or in clear as it says. Callers get it once

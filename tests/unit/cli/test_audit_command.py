@@ -8,34 +8,10 @@ from hashlib import sha256
 
 import pytest
 
-from limner.cli.main import main
 from limner.service.identity import Principal
 from limner.service.jobs import Completion, LoggedPrompts, NewJob, StoredImage, Submission
-from limner.service.ledger.ledger import Ledger
 
 PROMPT = "a zebra at midnight"
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs a command: its exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LIMNER_DATA", str(tmp_path / "data"))
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return exit.value.code or 0, out, err
-
-    return command
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    opened = Ledger.open(f"sqlite:///{tmp_path / 'data' / 'ledger.sqlite3'}")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

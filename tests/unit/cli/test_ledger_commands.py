@@ -4,35 +4,10 @@ import json
 
 import pytest
 
-from limner.cli.main import main
 from limner.cli.moments import moment, seconds
 from limner.errors import InvalidRequest
 from limner.service.identity import Principal
 from limner.service.jobs import Completion, JobError, NewJob, StoredImage, Submission
-from limner.service.ledger.ledger import Ledger
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs a command: its exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LIMNER_DATA", str(tmp_path / "data"))
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return exit.value.code or 0, out, err
-
-    return command
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    path = tmp_path / "data" / "ledger.sqlite3"
-    opened = Ledger.open(f"sqlite:///{path}")
-    yield opened
-    opened.close()
 
 
 def submit(ledger, account="local", count=1, prompt="a red boat"):

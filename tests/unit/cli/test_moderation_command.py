@@ -6,40 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from limner.cli.main import main
 from limner.images.picture import Picture, encode
 from limner.images.record import Record
 from limner.request import GenerationRequest
 from limner.safety.images import blurred
 from limner.service.identity import Principal
 from limner.service.jobs import JobError, NewJob, NewReview, StoredImage, Submission
-from limner.service.ledger.ledger import Ledger
 from limner.service.storage import ImageStore
 from tests.checked_images import pattern, pixels
 
 DECISION = {"action": "block", "rule": "own", "score": 0.9, "version": "own-1", "reason": "a known pattern"}
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs a command: its exit code, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LIMNER_DATA", str(tmp_path / "data"))
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as exit:
-            main(["moderation", *arguments])
-        out, err = capsys.readouterr()
-        return exit.value.code or 0, out, err
-
-    return command
-
-
-@pytest.fixture
-def ledger(tmp_path):
-    opened = Ledger.open(f"sqlite:///{tmp_path / 'data' / 'ledger.sqlite3'}")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -62,30 +38,33 @@ def image(tmp_path, ledger):
 
 
 def test_the_queue_is_listed_opened_decided_and_reversed(run, ledger, image, tmp_path):
-    [review] = json.loads(run("list", "--state", "open", "--json")[1])
+    [review] = json.loads(run("moderation", "list", "--state", "open", "--json")[1])
     assert (review["image_id"], review["delivery"]) == ("img_1", "withheld")
-    code, out, err = run("list", "--account", "anna", "--action", "block")
+    code, out, err = run("moderation", "list", "--account", "anna", "--action", "block")
     assert (code, review["id"] in out, "open: 1 block" in err) == (0, True, True)
-    assert run("list", "--state", "upheld", "--json")[1].strip() == "[]"
-    assert "a known pattern" in run("show", review["id"])[1]
+    assert run("moderation", "list", "--state", "upheld", "--json")[1].strip() == "[]"
+    assert "a known pattern" in run("moderation", "show", review["id"])[1]
 
-    assert run("open", review["id"], "--blurred", "--out", "covered.png")[1].strip() == "covered.png"
+    assert (
+        run("moderation", "open", review["id"], "--blurred", "--out", "covered.png")[1].strip()
+        == "covered.png"
+    )
     covered = pixels((tmp_path / "covered.png").read_bytes())
     assert np.array_equal(covered, blurred(Image.fromarray(pattern("a boat"))))
     assert not [row for row in ledger.audit_log() if row.action == "image.opened"]
-    assert run("open", review["id"])[1].strip() == f"{review['id']}.png"
+    assert run("moderation", "open", review["id"])[1].strip() == f"{review['id']}.png"
     assert np.array_equal(pixels((tmp_path / f"{review['id']}.png").read_bytes()), pattern("a boat"))
     assert [(row.actor, row.subject) for row in ledger.audit_log() if row.action == "image.opened"] == [
         ("cli", "img_1")
     ]
 
-    assert run("decide", review["id"], "release", "--note", " ")[0] == 2
-    code, out, _ = run("decide", review["id"], "release", "--note", "harmless")
+    assert run("moderation", "decide", review["id"], "release", "--note", " ")[0] == 2
+    code, out, _ = run("moderation", "decide", review["id"], "release", "--note", "harmless")
     assert (code, "cli: release: harmless" in out) == (0, True)
     assert ledger.get_image("img_1").job_id == image.job_id
-    code, _, err = run("decide", review["id"], "block", "--note", "no")
+    code, _, err = run("moderation", "decide", review["id"], "block", "--note", "no")
     assert (code, "reverse that decision first" in err) == (2, True)
-    reversed_ = json.loads(run("reverse", review["id"], "--note", "a mistake", "--json")[1])
+    reversed_ = json.loads(run("moderation", "reverse", review["id"], "--note", "a mistake", "--json")[1])
     assert (reversed_["state"], reversed_["delivery"]) == ("open", "withheld")
     assert [one["decision"] for one in reversed_["decisions"]] == ["release", "reverse"]
-    assert run("show", "rev_none")[0] == 2
+    assert run("moderation", "show", "rev_none")[0] == 2

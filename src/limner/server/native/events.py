@@ -2,8 +2,8 @@
 
 import base64
 import json
-import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -11,7 +11,6 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from limner.server.auth import Reader
-from limner.server.event_streams import CHECK_SECONDS
 from limner.server.problems import Refused
 from limner.server.state import ServerState, in_thread, state_of
 from limner.service.events import JobChanged, JobProgress, LedgerEvent, NoticeGiven, ServiceEvent
@@ -123,7 +122,7 @@ class _Stream:
         set_ids: frozenset[str] | None,
         previews: bool,
     ) -> None:
-        self._caller, self._checked = caller, time.monotonic()
+        self._caller = caller
         self._state, self._account, self._sets, self._previews = state, account_id, set_ids, previews
 
     async def lines(self, after: int | None) -> AsyncIterator[str]:
@@ -136,23 +135,13 @@ class _Stream:
             # misses nothing either.
             begin += f"id: {after}\n\n"
         yield begin  # only now: a client that has read this misses nothing that happens from here on
+        look = partial(in_thread, state.ledger.is_valid, self._caller)
         watched = state.hub.subscribe(self._account, set_ids=self._sets, after=after, previews=self._previews)
         async with watched as live:
             while (found := await live.batch(HEARTBEAT_SECONDS, turn=state.streams.turn)) is not None:
-                if not await self._may_read():
+                if not await state.streams.may_read(self._caller, look):
                     return
                 yield "".join(state.streams.text(one, self._previews, _text) for one in found) or ": \n\n"
-
-    async def _may_read(self) -> bool:
-        """Whether the caller's key is still good, looked up now and then."""
-        now = time.monotonic()
-        if now - self._checked < CHECK_SECONDS:
-            return True
-        self._checked = now
-        state = self._state
-        return await state.streams.may_read(
-            self._caller, lambda: in_thread(state.ledger.is_valid, self._caller)
-        )
 
 
 def _text(event: ServiceEvent, previews: bool) -> str:

@@ -12,6 +12,7 @@ from limner.errors import UnsupportedModel
 from limner.images.infotext import parse_infotext
 from limner.images.metadata import read_all_texts
 from limner.images.opening import to_rgb
+from limner.images.picture import encode
 from limner.server.auth import Reader, Submitter
 from limner.server.state import ServerState, in_decoder, in_thread, state_of
 from limner.service.identity import Principal
@@ -290,9 +291,7 @@ def _extra(body: ExtrasBody, data: bytes, field: str) -> bytes:
     if share and body.upscaler_2.strip().lower() not in ("", "none"):
         second = _upscaled(image, body, body.upscaler_2, "upscaler_2")
         first = Image.blend(first, second.resize(first.size, Image.Resampling.LANCZOS), share)
-    encoded = io.BytesIO()
-    first.save(encoded, "PNG")
-    return encoded.getvalue()
+    return encode(first, "png")
 
 
 def _upscaled(image: Image.Image, body: ExtrasBody, upscaler: str, field: str) -> Image.Image:

@@ -45,11 +45,7 @@ class _Group:
         self._error: BaseException | None = None
         self._ended = threading.Event()
         self._transaction = connection.begin()
-        try:
-            begin(connection, "BEGIN IMMEDIATE")
-        except BaseException:
-            self._transaction.rollback()
-            raise
+        begin(connection, "BEGIN IMMEDIATE")
 
     @property
     def alive(self) -> bool:
@@ -146,7 +142,7 @@ class GroupCommit:
         try:
             return _Group(self._connection)
         except BaseException:
-            self._drop_connection()
+            self._drop_connection()  # which undoes what was begun
             raise
 
     def _drop_connection(self) -> None:
